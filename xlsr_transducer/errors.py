@@ -1,0 +1,37 @@
+"""How a command fails: one clear line on stderr, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(ValueError):
+    """Bad input or contradictory options: what was wrong, where, and what to do.
+
+    Anything else that escapes a command is a defect and keeps its traceback.
+    """
+
+
+def run_command(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
+) -> None:
+    """Runs ``main(argv)`` as a program and exits with its status.
+
+    Exit status: what ``main`` returns (None counts as 0); 2 for bad input; 130 for Ctrl-C.
+    """
+    try:
+        status = main(argv)
+    except UserError as e:
+        status = _complain(str(e))
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as e:
+        status = _complain(f"{e.strerror}: {e.filename}" if e.filename else str(e))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)
+
+
+def _complain(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -3,7 +3,9 @@
 The stand-in network is pre-trained on random strings of them, so that it learns the sounds of
 the language from no sentence and no word of the demo.
 """
+
 from __future__ import annotations
+
 WORDS: tuple[str, ...] = tuple(
     """
     aasta aabits aadress aed aeg aeglane aeru aga ahi ahju ahven aidata ainult aisa ajakiri

@@ -1,0 +1,26 @@
+"""Searches: from encoder output to token sequences, offline and streaming alike."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.search.base import Search
+from xlsr_transducer.search.greedy import GreedySearch
+from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.modified_beam import ModifiedBeamSearch
+from xlsr_transducer.search.options import SearchOptions
+
+__all__ = ["Hypothesis", "Search", "SearchOptions", "make_search"]
+
+SEARCHES = {
+    "greedy_search": GreedySearch,
+    "modified_beam_search": ModifiedBeamSearch,
+}
+
+
+def make_search(options: SearchOptions, decoder: nn.Module, joiner: nn.Module) -> Search:
+    """The search that ``options`` describe, over the given decoder and joiner."""
+    if options.decoding_method not in SEARCHES:
+        raise UserError(f"--decoding-method {options.decoding_method} is not available")
+    return SEARCHES[options.decoding_method](options, decoder, joiner)

@@ -1,0 +1,125 @@
+"""The interface that every search offers, offline and streaming alike.
+
+A search object holds options and networks only. What it knows of the streams lies in a state
+that goes in and comes out; streams of different ages share a batch, leave it (``select``) and
+join it (``cat``) between two calls of ``advance``.
+
+Letters: N streams, T frames of the piece at hand, D encoder width, J joiner width, V tokens,
+C context size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from xlsr_transducer.search.history import History
+from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.options import SearchOptions
+
+State = TypeVar("State")
+
+
+class Search(ABC):
+    """Offline: ``init_state``, one ``advance`` over everything, ``results``.
+
+    Streaming: the same with many calls of ``advance``; results do not depend on how the
+    frames were cut into pieces, nor on which streams shared the batch.
+    """
+
+    def __init__(self, options: SearchOptions, decoder: nn.Module, joiner: nn.Module):
+        self.options = options
+        self.decoder = decoder
+        self.joiner = joiner
+        self.blank_id: int = decoder.blank_id
+        self.context_size: int = decoder.context_size
+
+    @abstractmethod
+    def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> Any:
+        """The state of ``num_streams`` streams before their first frame."""
+
+    @abstractmethod
+    def advance(self, encoder_out: Tensor, encoder_out_lens: Tensor, state: State) -> State:
+        """Consumes the next frames of each stream.
+
+        Args:
+          encoder_out: (N, T, D) encoder output, not yet projected; T may be 0.
+          encoder_out_lens: (N,) int64 frames that count, 0 to T, different per stream.
+          state: what ``init_state`` or the last ``advance`` returned; left as it was.
+        """
+
+    @abstractmethod
+    def nbest(self, state: Any, n: int) -> list[list[Hypothesis]]:
+        """Up to ``n`` hypotheses per stream, best first."""
+
+    def results(self, state: Any) -> list[Hypothesis]:
+        """The best hypothesis of each stream, at any time: final or so far."""
+        return [best[0] for best in self.nbest(state, 1)]
+
+    def select(self, state: State, indexes: Tensor | Sequence[int]) -> State:
+        """The state of the streams ``indexes`` alone, in that order."""
+        device = self._device()
+        return _select(state, torch.as_tensor(indexes, dtype=torch.int64, device=device))
+
+    def cat(self, states: Sequence[State]) -> State:
+        """One state for the streams of all ``states``."""
+        return _cat(states)
+
+    def _device(self) -> torch.device:
+        return next(self.joiner.parameters()).device
+
+    def _first_context(self, num_streams: int, device: torch.device | str) -> Tensor:
+        """(N, C) the context before the first token: empty places, then a blank."""
+        start = [-1] * (self.context_size - 1) + [self.blank_id]
+        return torch.tensor(start, device=device).repeat(num_streams, 1)
+
+    def _project_encoder(self, encoder_out: Tensor, encoder_out_lens: Tensor) -> Tensor:
+        """(N, T', J) encoder side of the joiner, T' the longest length; checks the shapes."""
+        num_streams, num_frames, _ = encoder_out.shape
+        if encoder_out_lens.shape != (num_streams,):
+            raise ValueError(
+                f"{num_streams} streams of encoder output, but lengths of shape "
+                f"{tuple(encoder_out_lens.shape)}"
+            )
+        longest = int(encoder_out_lens.max()) if num_streams else 0
+        if longest > num_frames:
+            raise ValueError(f"length {longest} exceeds the {num_frames} frames given")
+        weight = next(self.joiner.parameters())
+        return self.joiner.encoder_proj(encoder_out[:, :longest].to(weight.dtype))
+
+    def _project_context(self, context: Tensor) -> Tensor:
+        """(M, J) decoder side of the joiner for contexts (M, C)."""
+        return self.joiner.decoder_proj(self.decoder(context, need_pad=False)[:, 0])
+
+    def _log_probs(self, encoder_side: Tensor, decoder_side: Tensor) -> Tensor:
+        """(*, V) log-probs after blank penalty and temperature, in float32 at least."""
+        logits = self.joiner(encoder_side, decoder_side, project_input=False)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        if self.options.blank_penalty != 0:
+            logits[..., self.blank_id] -= self.options.blank_penalty
+        if self.options.temperature != 1:
+            logits = logits / self.options.temperature
+        return logits.log_softmax(-1)
+
+
+def _select(state: Any, indexes: Tensor) -> Any:
+    taken = {}
+    for f in dataclasses.fields(state):
+        value = getattr(state, f.name)
+        taken[f.name] = value.select(indexes) if isinstance(value, History) else value[indexes]
+    return type(state)(**taken)
+
+
+def _cat(states: Sequence[Any]) -> Any:
+    joined = {}
+    for f in dataclasses.fields(states[0]):
+        values = [getattr(s, f.name) for s in states]
+        is_history = isinstance(values[0], History)
+        joined[f.name] = History.cat(values) if is_history else torch.cat(values)
+    return type(states[0])(**joined)

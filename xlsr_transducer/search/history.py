@@ -1,0 +1,226 @@
+"""What the hypotheses of a batch of streams have said so far, as tensors.
+
+A beam search stores, frame by frame, which hypothesis each survivor came from and the token
+it added. When a piece of input has been searched, ``trace_back`` follows these pointers once
+and ``History.extend`` appends the tokens found. Tokens that all live hypotheses of a stream
+share can no longer change: once there are many, they move to host memory, so that the tensors
+of a stream which runs for hours stay small.
+
+Letters: N streams, B hypotheses per stream, W width of the open part, K steps of one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xlsr_transducer.search.hypothesis import Hypothesis
+
+# Open tokens per hypothesis beyond which the common beginning moves to host memory.
+MAX_OPEN = 128
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A stretch of tokens that is final, and what came before it (a linked list)."""
+
+    before: Settled | None
+    tokens: list[int]
+    frames: list[int]
+    log_probs: list[float]
+
+    def stretches(self) -> list[Settled]:
+        """All stretches, oldest first."""
+        found: list[Settled] = []
+        node: Settled | None = self
+        while node is not None:
+            found.append(node)
+            node = node.before
+        return found[::-1]
+
+
+@dataclass(frozen=True)
+class History:
+    """Tokens, their frames and log-probs per hypothesis. Never changed in place."""
+
+    tokens: Tensor  # (N, B, W) int64, only the first `lengths` of each row count
+    frames: Tensor  # (N, B, W) int64
+    log_probs: Tensor  # (N, B, W) float32
+    lengths: Tensor  # (N, B) int64
+    num_settled: Tensor  # (N,) int64
+    settled: tuple[Settled | None, ...]  # N
+
+    @staticmethod
+    def empty(num_streams: int, num_hyps: int, device: torch.device | str) -> History:
+        """Nothing said yet."""
+        shape = (num_streams, num_hyps, 0)
+        return History(
+            tokens=torch.zeros(shape, dtype=torch.int64, device=device),
+            frames=torch.zeros(shape, dtype=torch.int64, device=device),
+            log_probs=torch.zeros(shape, device=device),
+            lengths=torch.zeros(shape[:2], dtype=torch.int64, device=device),
+            num_settled=torch.zeros(num_streams, dtype=torch.int64, device=device),
+            settled=(None,) * num_streams,
+        )
+
+    def total_lengths(self) -> Tensor:
+        """(N, B) tokens since the start of the stream."""
+        return self.lengths + self.num_settled.unsqueeze(1)
+
+    def extend(
+        self, origin: Tensor, tokens: Tensor, frames: Tensor, log_probs: Tensor, blank_id: int
+    ) -> History:
+        """Appends one piece.
+
+        Args:
+          origin: (N, B) which present hypothesis each new one grew from.
+          tokens: (N, B, K) what it added, ``blank_id`` where it added nothing.
+          frames: (N, B, K) frame of each token, counted from the start of the stream.
+          log_probs: (N, B, K) log-prob of each token.
+        """
+        keep = tokens != blank_id
+        old = self.lengths.gather(1, origin)
+        lengths = old + keep.sum(2)
+        width = int(lengths.max()) if lengths.numel() else 0
+        # What is not kept goes to one spare column, cut off afterwards.
+        where = (old.unsqueeze(2) + keep.cumsum(2) - 1).masked_fill(~keep, width)
+
+        def grown(present: Tensor, new: Tensor) -> Tensor:
+            rows = origin.unsqueeze(2).expand(-1, -1, present.shape[2])
+            room = max(width + 1 - present.shape[2], 0)
+            out = F.pad(present.gather(1, rows), (0, room))
+            return out.scatter(2, where, new.to(out.dtype))[..., :width]
+
+        return replace(
+            self,
+            tokens=grown(self.tokens, tokens),
+            frames=grown(self.frames, frames),
+            log_probs=grown(self.log_probs, log_probs),
+            lengths=lengths,
+        )
+
+    def settle(self, live: Tensor, limit: int = MAX_OPEN) -> History:
+        """Moves what all live hypotheses share to host memory, if ``limit`` is exceeded.
+
+        Args:
+          live: (N, B) bool; the others do not count and lose what they had.
+        """
+        if self.tokens.shape[2] <= limit:
+            return self
+        lengths = self.lengths.masked_fill(~live, 0)
+        first = live.to(torch.int64).argmax(1)[:, None, None].expand(-1, 1, self.tokens.shape[2])
+        same = (self.tokens == self.tokens.gather(1, first)) & (
+            self.frames == self.frames.gather(1, first)
+        )
+        column = torch.arange(self.tokens.shape[2], device=live.device)
+        same = (same & (column < lengths.unsqueeze(2))) | ~live.unsqueeze(2)
+        common = same.all(1).to(torch.int64).cumprod(1).sum(1)
+
+        best = (row.gather(1, first)[:, 0].tolist() for row in (self.tokens, self.frames))
+        probs = self.log_probs.gather(1, first)[:, 0].tolist()
+        settled = tuple(
+            Settled(before, t[:n], f[:n], p[:n]) if n else before
+            for before, n, t, f, p in zip(self.settled, common.tolist(), *best, probs)
+        )
+        lengths = (lengths - common.unsqueeze(1)).clamp(min=0)
+        width = int(lengths.max())
+        source = (common[:, None, None] + column[:width]).clamp(max=len(column) - 1)
+        source = source.expand(-1, live.shape[1], -1)
+        return History(
+            tokens=self.tokens.gather(2, source),
+            frames=self.frames.gather(2, source),
+            log_probs=self.log_probs.gather(2, source),
+            lengths=lengths,
+            num_settled=self.num_settled + common,
+            settled=settled,
+        )
+
+    def hypotheses(self, which: Tensor, scores: Tensor, norm: int) -> list[list[Hypothesis]]:
+        """Reads hypotheses out.
+
+        Args:
+          which: (N, M) the hypotheses wanted, in the order wanted.
+          scores: (N, M) their log-probs; -inf marks one that does not exist and is left out.
+          norm: added to the number of tokens that the score is divided by.
+        """
+        columns = which.unsqueeze(2).expand(-1, -1, self.tokens.shape[2])
+        tokens, frames, log_probs = (
+            x.gather(1, columns).tolist() for x in (self.tokens, self.frames, self.log_probs)
+        )
+        lengths = self.lengths.gather(1, which).tolist()
+        found: list[list[Hypothesis]] = []
+        for n, settled in enumerate(self.settled):
+            before = settled.stretches() if settled else []
+            start = [
+                [x for s in before for x in getattr(s, name)]
+                for name in ("tokens", "frames", "log_probs")
+            ]
+            found.append([])
+            for m, score in enumerate(scores[n].tolist()):
+                if score == -float("inf"):
+                    continue
+                end = lengths[n][m]
+                spoken = start[0] + tokens[n][m][:end]
+                found[-1].append(
+                    Hypothesis(
+                        tokens=spoken,
+                        frames=start[1] + frames[n][m][:end],
+                        score=score,
+                        log_probs=start[2] + log_probs[n][m][:end],
+                        norm_score=score / (len(spoken) + norm),
+                    )
+                )
+        return found
+
+    def select(self, indexes: Tensor) -> History:
+        """The streams ``indexes`` (M,), in that order."""
+        return History(
+            tokens=self.tokens[indexes],
+            frames=self.frames[indexes],
+            log_probs=self.log_probs[indexes],
+            lengths=self.lengths[indexes],
+            num_settled=self.num_settled[indexes],
+            settled=tuple(self.settled[i] for i in indexes.tolist()),
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[History]) -> History:
+        """All streams of all ``parts``."""
+        width = max(p.tokens.shape[2] for p in parts)
+
+        def joined(name: str) -> Tensor:
+            rows = (getattr(p, name) for p in parts)
+            return torch.cat([F.pad(x, (0, width - x.shape[2])) for x in rows])
+
+        return History(
+            tokens=joined("tokens"),
+            frames=joined("frames"),
+            log_probs=joined("log_probs"),
+            lengths=torch.cat([p.lengths for p in parts]),
+            num_settled=torch.cat([p.num_settled for p in parts]),
+            settled=tuple(s for p in parts for s in p.settled),
+        )
+
+
+def trace_back(back: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Follows back-pointers from the last step to the first.
+
+    Args:
+      back: (K, N, B) int64; ``back[k, n, b]`` is the hypothesis before step k which became
+        hypothesis b of stream n.
+      values: (K, N, B) each, something that step k added to hypothesis b.
+
+    Returns:
+      origin (N, B), the hypothesis before step 0 that each last one came from; and each of
+      ``values`` along the path, (N, B, K).
+    """
+    index = torch.arange(back.shape[2], device=back.device).expand(back.shape[1], -1)
+    visited = torch.empty_like(back)
+    for k in range(back.shape[0] - 1, -1, -1):
+        visited[k] = index
+        index = back[k].gather(1, index)
+    return (index, *(v.gather(2, visited).permute(1, 2, 0) for v in values))

@@ -1,0 +1,23 @@
+"""What a search returns for one stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A token sequence with times and scores.
+
+    ``tokens``, ``frames`` and ``log_probs`` have one entry per token.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    """Encoder frame in which each token came, counted from the start of the stream."""
+    score: float = 0.0
+    """Natural log-prob of the hypothesis, blanks included; -inf if the search found none."""
+    log_probs: list[float] = field(default_factory=list)
+    """Log-prob of each token where it came, the basis of its confidence."""
+    norm_score: float = 0.0
+    """``score`` divided by the number of tokens plus the context size: n-best order."""

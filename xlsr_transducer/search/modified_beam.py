@@ -1,0 +1,185 @@
+"""Modified beam search: at most one token per frame, equal token sequences merged.
+
+All hypotheses of all streams advance together, one frame per step. Token sequences are never
+compared: each hypothesis carries a 64-bit rolling hash, and equal hashes are merged by
+log-addition. The best score of a stream is kept apart in float64 and the others relative to
+it in float32, so hour-long streams lose no precision.
+
+Letters: N streams, n streams that still have frames at a step, B hypotheses per stream,
+T, J, V, C as in base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.search.base import Search
+from xlsr_transducer.search.history import History, trace_back
+from xlsr_transducer.search.hypothesis import Hypothesis
+
+# Odd multiplier of the rolling hash (Knuth's MMIX generator); products wrap modulo 2^64.
+HASH_MULTIPLIER = 6364136223846793005
+
+
+@dataclass(frozen=True)
+class BeamState:
+    """Per stream: its live hypotheses. A score of -inf marks an empty place."""
+
+    history: History  # N streams, B hypotheses each
+    context: Tensor  # (N, B, C) int64
+    decoder_side: Tensor  # (N, B, J)
+    score: Tensor  # (N, B) float32, relative to `offset`
+    offset: Tensor  # (N,) float64
+    hashes: Tensor  # (N, B) int64
+    num_frames: Tensor  # (N,) int64, consumed so far
+
+    def fields(self) -> tuple[Tensor, ...]:
+        """The tensors that a step of the search changes."""
+        return self.context, self.decoder_side, self.score, self.offset, self.hashes
+
+
+class ModifiedBeamSearch(Search):
+    """The winner has the largest log-prob / (tokens + context size), as icefall has it."""
+
+    def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> BeamState:
+        """The state of ``num_streams`` streams before their first frame."""
+        shape = (num_streams, self.options.beam_size)
+        context = self._first_context(1, device)
+        with torch.no_grad():
+            decoder_side = self._project_context(context)
+        score = torch.full(shape, -float("inf"), device=device)
+        score[:, 0] = 0
+        return BeamState(
+            history=History.empty(*shape, device),
+            context=context.repeat(*shape, 1),
+            decoder_side=decoder_side.repeat(*shape, 1),
+            score=score,
+            offset=torch.zeros(num_streams, dtype=torch.float64, device=device),
+            hashes=torch.zeros(shape, dtype=torch.int64, device=device),
+            num_frames=torch.zeros(num_streams, dtype=torch.int64, device=device),
+        )
+
+    @torch.no_grad()
+    def advance(
+        self, encoder_out: Tensor, encoder_out_lens: Tensor, state: BeamState
+    ) -> BeamState:
+        """Consumes the next frames of each stream (see ``Search.advance``)."""
+        lens = encoder_out_lens.to(encoder_out.device)
+        encoder_side = self._project_encoder(encoder_out, lens)
+        num_frames = encoder_side.shape[1]
+        if num_frames == 0:
+            return state
+        # Longest first: the streams that go on are always the first n rows.
+        order = lens.sort(descending=True, stable=True).indices
+        encoder_side = encoder_side[order]
+        now = tuple(x[order] for x in state.fields())
+        column = torch.arange(num_frames, device=lens.device)
+        counts = (lens.unsqueeze(1) > column).sum(0).tolist()
+
+        shape = (num_frames, len(lens), self.options.beam_size)
+        back = torch.arange(shape[2], device=lens.device).expand(shape).clone()
+        tokens = torch.full(shape, self.blank_id, device=lens.device)
+        log_probs = torch.zeros(shape, device=lens.device)
+        for t, n in enumerate(counts):
+            step = self._step(encoder_side[:n, t], *(x[:n] for x in now))
+            for old, new in zip(now, step[:5]):
+                old[:n] = new
+            back[t, :n], tokens[t, :n], log_probs[t, :n] = step[5:]
+
+        inverse = order.argsort()
+        origin, tokens, log_probs = trace_back(back, tokens, log_probs)
+        frames = column + state.num_frames[:, None, None]
+        context, decoder_side, score, offset, hashes = (x[inverse] for x in now)
+        history = state.history.extend(
+            origin[inverse],
+            tokens[inverse],
+            frames.expand_as(tokens),
+            log_probs[inverse],
+            self.blank_id,
+        ).settle(score > -float("inf"))
+        return BeamState(
+            history, context, decoder_side, score, offset, hashes, state.num_frames + lens
+        )
+
+    def _step(
+        self,
+        encoder_side: Tensor,
+        context: Tensor,
+        decoder_side: Tensor,
+        score: Tensor,
+        offset: Tensor,
+        hashes: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """One frame of n streams: ``encoder_side`` (n, J) and the fields of their state.
+
+        Returns:
+          the fields after the frame; the hypothesis each new one came from, the token it
+          added (blank: none) and that token's log-prob, (n, B) each.
+        """
+        n, beam = score.shape
+        log_probs = self._log_probs(encoder_side.unsqueeze(1), decoder_side)
+        vocab_size = log_probs.shape[2]
+        total = (log_probs.float() + score.unsqueeze(2)).view(n, -1)
+        score, index = total.topk(beam)
+        parent = index.div(vocab_size, rounding_mode="floor")
+        token = index - parent * vocab_size
+        log_prob = log_probs.view(n, -1).gather(1, index)
+
+        emits = token != self.blank_id
+        hashes = hashes.gather(1, parent)
+        hashes = torch.where(emits, hashes * HASH_MULTIPLIER + (token + 1), hashes)
+        context = context.gather(1, parent.unsqueeze(2).expand(-1, -1, context.shape[2]))
+        longer = torch.cat([context[:, :, 1:], token.unsqueeze(2)], 2)
+        context = torch.where(emits.unsqueeze(2), longer, context)
+        score, source = _merge(score, hashes, emits)
+
+        # Only a context that no hypothesis of the last frame had needs the decoder.
+        row = torch.arange(n, device=parent.device).unsqueeze(1) * beam + parent.gather(1, source)
+        decoder_side = decoder_side.reshape(n * beam, -1)[row.flatten()]
+        fresh = (emits.gather(1, source) & (score > -float("inf"))).flatten().nonzero()[:, 0]
+        if len(fresh):
+            contexts = context.view(n * beam, -1)[fresh]
+            decoder_side[fresh] = self._project_context(contexts).to(decoder_side.dtype)
+        best = score.max(1).values
+        return (
+            context,
+            decoder_side.view(n, beam, -1),
+            score - best.unsqueeze(1),
+            offset + best,
+            hashes,
+            parent,
+            token,
+            log_prob,
+        )
+
+    def nbest(self, state: BeamState, n: int) -> list[list[Hypothesis]]:
+        """Up to ``n`` different token sequences per stream, by length-normalised score."""
+        score = state.score + state.offset.unsqueeze(1)
+        norm = state.history.total_lengths() + self.context_size
+        which = (score / norm).sort(dim=1, descending=True, stable=True).indices[:, :n]
+        return state.history.hypotheses(which, score.gather(1, which), self.context_size)
+
+
+def _merge(score: Tensor, hashes: Tensor, emits: Tensor) -> tuple[Tensor, Tensor]:
+    """Merges hypotheses with equal tokens into the first, which has the highest score.
+
+    Args:
+      score, hashes: (n, B), scores in descending order; -inf marks an empty place.
+      emits: (n, B) whether the hypothesis came by a token (else by blank).
+
+    Returns:
+      the scores (n, B), -inf for those merged into another; and for each place the member of
+      its group whose decoder output is known already, itself if there is none.
+    """
+    live = score > -float("inf")
+    same = (hashes.unsqueeze(2) == hashes.unsqueeze(1)) & live.unsqueeze(2) & live.unsqueeze(1)
+    place = torch.arange(score.shape[1], device=score.device)
+    is_first = same.to(torch.uint8).argmax(2) == place
+    group = score.unsqueeze(1).masked_fill(~same, -float("inf"))
+    merged = group.logsumexp(2).masked_fill(~(is_first & live), -float("inf"))
+    stayed = same & ~emits.unsqueeze(1)
+    source = torch.where(stayed.any(2), stayed.to(torch.uint8).argmax(2), place)
+    return merged, source

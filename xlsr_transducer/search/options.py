@@ -1,0 +1,86 @@
+"""What a search is asked to do: one dataclass for every command, checked in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.options import option
+
+METHODS = ("greedy_search", "beam_search", "modified_beam_search", "fast_beam_search")
+FLAVOURS = ("whole", "strict", "partial")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Search options. Names and defaults are icefall's."""
+
+    decoding_method: str = option("greedy_search", "how to search", METHODS)
+    beam_size: int = option(4, "hypotheses kept by beam_search and modified_beam_search")
+    beam: float = option(20.0, "fast_beam_search: log-prob below the best at which to prune")
+    max_contexts: int = option(8, "fast_beam_search: contexts kept per stream and frame")
+    max_states: int = option(64, "fast_beam_search: states kept per stream and frame")
+    fast_beam_flavour: str = option(
+        "whole",
+        "fast_beam_search: 'whole' counts the last frame, 'strict' and 'partial' treat it as "
+        "k2's format_output does without and with allow_partial",
+        FLAVOURS,
+    )
+    max_sym_per_frame: int = option(1, "greedy_search: most tokens in one frame")
+    blank_penalty: float = option(0.0, "subtracted from the logit of blank")
+    temperature: float = option(1.0, "divides the logits before the softmax")
+
+    def __post_init__(self) -> None:
+        """Refuses what contradicts itself.
+
+        Raises:
+          UserError: names the option, its value and what it has to be.
+        """
+        if self.decoding_method not in METHODS:
+            known = ", ".join(METHODS)
+            raise UserError(f"--decoding-method {self.decoding_method}: known are {known}")
+        if self.fast_beam_flavour not in FLAVOURS:
+            known = ", ".join(FLAVOURS)
+            raise UserError(f"--fast-beam-flavour {self.fast_beam_flavour}: known are {known}")
+        for name in ("beam_size", "max_contexts", "max_states", "max_sym_per_frame"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} {getattr(self, name)}: must be at least 1")
+        for name in ("beam", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{_flag(name)} {getattr(self, name)}: must be above 0")
+        if self.max_contexts > self.max_states:
+            raise UserError(
+                f"--max-contexts {self.max_contexts} exceeds --max-states {self.max_states}: "
+                "every context takes up a state"
+            )
+        self._refuse_foreign("max_sym_per_frame", 1, "greedy_search")
+        self._refuse_foreign("fast_beam_flavour", "whole", "fast_beam_search")
+
+    def _refuse_foreign(self, name: str, default: object, method: str) -> None:
+        if getattr(self, name) != default and self.decoding_method != method:
+            raise UserError(
+                f"{_flag(name)} {getattr(self, name)} works with --decoding-method {method} "
+                f"only, not with {self.decoding_method}"
+            )
+
+    def suffix(self) -> str:
+        """The method and every setting that matters to it, for names of result files."""
+        parts = [self.decoding_method]
+        if self.decoding_method == "greedy_search":
+            parts.append(f"max-sym-per-frame-{self.max_sym_per_frame}")
+        elif self.decoding_method == "fast_beam_search":
+            parts.append(f"beam-{self.beam}")
+            parts.append(f"max-contexts-{self.max_contexts}-max-states-{self.max_states}")
+            if self.fast_beam_flavour != "whole":
+                parts.append(self.fast_beam_flavour)
+        else:
+            parts.append(f"beam-size-{self.beam_size}")
+        if self.blank_penalty != 0:
+            parts.append(f"blank-penalty-{self.blank_penalty}")
+        if self.temperature != 1:
+            parts.append(f"temperature-{self.temperature}")
+        return "-".join(parts)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

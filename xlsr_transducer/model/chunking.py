@@ -1,0 +1,201 @@
+"""Chunk geometry: which frame sees which, in one place.
+
+The attention mask of training, the windows of the positional convolution, the cache
+layout of streaming and its validity all derive from the functions here. Frames are XLSR
+frames (20 ms). Letters: N batch, T frames, C chunk size, L left-context chunks,
+S attention sinks, P frames of left context in the cache.
+
+Frame q, of chunk q // C, sees frame k when k lies in its own chunk, in one of the L
+chunks before it (all of them for L = -1), or among the first S frames of the utterance
+and not in a later chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xlsr_transducer.errors import UserError
+
+SUBSAMPLING = 2  # XLSR frames per encoder frame
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkSettings:
+    """How much a frame sees: the default is the whole utterance."""
+
+    chunk_size: int = -1  # XLSR frames computed together; -1: the whole utterance
+    left_context_chunks: int = -1  # earlier chunks seen; -1: all
+    attention_sink_size: int = 0  # first frames of the utterance, always seen
+
+    def __post_init__(self) -> None:
+        if self.chunk_size != -1 and (self.chunk_size < 1 or self.chunk_size % SUBSAMPLING):
+            raise UserError(
+                f"--chunk-size {self.chunk_size}: must be a positive multiple of the "
+                f"subsampling factor {SUBSAMPLING}, or -1 for the whole utterance"
+            )
+        if self.left_context_chunks < -1:
+            raise UserError(
+                f"--left-context-chunks {self.left_context_chunks}: must be 0 or more, "
+                "or -1 for all"
+            )
+        if self.attention_sink_size < 0:
+            raise UserError(f"--attention-sink-size {self.attention_sink_size}: must be 0 or more")
+
+    @property
+    def is_full_context(self) -> bool:
+        return self.chunk_size == -1
+
+    def require_consistent(self) -> ChunkSettings:
+        """Refuses settings of which one makes another meaningless; returns itself."""
+        if self.attention_sink_size and self.is_full_context:
+            raise UserError(
+                f"--attention-sink-size {self.attention_sink_size} contradicts --chunk-size -1: "
+                "with the whole utterance in view there is nothing for sinks to add"
+            )
+        if self.attention_sink_size and self.left_context_chunks == -1:
+            raise UserError(
+                f"--attention-sink-size {self.attention_sink_size} contradicts "
+                "--left-context-chunks -1: all earlier frames are seen already; "
+                "limit the left context, or use 0 sinks"
+            )
+        return self
+
+    def require_streaming(self) -> ChunkSettings:
+        """Refuses what cannot stream; returns itself."""
+        if self.is_full_context:
+            raise UserError(
+                "--chunk-size -1 cannot stream, as every frame waits for the end of the "
+                "utterance; give a chunk size such as 32"
+            )
+        return self.require_consistent()
+
+    def simplified(self) -> ChunkSettings:
+        """The same view without settings that have no effect (for independent draws)."""
+        if self.is_full_context:
+            return ChunkSettings()
+        if self.left_context_chunks == -1:
+            return dataclasses.replace(self, attention_sink_size=0)
+        return self
+
+    def describe(self) -> str:
+        """For file names: ``chunk-32-left-2-sink-4``, or ``full``."""
+        if self.is_full_context:
+            return "full"
+        return (
+            f"chunk-{self.chunk_size}-left-{self.left_context_chunks}"
+            f"-sink-{self.attention_sink_size}"
+        )
+
+
+def attention_mask(
+    lens: Tensor, num_frames: int, chunk_size: int, left_context_chunks: int, sink_size: int
+) -> Optional[Tensor]:
+    """Who sees whom in a padded batch of whole utterances.
+
+    Args:
+      lens: (N,) int64, frames of each row.
+      num_frames: T.
+
+    Returns:
+      bool, True where the query (dim 2) sees the key (dim 3): (N, 1, 1, T) for the whole
+      utterance, (N, 1, T, T) for chunks, or None when everything is seen. Every query sees
+      at least one key, so that no softmax is empty; outputs at padding mean nothing.
+    """
+    frames = torch.arange(num_frames, device=lens.device)
+    is_key = frames < lens.clamp(min=1).unsqueeze(1)
+    if chunk_size < 0:
+        if bool((lens >= num_frames).all()):
+            return None
+        return is_key.unsqueeze(1).unsqueeze(1)
+    seen = chunk_mask(num_frames, chunk_size, left_context_chunks, sink_size, lens.device)
+    itself = torch.eye(num_frames, dtype=torch.bool, device=lens.device)
+    return ((seen & is_key.unsqueeze(1)) | itself).unsqueeze(1)
+
+
+def chunk_mask(
+    num_frames: int,
+    chunk_size: int,
+    left_context_chunks: int,
+    sink_size: int,
+    device: torch.device,
+) -> Tensor:
+    """(T, T) bool: True where frame ``row`` sees frame ``column``."""
+    frames = torch.arange(num_frames, device=device)
+    chunk = torch.div(frames, chunk_size, rounding_mode="floor").unsqueeze(1)
+    seen = frames < (chunk + 1) * chunk_size
+    if left_context_chunks >= 0:
+        recent = frames >= (chunk - left_context_chunks) * chunk_size
+        seen = seen & (recent | (frames < sink_size))
+    return seen
+
+
+def cache_mask(done: Tensor, num_new: Tensor, chunk_size: int, cached: int, sinks: int) -> Tensor:
+    """Which keys of one streaming step are real: cache and new chunk side by side.
+
+    The cache holds the sinks first, in their own slots, then the latest P frames, the last
+    of them in the last slot. A frame that is both counts once, as a sink.
+
+    Args:
+      done: (N,) int64, frames processed before this step.
+      num_new: (N,) int64, frames of this step, at most C.
+      cached: S + P, slots of the cache.
+      sinks: S.
+
+    Returns:
+      (N, 1, 1, S + P + C) bool. The first new frame is always seen: no softmax is empty.
+    """
+    slots = torch.arange(cached - sinks, device=done.device)
+    oldest = done.unsqueeze(1) - (cached - sinks)
+    is_left = (oldest + slots) >= sinks
+    is_sink = torch.arange(sinks, device=done.device) < done.unsqueeze(1)
+    is_new = torch.arange(chunk_size, device=done.device) < num_new.clamp(min=1).unsqueeze(1)
+    return torch.cat((is_sink, is_left, is_new), dim=1).unsqueeze(1).unsqueeze(1)
+
+
+def roll(old: Tensor, new: Tensor, is_full: Tensor) -> Tensor:
+    """The latest frames after a step: ``old`` followed by ``new``, cut to its size.
+
+    A row without a full chunk keeps ``old``: it was idle, or its stream has ended.
+
+    Args:
+      old: (N, ..., P, D) the latest P frames so far.
+      new: (N, ..., C, D) the frames of this step.
+      is_full: (N,) bool.
+
+    Returns:
+      Like ``old``.
+    """
+    kept = old.shape[-2]
+    if kept == 0:
+        return old
+    rolled = torch.cat((old, new), dim=-2).narrow(-2, new.shape[-2], kept)
+    return torch.where(is_full.view([-1] + [1] * (old.dim() - 1)), rolled, old)
+
+
+def fill_sinks(sinks: Tensor, new: Tensor, done: Tensor, num_new: Tensor) -> Tensor:
+    """Puts those new frames into the sink slots that are among the first S of the stream.
+
+    Args:
+      sinks: (N, 2, H, S, D), new: (N, 2, H, C, D), done and num_new: (N,) int64.
+
+    Returns:
+      Like ``sinks``.
+    """
+    size = sinks.shape[3]
+    if size == 0:
+        return sinks
+    index = torch.arange(size, device=done.device) - done.unsqueeze(1)
+    is_new = (index >= 0) & (index < num_new.unsqueeze(1))
+    index = index.clamp(0, new.shape[3] - 1)[:, None, None, :, None]
+    index = index.expand(-1, new.shape[1], new.shape[2], -1, new.shape[4])
+    return torch.where(is_new[:, None, None, :, None], new.gather(3, index), sinks)
+
+
+def grow(cache: Tensor, chunk_size: int) -> Tensor:
+    """Room for one more chunk of unlimited left context, in front: (..., P + C, D)."""
+    return F.pad(cache, (0, 0, chunk_size, 0))

@@ -1,0 +1,220 @@
+"""The encoders: XLSR above the cut, then an adapter to 40 ms frames.
+
+``XLSREncoder`` hears whole utterances, ``StreamingXLSREncoder`` chunks too. They share
+modules and weights: a checkpoint trained by one loads in the other. Letters: N batch,
+T XLSR frames, D width of XLSR, E width of the encoder, C chunk size, K adapter kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings, grow, roll
+from xlsr_transducer.model.normalize import check_mode
+from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
+from xlsr_transducer.model.wav2vec2 import Wav2Vec2
+from xlsr_transducer.model.wav2vec2_layers import zero_padding
+from xlsr_transducer.model.xlsr_config import XlsrConfig
+from xlsr_transducer.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOptions:
+    """Encoder."""
+
+    encoder_dim: int = option(512, "width of the encoder output")
+    adapter_kernel: int = option(5, "kernel of the adapter's causal convolution, in 40 ms frames")
+    dropout: float = option(0.1, "dropout of the adapter and the decoder output")
+    feature_dropout: float = option(0.0, "dropout of the features that enter the adapter")
+    xlsr_dropout: float = option(0.1, "dropout inside the trained part of XLSR")
+    layerdrop: float = option(0.0, "probability to skip a trained XLSR layer in training")
+    time_mask_prob: float = option(
+        0.05, "share of frames at which a time mask starts, times its length"
+    )
+    time_mask_length: int = option(10, "longest time mask, in XLSR frames")
+
+
+class Adapter(nn.Module):
+    """Pairs of XLSR frames, projected, and a causal convolution over their past.
+
+    An odd last frame is paired with zeros, so that no audio is lost.
+    """
+
+    def __init__(self, width: int, options: EncoderOptions):
+        super().__init__()
+        dim = options.encoder_dim
+        self.history = options.adapter_kernel - 1
+        self.input_dropout = nn.Dropout(options.feature_dropout)
+        self.projection = nn.Linear(SUBSAMPLING * width, dim)
+        self.conv_norm = nn.LayerNorm(dim)
+        self.conv = nn.Conv1d(dim, dim, options.adapter_kernel)
+        self.dropout = nn.Dropout(options.dropout)
+        self.output_norm = nn.LayerNorm(dim)
+
+    def _pairs(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """(N, T, D) -> normed projection (N, ceil(T / 2), E), zero at padding, and lengths."""
+        x = F.pad(self.input_dropout(x), (0, 0, 0, x.shape[1] % 2))
+        x = x.reshape(x.shape[0], x.shape[1] // 2, -1)
+        lens = torch.div(lens + 1, 2, rounding_mode="floor")
+        return zero_padding(self.conv_norm(self.projection(x)), lens), lens
+
+    def _convolve(self, x: Tensor, past: Tensor) -> Tensor:
+        y = self.conv(torch.cat((past, x), dim=1).transpose(1, 2)).transpose(1, 2)
+        return self.output_norm(self.dropout(x + F.gelu(y)))
+
+    def forward(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """(N, T, D), zero at padding -> (N, ceil(T / 2), E) and lengths."""
+        x, lens = self._pairs(x, lens)
+        past = x.new_zeros(x.shape[0], self.history, x.shape[2])
+        return zero_padding(self._convolve(x, past), lens), lens
+
+    def streaming_forward(
+        self, x: Tensor, lens: Tensor, past: Tensor, is_full: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """One chunk behind its past (N, K - 1, E); the new past comes third."""
+        x, lens = self._pairs(x, lens)
+        return zero_padding(self._convolve(x, past), lens), lens, roll(past, x, is_full)
+
+
+class XLSREncoder(nn.Module):
+    """Whole utterances, in full context unless chunk settings are given."""
+
+    def __init__(
+        self,
+        config: XlsrConfig,
+        options: EncoderOptions,
+        cut: str = "waveform",
+        normalize: str = "cumulative",
+    ):
+        super().__init__()
+        self.config = dataclasses.replace(
+            config,
+            hidden_dropout=options.xlsr_dropout,
+            attention_dropout=options.xlsr_dropout,
+            layerdrop=options.layerdrop,
+        )
+        self.cut = cut
+        self.output_dim = options.encoder_dim
+        self.subsampling_factor = SUBSAMPLING
+        self.time_mask_prob = options.time_mask_prob
+        self.time_mask_length = options.time_mask_length
+        self.xlsr = Wav2Vec2(self.config, start=cut, normalize=normalize)
+        self.adapter = Adapter(config.hidden_size, options)
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        chunk_size: int = -1,
+        left_context_chunks: int = -1,
+        attention_sink_size: int = 0,
+    ) -> Tuple[Tensor, Tensor]:
+        """Encodes whole utterances.
+
+        Args:
+          x: (N, n) samples or (N, T, D) features at the cut.
+          x_lens: (N,) int64, valid samples or frames.
+
+        Returns:
+          (N, ceil(T / 2), E), zero at padding, and lengths (N,) int64.
+        """
+        time_mask = self._draw_time_mask(x, x_lens) if self.training else None
+        x, lens = self.xlsr(
+            x, x_lens, chunk_size, left_context_chunks, attention_sink_size, time_mask
+        )
+        return self.adapter(x, lens)
+
+    def _draw_time_mask(self, x: Tensor, lens: Tensor) -> Optional[Tensor]:
+        """(N, T) bool: random spans of up to ``time_mask_length`` frames."""
+        if self.time_mask_prob <= 0.0 or self.time_mask_length <= 0:
+            return None
+        frames = x.shape[1]
+        if self.xlsr.from_waveform:
+            frames = max((frames - self.xlsr.head) // self.xlsr.hop, 1)
+        mean_length = (1 + self.time_mask_length) / 2
+        starts = torch.rand(x.shape[0], frames) < self.time_mask_prob / mean_length
+        lengths = torch.randint(1, self.time_mask_length + 1, (x.shape[0], frames))
+        left = torch.where(starts, lengths, torch.zeros_like(lengths))
+        mask = torch.zeros(x.shape[0], frames, dtype=torch.bool)
+        for shift in range(self.time_mask_length):
+            mask |= F.pad(left > shift, (shift, 0))[:, :frames]
+        return mask.to(x.device)
+
+
+class StreamingXLSREncoder(XLSREncoder):
+    """The same network with chunked attention: simulated, or chunk by chunk with state.
+
+    ``forward`` with the same chunk settings gives the numbers of ``streaming_forward``.
+    """
+
+    def __init__(
+        self,
+        config: XlsrConfig,
+        options: EncoderOptions,
+        cut: str = "waveform",
+        normalize: str = "cumulative",
+        chunk: ChunkSettings = ChunkSettings(32, 2, 4),  # noqa: B008  frozen
+    ):
+        super().__init__(config, options, cut, normalize)
+        if cut == "waveform":
+            check_mode(normalize, streaming=True)
+        if not self.xlsr.is_stream_safe:
+            raise UserError(
+                "this network's front end has group norm, which averages over the whole "
+                "utterance and so cannot stream; use one with layer norm, such as XLSR-53 or XLS-R"
+            )
+        self.set_chunk(chunk)
+
+    @torch.jit.unused
+    def set_chunk(self, chunk: ChunkSettings) -> None:
+        """Chooses the chunk settings of ``streaming_forward``."""
+        chunk = chunk.require_streaming()
+        self.chunk_size = chunk.chunk_size
+        self.left_context_chunks = chunk.left_context_chunks
+        self.attention_sink_size = chunk.attention_sink_size
+
+    @torch.jit.export
+    def get_init_states(self, batch_size: int, device: torch.device) -> EncoderState:
+        """The state of streams that have heard nothing.
+
+        From the waveform, put a stream's first 80 samples in ``state.xlsr.tail``: the first
+        frame has them in view, later ones have the end of the samples before.
+        """
+        cached = self.attention_sink_size + max(self.left_context_chunks, 0) * self.chunk_size
+        dtype = self.adapter.projection.weight.dtype
+        xlsr = self.xlsr.get_init_states(batch_size, device, dtype, cached)
+        shape = [batch_size, self.adapter.history, self.output_dim]
+        return EncoderState(xlsr, torch.zeros(shape, dtype=dtype, device=device))
+
+    @torch.jit.export
+    def streaming_forward(
+        self, x: Tensor, x_lens: Tensor, states: EncoderState
+    ) -> Tuple[Tensor, Tensor, EncoderState]:
+        """The next chunk of each stream; streams may be of different ages.
+
+        A chunk that is not full ends its stream; a row without a frame is idle.
+
+        Args:
+          x: (N, C * 320) samples (after the first 80 of a stream), or (N, C, D) features.
+          x_lens: (N,) int64, valid samples or frames.
+
+        Returns:
+          (N, C / 2, E), zero at padding; lengths (N,); the new states.
+        """
+        xlsr = states.xlsr
+        if self.left_context_chunks < 0:
+            cache = grow(xlsr.cache, self.chunk_size)
+            xlsr = Wav2Vec2State(xlsr.done, xlsr.stats, xlsr.tail, xlsr.history, cache)
+        x, lens, xlsr = self.xlsr.streaming_forward(
+            x, x_lens, xlsr, self.chunk_size, self.attention_sink_size
+        )
+        out, out_lens, past = self.adapter.streaming_forward(
+            x, lens, states.adapter, lens == self.chunk_size
+        )
+        return out, out_lens, EncoderState(xlsr, past)

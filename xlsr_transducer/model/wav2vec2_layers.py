@@ -1,0 +1,304 @@
+"""The layers of XLSR (wav2vec 2.0), each for whole utterances and for one chunk.
+
+Parameter names are those of Hugging Face's ``Wav2Vec2Model``, so its state dict loads as
+it is. A. Baevski et al., "wav2vec 2.0", NeurIPS 2020; A. Conneau et al., "Unsupervised
+cross-lingual representation learning for speech recognition", Interspeech 2021.
+
+Letters: N batch, n samples, T frames of 20 ms, D width, H heads, C chunk size.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlsr_transducer.compat import attend
+from xlsr_transducer.model.chunking import attention_mask, cache_mask, fill_sinks, roll
+from xlsr_transducer.model.xlsr_config import XlsrConfig
+
+
+class ConvLayer(nn.Module):
+    """One convolution of the front end, with the norm that its place asks for."""
+
+    def __init__(self, config: XlsrConfig, index: int):
+        super().__init__()
+        width_in = config.conv_dim[index - 1] if index else 1
+        width = config.conv_dim[index]
+        self.conv = nn.Conv1d(
+            width_in,
+            width,
+            config.conv_kernel[index],
+            stride=config.conv_stride[index],
+            bias=config.conv_bias,
+        )
+        self.norm = config.feat_extract_norm if index == 0 else "none"
+        if config.feat_extract_norm == "layer":
+            self.norm = "layer"
+            self.layer_norm = nn.LayerNorm(width, eps=1e-5)
+        elif self.norm == "group":
+            self.layer_norm = nn.GroupNorm(width, width)
+        else:
+            self.layer_norm = nn.Identity()
+
+    def forward(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """(N, width_in, n), lengths -> (N, width, n'), lengths."""
+        x = self.conv(x)
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        lens = (torch.div(lens - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
+        if self.norm == "layer":
+            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
+        elif self.norm == "group":
+            x = _masked_group_norm(x, lens, self.layer_norm.weight, self.layer_norm.bias)
+        return F.gelu(x), lens
+
+
+def _masked_group_norm(x: Tensor, lens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GroupNorm with a group per channel, over the valid part of each row of (N, D, T)."""
+    valid = (torch.arange(x.shape[2], device=x.device) < lens.unsqueeze(1)).unsqueeze(1)
+    count = lens.clamp(min=1).to(x.dtype).view(-1, 1, 1)
+    mean = x.masked_fill(~valid, 0.0).sum(2, keepdim=True) / count
+    centred = (x - mean).masked_fill(~valid, 0.0)
+    variance = centred.square().sum(2, keepdim=True) / count
+    return centred * (variance + 1e-5).rsqrt() * weight.unsqueeze(1) + bias.unsqueeze(1)
+
+
+class FeatureEncoder(nn.Module):
+    """The convolutional front end: 400 samples in view, one frame every 320."""
+
+    def __init__(self, config: XlsrConfig):
+        super().__init__()
+        self.conv_layers = nn.ModuleList(
+            [ConvLayer(config, i) for i in range(len(config.conv_dim))]
+        )
+
+    def forward(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """(N, n) samples -> (N, T, D) with T = floor((n - 400) / 320) + 1, and lengths."""
+        x = x.unsqueeze(1)
+        for layer in self.conv_layers:
+            x, lens = layer(x, lens)
+        return x.transpose(1, 2), lens
+
+
+class FeatureProjection(nn.Module):
+    """Norm and projection of front-end features to the width of the transformer."""
+
+    def __init__(self, config: XlsrConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(self.layer_norm(x))
+
+
+class PositionalConv(nn.Module):
+    """Relative positions by a wide convolution that does not look beyond a frame's chunk.
+
+    Output t of a kernel of width K uses inputs t - K//2 .. t + K - 1 - K//2. Inputs after
+    the end of t's chunk count as zero; for the whole utterance that is XLSR's padding.
+    """
+
+    def __init__(self, config: XlsrConfig):
+        super().__init__()
+        width = config.num_conv_pos_embeddings
+        self.left = width // 2
+        self.right = width - 1 - width // 2
+        self.conv = nn.Conv1d(
+            config.hidden_size,
+            config.hidden_size,
+            width,
+            groups=config.num_conv_pos_embedding_groups,
+        )
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """(N, left + T, D) -> (N, T, D): nothing follows the input."""
+        x = F.pad(x.transpose(1, 2), (0, self.right))
+        return F.gelu(self.conv(x)).transpose(1, 2)
+
+    def forward(self, x: Tensor, chunk_size: int) -> Tensor:
+        """(N, T, D), zero at padding -> (N, T, D); ``chunk_size`` -1 is the whole of it."""
+        batch, frames, width = x.shape
+        if chunk_size < 0 or chunk_size >= frames:
+            return self._convolve(F.pad(x, (0, 0, self.left, 0)))
+        chunks = (frames + chunk_size - 1) // chunk_size
+        x = F.pad(x, (0, 0, self.left, chunks * chunk_size - frames))
+        windows = x.unfold(1, self.left + chunk_size, chunk_size).transpose(2, 3)
+        out = self._convolve(windows.reshape(batch * chunks, self.left + chunk_size, width))
+        return out.reshape(batch, chunks * chunk_size, width)[:, :frames]
+
+    def streaming_forward(
+        self, x: Tensor, history: Tensor, is_full: Tensor
+    ) -> Tuple[Tensor, Tensor]:
+        """One chunk (N, C, D), zero at padding, behind its history (N, left, D)."""
+        return self._convolve(torch.cat((history, x), dim=1)), roll(history, x, is_full)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: XlsrConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.head_dim = width // config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, H, T, D / H)."""
+        return x.view(x.shape[0], x.shape[1], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        return self._split(self.k_proj(x)), self._split(self.v_proj(x))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Optional[Tensor]) -> Tensor:
+        """Queries from x (N, T, D); keys, values (N, H, K, D / H); mask over (N, H, T, K)."""
+        dropout = self.dropout if self.training else 0.0
+        out = attend(self._split(self.q_proj(x)), keys, values, mask, dropout)
+        return self.out_proj(out.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, config: XlsrConfig):
+        super().__init__()
+        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.output_dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation_dropout(F.gelu(self.intermediate_dense(x)))
+        return self.output_dropout(self.output_dense(x))
+
+
+class EncoderLayer(nn.Module):
+    """A transformer layer: norms before (XLSR, "stable") or after (wav2vec2-base)."""
+
+    def __init__(self, config: XlsrConfig):
+        super().__init__()
+        self.norm_first = config.do_stable_layer_norm
+        self.attention = Attention(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.dropout(attended)
+        if self.norm_first:
+            return x + self.feed_forward(self.final_layer_norm(x))
+        x = self.layer_norm(x)
+        return self.final_layer_norm(x + self.feed_forward(x))
+
+    def forward(self, x: Tensor, mask: Optional[Tensor]) -> Tensor:
+        """(N, T, D) -> (N, T, D)."""
+        normed = self.layer_norm(x) if self.norm_first else x
+        keys, values = self.attention.keys_values(normed)
+        return self._finish(x, self.attention(normed, keys, values, mask))
+
+    def streaming_forward(self, x: Tensor, cache: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+        """One chunk behind its cache.
+
+        Args:
+          x: (N, C, D). cache: (N, 2, H, P, D / H), keys and values of earlier frames.
+          mask: (N, 1, 1, P + C).
+
+        Returns:
+          (N, C, D), and keys and values of this chunk (N, 2, H, C, D / H).
+        """
+        normed = self.layer_norm(x) if self.norm_first else x
+        keys, values = self.attention.keys_values(normed)
+        new = torch.stack((keys, values), dim=1)
+        seen = torch.cat((cache, new), dim=3)
+        attended = self.attention(normed, seen[:, 0], seen[:, 1], mask)
+        return self._finish(x, attended), new
+
+
+class Encoder(nn.Module):
+    """Layers ``first`` .. ``last`` - 1 of the transformer, with what stands around them.
+
+    The positional convolution belongs to a part that starts below layer 0 (``first`` < 0).
+    The outer norm stands after the last layer in XLSR, before the first in wav2vec2-base.
+    """
+
+    def __init__(self, config: XlsrConfig, first: int, last: int):
+        super().__init__()
+        self.norm_first = config.do_stable_layer_norm
+        self.layerdrop = config.layerdrop
+        self.has_bottom = first < 0
+        self.has_top = first < last == config.num_hidden_layers
+        if self.has_bottom:
+            self.pos_conv_embed = PositionalConv(config)
+        if self.has_top if self.norm_first else self.has_bottom:
+            self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        # A dictionary, so that a part keeps the layer numbers of the whole in its names.
+        self.layers = nn.ModuleDict(
+            {str(i): EncoderLayer(config) for i in range(max(first, 0), last)}
+        )
+
+    def forward(
+        self, x: Tensor, lens: Tensor, chunk_size: int, left_context_chunks: int, sink_size: int
+    ) -> Tensor:
+        """(N, T, D), zero at padding -> (N, T, D), zero at padding."""
+        if self.has_bottom:
+            x = x + self.pos_conv_embed(x, chunk_size)
+            if not self.norm_first:
+                x = self.layer_norm(x)
+            x = self.dropout(x)
+        mask = attention_mask(lens, x.shape[1], chunk_size, left_context_chunks, sink_size)
+        for layer in self.layers.values():
+            dropped = self.training and bool(torch.rand(1) < self.layerdrop)
+            if not dropped:
+                x = layer(x, mask)
+        if self.has_top and self.norm_first:
+            x = self.layer_norm(x)
+        return zero_padding(x, lens)
+
+    def streaming_forward(
+        self, x: Tensor, num_new: Tensor, done: Tensor, history: Tensor, cache: Tensor, sinks: int
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """One chunk behind its state.
+
+        Args:
+          x: (N, C, D), zero at padding. num_new: (N,) frames of it that are real.
+          done: (N,) frames of the stream before it.
+          history: (N, K // 2, D), cache: (N, layers, 2, H, S + P, D / H).
+
+        Returns:
+          (N, C, D), history, cache.
+        """
+        chunk_size = x.shape[1]
+        is_full = num_new == chunk_size
+        if self.has_bottom:
+            position, history = self.pos_conv_embed.streaming_forward(x, history, is_full)
+            x = x + position
+            if not self.norm_first:
+                x = self.layer_norm(x)
+        cached = cache.shape[4]
+        mask = cache_mask(done, num_new, chunk_size, cached, sinks)
+        caches: List[Tensor] = []
+        for i, layer in enumerate(self.layers.values()):
+            old = cache[:, i]
+            x, new = layer.streaming_forward(x, old, mask)
+            first = fill_sinks(old[:, :, :, :sinks], new, done, num_new)
+            caches.append(torch.cat((first, roll(old[:, :, :, sinks:], new, is_full)), dim=3))
+        if len(caches) > 0:
+            cache = torch.stack(caches, dim=1)
+        if self.has_top and self.norm_first:
+            x = self.layer_norm(x)
+        return zero_padding(x, num_new), history, cache
+
+
+def zero_padding(x: Tensor, lens: Tensor) -> Tensor:
+    """(N, T, D) with zeros beyond each row's length."""
+    is_padding = torch.arange(x.shape[1], device=x.device) >= lens.unsqueeze(1)
+    return x.masked_fill(is_padding.unsqueeze(2), 0.0)

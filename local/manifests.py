@@ -1,0 +1,120 @@
+"""Files of DATA/manifests that several stages share: where they lie, how they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from xlsr_transducer.errors import UserError
+
+REJECTED_HEADER = ("line", "reason", "content")
+
+
+def manifest_path(data_dir: Path, kind: str, split: str) -> Path:
+    """``kind``: recordings or supervisions (stage 1), cuts (stage 2)."""
+    return data_dir / "manifests" / f"{kind}_{split}.jsonl.gz"
+
+
+def rejected_path(data_dir: Path, split: str) -> Path:
+    """The table of list lines that were not used."""
+    return data_dir / "manifests" / f"rejected_{split}.tsv"
+
+
+def read_splits(data_dir: Path) -> dict[str, list[str]]:
+    """{"train": [...], "val": [...], "test": [...]}: the names of the splits in use."""
+    path = data_dir / "manifests" / "splits.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run ./prepare.sh --data-dir {data_dir} first")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def split_names(data_dir: Path) -> list[str]:
+    """All splits, training first."""
+    splits = read_splits(data_dir)
+    return [*splits["train"], *splits["val"], *splits["test"]]
+
+
+@contextlib.contextmanager
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """Temporary names that become ``paths`` together when the block ends without an error."""
+    temporary = [path.with_name(path.name + ".tmp") for path in paths]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        for source, path in zip(temporary, paths, strict=True):
+            os.replace(source, path)
+    finally:
+        for source in temporary:
+            source.unlink(missing_ok=True)
+
+
+class JsonlGzWriter:
+    """Writes lhotse's ``.jsonl.gz``, one item at a time; the same items give the same bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")
+        # No file name and no time in the header, or equal manifests would differ.
+        self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0)
+
+    def write(self, item: Any) -> None:
+        """``item``: a lhotse manifest item, or its dictionary."""
+        values = item if isinstance(item, dict) else item.to_dict()
+        # ASCII: lhotse reads with the locale's encoding, which may be anything.
+        self._gzip.write(json.dumps(values).encode("ascii") + b"\n")
+
+    def __enter__(self) -> JsonlGzWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._gzip.close()
+        self._file.close()
+
+
+def read_jsonl_gz(path: Path) -> Iterator[dict]:
+    """The items of a ``.jsonl.gz`` file, one at a time."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run the earlier stages of ./prepare.sh first")
+    with gzip.open(path, "rt", encoding="utf-8") as f:
+        for line in f:
+            yield json.loads(line)
+
+
+def write_rejected(path: Path, rows: Iterable[tuple[int, str, str]]) -> None:
+    """The table of rejected lines: line number in the list, reason, the line as it stood."""
+    with replacing(path) as [temporary], open(temporary, "w", encoding="utf-8") as f:
+        f.write("\t".join(REJECTED_HEADER) + "\n")
+        for line, reason, content in rows:
+            f.write(f"{line}\t{_cell(reason)}\t{_cell(content)}\n")
+
+
+def read_rejected(path: Path) -> Iterator[tuple[int, str, str]]:
+    """The rows that ``write_rejected`` wrote."""
+    if path.is_file():
+        with open(path, encoding="utf-8", newline="\n") as f:
+            for row in itertools.islice(f, 1, None):
+                line, reason, content = row.rstrip("\n").split("\t")
+                yield int(line), reason, content
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split())
+
+
+def check_rejected(split: str, rejected: int, accepted: int, limit: float, path: Path) -> None:
+    """Raises UserError if more than ``limit`` percent of a split's lines were rejected."""
+    total = rejected + accepted
+    if not accepted:
+        raise UserError(f"{split}: none of {total} lines can be used; {path} says why")
+    percent = 100 * rejected / total
+    if percent > limit:
+        raise UserError(
+            f"{split}: {rejected} of {total} lines ({percent:.1f} %) were rejected, more than "
+            f"--max-rejected {limit:g} percent allows; {path} says why for each"
+        )

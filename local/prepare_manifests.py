@@ -1,0 +1,306 @@
+"""Stage 1: lists of `path|text|speaker` to lhotse recordings and supervisions.
+
+    python -m local.prepare_manifests --train-list train.txt --val-list val.txt \\
+        --test-list test.txt --data-dir data
+
+writes, in DATA/manifests, recordings_SPLIT.jsonl.gz, supervisions_SPLIT.jsonl.gz (text as in the
+list), rejected_SPLIT.tsv and splits.json. Lists are UTF-8; blank lines and lines that begin
+with `#` are skipped; the text may hold `|`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lhotse import AudioSource, Recording, SupervisionSegment
+from tqdm import tqdm
+
+from local.manifests import (
+    JsonlGzWriter,
+    check_rejected,
+    manifest_path,
+    rejected_path,
+    replacing,
+    write_rejected,
+)
+from local.probe_audio import AudioInfo, AudioProblem, probe_audio
+from xlsr_transducer.errors import UserError, run_command
+
+_LINES_PER_TASK = 64
+_TASKS_PER_WORKER = 4  # bounds what is read ahead, and with it memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of a list; ``problem`` is why it cannot be used, empty if it can."""
+
+    line: int
+    content: str
+    path: str = ""  # as in the list
+    audio: str = ""  # absolute, symbolic links resolved
+    text: str = ""
+    speaker: str = ""
+    info: AudioInfo | None = None
+    problem: str = ""
+
+
+def read_list(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines, as bytes without the line end; blank ones and comments left out."""
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, start=1):
+            if number == 1:
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise UserError(f"{path} is UTF-16: convert it to UTF-8")
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip() and not line.lstrip().startswith(b"#"):
+                yield number, line.rstrip(b"\r\n")
+
+
+def parse_line(number: int, line: bytes, folder: Path) -> Entry:
+    """Splits at the first bar for the path and at the last for the speaker."""
+    try:
+        content = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return Entry(number, line.decode("utf-8", "replace"), problem="not UTF-8")
+    if content.count("|") < 2:
+        return Entry(number, content, problem="too few fields: path|text|speaker expected")
+    path, rest = content.split("|", 1)
+    text, speaker = rest.rsplit("|", 1)
+    path, text, speaker = path.strip(), text.strip(), speaker.strip()
+    problem = "missing file: the path is empty" if not path else "" if text else "empty text"
+    audio = os.path.realpath(os.path.join(folder, path))
+    return Entry(number, content, path, audio, text, speaker, problem=problem)
+
+
+def probe_lines(lines: list[tuple[int, bytes]], folder: Path) -> list[Entry]:
+    """Parses lines and reads the headers of their audio files."""
+    entries = []
+    for number, line in lines:
+        entry = parse_line(number, line, folder)
+        if not entry.problem:
+            try:
+                entry = dataclasses.replace(entry, info=probe_audio(entry.audio))
+            except AudioProblem as e:
+                entry = dataclasses.replace(entry, problem=str(e))
+        entries.append(entry)
+    return entries
+
+
+def probe_list(path: Path, folder: Path, num_jobs: int) -> Iterator[Entry]:
+    """The entries of a list in its order, headers read by ``num_jobs`` threads at once."""
+    lines = read_list(path)
+    pending: collections.deque = collections.deque()
+    with ThreadPoolExecutor(num_jobs) as pool:
+        while True:
+            while len(pending) < num_jobs * _TASKS_PER_WORKER:
+                block = list(itertools.islice(lines, _LINES_PER_TASK))
+                if not block:
+                    break
+                pending.append(pool.submit(probe_lines, block, folder))
+            if not pending:
+                return
+            yield from pending.popleft().result()
+
+
+class UtteranceIds:
+    """Names utterances after their files, and knows which audio was used where.
+
+    Memory: some 200 bytes for each utterance.
+    """
+
+    def __init__(self) -> None:
+        self._where: dict[bytes, tuple[str, int]] = {}
+        self._used: set[str] = set()
+
+    def first_use(self, audio: str, split: str, line: int) -> tuple[str, int] | None:
+        """Split and line where this audio was used before; otherwise notes its use here."""
+        key = hashlib.blake2b(os.fsencode(audio), digest_size=16).digest()
+        if key in self._where:
+            return self._where[key]
+        self._where[key] = (split, line)
+        return None
+
+    def name(self, path: str) -> str:
+        """The file's name without its ending; if taken, with a hash of the path in the list."""
+        stem = re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(path))[0])
+        digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+        candidates = [stem, *(f"{stem}-{digest[:size]}" for size in range(8, 17))]
+        utterance = next((c for c in candidates if c not in self._used), None)
+        if utterance is None:  # the same path in the list, found in different folders
+            numbered = (f"{stem}-{digest}-{i}" for i in itertools.count(2))
+            utterance = next(c for c in numbered if c not in self._used)
+        self._used.add(utterance)
+        return utterance
+
+
+@dataclasses.dataclass
+class SplitStatistics:
+    """What the log says about a split."""
+
+    accepted: int = 0
+    seconds: float = 0.0
+    no_speaker: int = 0
+    multi_channel: int = 0
+    sampling_rates: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, entry: Entry) -> None:
+        """Counts an accepted entry."""
+        self.accepted += 1
+        self.seconds += entry.info.num_samples / entry.info.sampling_rate
+        self.no_speaker += not entry.speaker
+        self.multi_channel += entry.info.num_channels > 1
+        self.sampling_rates[entry.info.sampling_rate] += 1
+
+    def log(self, split: str, reasons: collections.Counter) -> None:
+        """Writes the summary of a split."""
+        rates = ", ".join(f"{n} at {hz} Hz" for hz, n in sorted(self.sampling_rates.items()))
+        logging.info(
+            "%s: %d utterances, %.2f hours (%s)", split, self.accepted, self.seconds / 3600, rates
+        )
+        if self.multi_channel:
+            logging.info(
+                "%s: %d files have several channels; channel 0 is used", split, self.multi_channel
+            )
+        if self.no_speaker:
+            logging.warning("%s: %d lines have no speaker", split, self.no_speaker)
+        for reason, count in reasons.most_common():
+            logging.warning("%s: %d lines rejected: %s", split, count, reason)
+
+
+def make_items(
+    entry: Entry, utterance: str, language: str
+) -> tuple[Recording, SupervisionSegment]:
+    """lhotse's recording (all channels of the file) and supervision (channel 0)."""
+    info = entry.info
+    duration = info.num_samples / info.sampling_rate
+    channels = list(range(info.num_channels))
+    source = AudioSource(type="file", channels=channels, source=entry.audio)
+    recording = Recording(
+        id=utterance,
+        sources=[source],
+        sampling_rate=info.sampling_rate,
+        num_samples=info.num_samples,
+        duration=duration,
+        channel_ids=channels,
+    )
+    supervision = SupervisionSegment(
+        id=utterance,
+        recording_id=utterance,
+        start=0.0,
+        duration=duration,
+        channel=0,
+        text=entry.text,
+        language=language,
+        speaker=entry.speaker or None,
+        custom={"line": entry.line},
+    )
+    return recording, supervision
+
+
+def prepare_split(
+    split: str, list_path: Path, args: argparse.Namespace, ids: UtteranceIds
+) -> None:
+    """Writes the manifests of one split, and its table of rejected lines in any case."""
+    folder = args.audio_root or list_path.resolve().parent
+    statistics = SplitStatistics()
+    rejected: list[tuple[int, str, str]] = []
+    kinds = ("recordings", "supervisions")
+    table = rejected_path(args.data_dir, split)
+    with replacing(*(manifest_path(args.data_dir, kind, split) for kind in kinds)) as temporary:
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(JsonlGzWriter(path)) for path in temporary]
+            entries = probe_list(list_path, folder, args.num_jobs)
+            for entry in tqdm(entries, desc=split, unit=" lines", disable=None):
+                problem = entry.problem or _repetition(entry, split, ids)
+                if problem:
+                    rejected.append((entry.line, problem, entry.content))
+                    continue
+                items = make_items(entry, ids.name(entry.path), args.lang)
+                for writer, item in zip(writers, items, strict=True):
+                    writer.write(item)
+                statistics.add(entry)
+        write_rejected(table, rejected)
+        statistics.log(split, collections.Counter(r.split(":")[0] for _, r, _ in rejected))
+        check_rejected(split, len(rejected), statistics.accepted, args.max_rejected, table)
+
+
+def _repetition(entry: Entry, split: str, ids: UtteranceIds) -> str:
+    """The reason if this audio occurs earlier in the list. Raises UserError if in another."""
+    first = ids.first_use(entry.audio, split, entry.line)
+    if first is None:
+        return ""
+    if first[0] == split:
+        return f"duplicate path: first in line {first[1]}"
+    raise UserError(
+        f"{entry.audio} is in two splits: line {first[1]} of the {first[0]} list and line "
+        f"{entry.line} of the {split} list; keep it in one of them"
+    )
+
+
+def name_splits(args: argparse.Namespace) -> dict[str, Path]:
+    """Split names and their lists. Several test lists are named after their files."""
+    lists = {"train": args.train_list, "val": args.val_list}
+    for path in args.test_list:
+        stem = re.sub(r"[^\w-]+", "_", path.stem)
+        name = stem if len(args.test_list) > 1 else "test"
+        if name in lists:
+            raise UserError(f"two lists would be called {name!r}: rename the test list {path}")
+        lists[name] = path
+    for path in lists.values():
+        if not path.is_file():
+            raise UserError(f"the list {path} does not exist")
+    return lists
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train-list", type=Path, required=True)
+    parser.add_argument("--val-list", type=Path, required=True)
+    parser.add_argument(
+        "--test-list", type=Path, action="append", default=[], help="may be given several times"
+    )
+    parser.add_argument(
+        "--audio-root", type=Path, help="relative paths start here (default: the list's folder)"
+    )
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--lang", default="et", help="language code of the supervisions")
+    parser.add_argument(
+        "--max-rejected", type=float, default=1.0, help="percent of a list's lines"
+    )
+    parser.add_argument("--num-jobs", type=int, default=8, help="files read at once")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if args.num_jobs < 1:
+        raise UserError(f"--num-jobs must be at least 1, not {args.num_jobs}")
+    if args.audio_root is not None and not args.audio_root.is_dir():
+        raise UserError(f"--audio-root {args.audio_root} is not a folder")
+    lists = name_splits(args)
+    ids = UtteranceIds()
+    for split, list_path in lists.items():
+        prepare_split(split, list_path, args, ids)
+    tests = [name for name in lists if name not in ("train", "val")]
+    splits = {"train": ["train"], "val": ["val"], "test": tests}
+    with replacing(args.data_dir / "manifests" / "splits.json") as [temporary]:
+        temporary.write_text(json.dumps(splits, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(main)

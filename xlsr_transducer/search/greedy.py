@@ -119,9 +119,7 @@ class GreedySearch(Search):
         token, frame, log_prob = (x.gather(1, stop)[:, 0] for x in (tokens, frames, best))
         return token.masked_fill(~emits_any, self.blank_id), frame, log_prob, passed
 
-    def _extended(
-        self, state: GreedyState, steps: list[tuple[Tensor, Tensor, Tensor]]
-    ) -> History:
+    def _extended(self, state: GreedyState, steps: list[tuple[Tensor, Tensor, Tensor]]) -> History:
         if not steps:
             return state.history
         tokens, frames, log_probs = (torch.stack(x, 1).unsqueeze(1) for x in zip(*steps))

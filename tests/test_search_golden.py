@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from golden_files import decode_case, decode_cases
 
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.search import SearchOptions, make_search
 
-GOLDEN = Path(__file__).parent / "golden"
-CASES = json.loads((GOLDEN / "manifest.json").read_text())["decode"]
-_loaded: dict[str, tuple] = {}
 
-
+@cache
 def load(case: str) -> tuple:
     """(file contents, decoder, joiner, encoder output, lengths) of a golden case."""
-    if case not in _loaded:
-        z = np.load(GOLDEN / CASES[case]["file"])
-        w = {k[2:]: torch.from_numpy(z[k]) for k in z.files if k.startswith("w.")}
-        vocab_size, dim = w["embedding"].shape
-        decoder = Decoder(vocab_size, dim, context_size=w["conv"].shape[2])
-        decoder.load_state_dict({"embedding.weight": w["embedding"], "conv.weight": w["conv"]})
-        joiner_dim, encoder_dim = w["encoder_proj_weight"].shape
-        joiner = Joiner(encoder_dim, dim, joiner_dim, vocab_size)
-        names = {"encoder_proj": "encoder_proj", "decoder_proj": "decoder_proj"}
-        names["output_linear"] = "output"
-        joiner.load_state_dict(
-            {f"{a}.{p}": w[f"{b}_{p}"] for a, b in names.items() for p in ("weight", "bias")}
-        )
-        x, lens = torch.from_numpy(z["in.x"]), torch.from_numpy(z["in.lens"])
-        _loaded[case] = (z, decoder.eval(), joiner.eval(), x, lens)
-    return _loaded[case]
+    _, z = decode_case(case)
+    w = {k[2:]: torch.tensor(z[k]) for k in z if k.startswith("w.")}
+    vocab_size, dim = w["embedding"].shape
+    decoder = Decoder(vocab_size, dim, context_size=w["conv"].shape[2])
+    decoder.load_state_dict({"embedding.weight": w["embedding"], "conv.weight": w["conv"]})
+    joiner_dim, encoder_dim = w["encoder_proj_weight"].shape
+    joiner = Joiner(encoder_dim, dim, joiner_dim, vocab_size)
+    names = {"encoder_proj": "encoder_proj", "decoder_proj": "decoder_proj"}
+    names["output_linear"] = "output"
+    joiner.load_state_dict(
+        {f"{a}.{p}": w[f"{b}_{p}"] for a, b in names.items() for p in ("weight", "bias")}
+    )
+    return z, decoder.eval(), joiner.eval(), torch.tensor(z["in.x"]), torch.tensor(z["in.lens"])
 
 
 def ragged(z, key: str) -> list[list[int]]:
@@ -44,7 +38,7 @@ def ragged(z, key: str) -> list[list[int]]:
 
 
 def entries(method: str) -> list[tuple[str, dict]]:
-    return [(case, entry) for case, c in CASES.items() for entry in c[method]]
+    return [(case, entry) for case in decode_cases() for entry in decode_case(case)[0][method]]
 
 
 def search_case(case: str, **options):

@@ -1,0 +1,154 @@
+"""Stored features: what they are, where they lie, how they are read.
+
+DATA/features/NAME/ holds features.json (a ``FeatureInfo``), cuts_SPLIT.jsonl.gz (lhotse
+cuts of 16 kHz recordings with features attached) and SPLIT/shard_NNNNN/ with the arrays.
+A cut lasts as long as its frames, 20 ms each; its audio goes on for 5 to 25 ms more, which
+is less than another frame needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.normalize import check_mode
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+
+SAMPLING_RATE = 16000
+FRAME_SHIFT = 0.02  # seconds
+INFO_FILE = "features.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureInfo:
+    """How features were made: everything that decides their numbers.
+
+    Raises:
+      UserError: settings that contradict each other.
+    """
+
+    xlsr: str  # a Hugging Face name, or an absolute path
+    sha256: str  # of the file with the weights
+    cut: str  # frontend, a layer's number, or last
+    normalize: str
+    feature_dim: int
+    chunk: ChunkSettings = ChunkSettings()  # noqa: RUF009  frozen
+    dtype: str = "float16"
+    extractor: str = "transformers"
+
+    def __post_init__(self) -> None:
+        check_mode(self.normalize)
+        if self.chunk.is_full_context:
+            return
+        self.chunk.require_consistent()
+        check_mode(self.normalize, streaming=True)
+        if self.cut == "frontend":
+            raise UserError(
+                f"--chunk-size {self.chunk.chunk_size} has no effect at --cut frontend, where a "
+                "frame sees 25 ms and no more: leave it out; the features serve every chunk size"
+            )
+
+    @property
+    def name(self) -> str:
+        """The usual name of the folder, such as ``12-cumulative-chunk-16-left-2-sink-4``."""
+        parts = [self.cut, self.normalize]
+        if not self.chunk.is_full_context:
+            parts.append(self.chunk.describe())
+        if self.extractor != "transformers":
+            parts.append(self.extractor)
+        return "-".join(parts)
+
+    def differences(self, other: FeatureInfo) -> list[str]:
+        """``["cut: frontend and 12", ...]``: where ``self`` and ``other`` differ.
+
+        The place of the checkpoint does not count, its content does.
+        """
+        mine, theirs = _to_dict(self), _to_dict(other)
+        keys = [key for key in mine if key != "xlsr" and mine[key] != theirs[key]]
+        return [f"{key}: {mine[key]} and {theirs[key]}" for key in keys]
+
+    def save(self, folder: Path) -> None:
+        """Writes features.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{INFO_FILE}.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(_to_dict(self), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / INFO_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> FeatureInfo:
+        """Reads features.json.
+
+        Raises:
+          UserError: it is missing or damaged.
+        """
+        path = folder / INFO_FILE
+        if not path.is_file():
+            raise UserError(f"{path} is missing: make the features with ./extract_features.sh")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "chunk": ChunkSettings(**values["chunk"])})
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from e
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{path} is damaged ({e}); remove {folder} and run ./extract_features.sh again"
+            ) from e
+
+
+def _to_dict(info: FeatureInfo) -> dict[str, Any]:
+    return dataclasses.asdict(info)
+
+
+def cuts_path(folder: Path, split: str) -> Path:
+    """The manifest of a split, which is there when the split is complete."""
+    return folder / f"cuts_{split}.jsonl.gz"
+
+
+def find_features(data_dir: Path, name: str | None = None) -> Path:
+    """The folder of the features to use.
+
+    Args:
+      name: a folder's name in DATA/features or its path; None for the only one there.
+
+    Raises:
+      UserError: there are none, or several to choose from.
+    """
+    root = Path(data_dir) / "features"
+    present = sorted(p.parent for p in root.glob(f"*/{INFO_FILE}"))
+    if name is not None:
+        for folder in (root / name, Path(name)):
+            if (folder / INFO_FILE).is_file():
+                return folder
+    command = f"./extract_features.sh --data-dir {data_dir} --xlsr NAME_OR_DIR_OR_PT"
+    if not present:
+        raise UserError(f"{root} holds no features: make them with {command}")
+    names = ", ".join(p.name for p in present)
+    if name is not None:
+        raise UserError(f"{root} holds no features called {name}, only {names}")
+    if len(present) > 1:
+        raise UserError(f"{root} holds several features, choose one of them: {names}")
+    return present[0]
+
+
+def load_feature_cuts(folder: Path, split: str) -> CutSet:
+    """The cuts of a split, read lazily, with ``cut.load_features()`` ready to use.
+
+    Raises:
+      UserError: the split is missing or its extraction was not completed.
+    """
+    from lhotse import CutSet
+
+    path = cuts_path(folder, split)
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: run ./extract_features.sh again, it continues where it stopped"
+        )
+    # Stored paths start at the folder, so that it can be moved.
+    return CutSet.from_jsonl_lazy(path).with_features_path_prefix(folder)

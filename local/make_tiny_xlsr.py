@@ -1,0 +1,159 @@
+"""Makes the stand-in: a tiny network with XLSR's architecture, for machines without XLSR.
+
+    python -m local.make_tiny_xlsr --out exp/tiny_xlsr --steps 0 [--seed S]
+
+writes a folder in Hugging Face's format with random weights. Nothing that it
+recognises says anything about XLSR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.model.wav2vec2 import Wav2Vec2
+from xlsr_transducer.model.xlsr_checkpoint import POS_CONV
+from xlsr_transducer.model.xlsr_config import XlsrConfig
+
+SHAPE = XlsrConfig(
+    conv_dim=(16, 32, 64, 64, 96, 96, 128),
+    hidden_size=144,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=512,
+    num_conv_pos_embeddings=32,
+    num_conv_pos_embedding_groups=16,
+    hidden_dropout=0.05,
+    attention_dropout=0.05,
+    layerdrop=0.0,
+)
+# What Hugging Face's configuration has besides the fields of XlsrConfig.
+HUGGING_FACE_CONFIG = {
+    "architectures": ["Wav2Vec2Model"],
+    "model_type": "wav2vec2",
+    "feat_extract_activation": "gelu",
+    "hidden_act": "gelu",
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+    "initializer_range": 0.02,
+    "mask_time_prob": 0.075,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+PREPROCESSOR_CONFIG = {
+    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+    "do_normalize": True,
+    "feature_size": 1,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "return_attention_mask": True,
+    "sampling_rate": 16000,
+}
+CARD = """---
+language: et
+---
+# A stand-in for XLSR, not XLSR
+
+A network with XLSR's architecture made tiny ({millions:.2f} million parameters), made by
+`python -m local.make_tiny_xlsr` for demonstrations and tests on machines where the real
+checkpoint is not at hand. Word error rates reached with it say nothing about XLSR.
+
+Weights: {origin}
+"""
+
+
+def random_network(config: XlsrConfig, seed: int) -> Wav2Vec2:
+    """The network as it starts: convolutions as Hugging Face draws them, the rest PyTorch's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Wav2Vec2(config)
+        for layer in network.feature_extractor.conv_layers:
+            nn.init.kaiming_normal_(layer.conv.weight)
+        pos_conv = network.encoder.pos_conv_embed.conv
+        std = 2 / math.sqrt(config.num_conv_pos_embeddings * config.hidden_size)
+        nn.init.normal_(pos_conv.weight, std=std)
+        nn.init.zeros_(pos_conv.bias)
+    return network
+
+
+def hugging_face_weights(network: Wav2Vec2) -> dict[str, Tensor]:
+    """The state dict with the positional convolution's weight norm spelled out again.
+
+    ``weight_g`` and ``weight_v`` are the names that every version of transformers reads.
+    """
+    weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    folded = weights.pop(POS_CONV + "weight")
+    weights[POS_CONV + "weight_v"] = folded
+    norm = folded.double().square().sum(dim=(0, 1), keepdim=True).sqrt()
+    weights[POS_CONV + "weight_g"] = norm.float()
+    return weights
+
+
+def write_checkpoint(out_dir: Path, config: XlsrConfig, network: Wav2Vec2, origin: str) -> None:
+    """Writes the folder: configuration, weights, preprocessor and a card with ``origin``."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    weights = hugging_face_weights(network)
+    values: dict[str, Any] = {**HUGGING_FACE_CONFIG, **config.to_dict()}
+    values["num_feat_extract_layers"] = len(config.conv_dim)
+    millions = sum(w.numel() for w in weights.values()) / 1e6
+    texts = {
+        "preprocessor_config.json": json.dumps(PREPROCESSOR_CONFIG, indent=2) + "\n",
+        "README.md": CARD.format(millions=millions, origin=origin),
+        "config.json": json.dumps(values, indent=2, sort_keys=True) + "\n",
+    }
+    partial = out_dir / "model.safetensors.tmp"
+    save_file(weights, str(partial), metadata={"format": "pt"})
+    os.replace(partial, out_dir / "model.safetensors")
+    for name, text in texts.items():
+        partial = out_dir / f"{name}.tmp"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, out_dir / name)
+
+
+def make_random(
+    out_dir: str | Path, seed: int = 1, config_overrides: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a stand-in with random weights and returns its folder.
+
+    Args:
+      config_overrides: fields of ``XlsrConfig`` to set otherwise than in ``SHAPE``, for
+        something tinier still.
+    """
+    config = XlsrConfig.from_dict({**SHAPE.to_dict(), **(config_overrides or {})})
+    network = random_network(config, seed)
+    write_checkpoint(Path(out_dir), config, network, f"random, drawn with seed {seed}.")
+    return Path(out_dir)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=0, choices=[0], help="0: random weights")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.info("making a stand-in: a tiny network of XLSR's architecture. It is not XLSR.")
+    make_random(args.out, args.seed)
+    logging.info("the stand-in lies in %s", args.out)
+
+
+if __name__ == "__main__":
+    run_command(main)

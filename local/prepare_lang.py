@@ -1,0 +1,104 @@
+"""Stage 2, second part: the BPE model of the training text.
+
+    python -m local.prepare_lang --data-dir data --vocab-size 2500
+
+writes DATA/lang_bpe_2500/ with bpe.model and tokens.txt. The vocabulary includes `<blk>` 0,
+`<sos/eos>` 1 and `<unk>` 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from local.manifests import manifest_path, read_jsonl_gz, read_splits, replacing
+from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
+from xlsr_transducer.errors import UserError, run_command
+
+
+def training_texts(data_dir: Path) -> Iterator[str]:
+    """The normalized texts of the training cuts."""
+    for split in read_splits(data_dir)["train"]:
+        for cut in read_jsonl_gz(manifest_path(data_dir, "cuts", split)):
+            yield cut["supervisions"][0]["text"]
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A sentencepiece BPE model with exactly ``vocab_size`` tokens.
+
+    Raises UserError if the text has too few or too many different pieces for that.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            # Control symbols, so that no text can spell a blank.
+            control_symbols=[BLANK, SOS_EOS],
+            unk_id=2,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            # The text is normalized already, and the report says how.
+            normalization_rule_name="identity",
+            max_sentence_length=1 << 20,
+            minloglevel=2,
+        )
+    except RuntimeError as e:
+        raise _explain(e, vocab_size) from e
+    return model.getvalue()
+
+
+def _explain(error: RuntimeError, vocab_size: int) -> Exception:
+    """sentencepiece's complaint about the vocabulary as one for the user."""
+    message = str(error)
+    too_high = re.search(r"set it to a value <= (\d+)", message)
+    if too_high:
+        return UserError(
+            f"--vocab-size {vocab_size} is more than the training text allows: "
+            f"the largest possible is {too_high.group(1)}"
+        )
+    too_low = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
+    if too_low:
+        return UserError(
+            f"--vocab-size {vocab_size} is less than the characters of the training text need: "
+            f"the smallest possible is {too_low.group(1)}"
+        )
+    if "sentences_.empty()" in message:
+        return UserError("the training text is empty")
+    return error
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--vocab-size", type=int, default=2500)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if args.vocab_size < 4:
+        raise UserError(f"--vocab-size {args.vocab_size} leaves no room for text")
+    tokenizer = Tokenizer.from_bytes(train_bpe(training_texts(args.data_dir), args.vocab_size))
+    lang_dir = args.data_dir / f"lang_bpe_{args.vocab_size}"
+    with replacing(lang_dir / "bpe.model", lang_dir / "tokens.txt") as (model, tokens):
+        model.write_bytes(tokenizer.to_bytes())
+        tokenizer.write_tokens(tokens)
+    logging.info("%s: %d tokens", lang_dir, tokenizer.vocab_size)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,162 @@
+"""Stage 2, first part: normalizes the text and writes the cuts that training reads.
+
+    python -m local.prepare_text --data-dir data [--lower-case 0] [--punctuation keep]
+
+writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance, channel 0; the text as it was
+stays in the supervision's custom field `original_text`) and DATA/manifests/text_report.tsv, which
+says for each character whether it was kept, mapped or dropped. Utterances of which no text is
+left join rejected_SPLIT.tsv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import logging
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lhotse import MonoCut, Recording, SupervisionSegment
+from tqdm import tqdm
+
+from local.manifests import (
+    JsonlGzWriter,
+    check_rejected,
+    manifest_path,
+    read_jsonl_gz,
+    read_rejected,
+    rejected_path,
+    replacing,
+    split_names,
+    write_rejected,
+)
+from xlsr_transducer.data.text import CharacterUse, TextNormalizer, TextOptions
+from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.options import add_options, from_args
+
+_NO_TEXT = "empty text after normalization"
+_REPORT_HEADER = ("action", "character", "code", "name", "becomes")
+
+
+def read_utterances(
+    data_dir: Path, split: str
+) -> Iterator[tuple[Recording, SupervisionSegment]]:
+    """Recordings with their supervisions, one at a time. Raises UserError if they do not pair."""
+    paths = [manifest_path(data_dir, kind, split) for kind in ("recordings", "supervisions")]
+    items = zip(*(read_jsonl_gz(path) for path in paths), strict=True)
+    try:
+        for recording, supervision in items:
+            if supervision["recording_id"] != recording["id"]:
+                raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again")
+            yield Recording.from_dict(recording), SupervisionSegment.from_dict(supervision)
+    except ValueError as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again") from e
+
+
+def make_cut(recording: Recording, supervision: SupervisionSegment, text: str) -> MonoCut:
+    """The whole recording's first channel with the normalized ``text``."""
+    supervision.custom = {**(supervision.custom or {}), "original_text": supervision.text}
+    supervision.text = text
+    return MonoCut(
+        id=supervision.id,
+        start=0.0,
+        duration=recording.duration,
+        channel=0,
+        recording=recording,
+        supervisions=[supervision],
+    )
+
+
+def prepare_split(
+    data_dir: Path, split: str, normalizer: TextNormalizer, max_rejected: float
+) -> None:
+    """Writes the cuts of one split and brings its table of rejected lines up to date."""
+    accepted = 0
+    table = rejected_path(data_dir, split)
+    rejected = [row for row in read_rejected(table) if row[1] != _NO_TEXT]
+    with replacing(manifest_path(data_dir, "cuts", split)) as [temporary]:
+        with JsonlGzWriter(temporary) as cuts:
+            utterances = read_utterances(data_dir, split)
+            for recording, supervision in tqdm(utterances, desc=split, disable=None):
+                text = normalizer(supervision.text)
+                if text:
+                    cuts.write(make_cut(recording, supervision, text))
+                    accepted += 1
+                else:
+                    line = (supervision.custom or {}).get("line", 0)
+                    rejected.append((line, _NO_TEXT, supervision.text))
+        write_rejected(table, sorted(rejected))
+        logging.info("%s: %d utterances with text", split, accepted)
+        check_rejected(split, len(rejected), accepted, max_rejected, table)
+
+
+def write_report(path: Path, uses: dict[str, collections.Counter[CharacterUse]]) -> None:
+    """One row for each treatment of a character, with its counts by split."""
+    rows = sorted({use for counts in uses.values() for use in counts},
+                  key=lambda use: (use.action, use.character))  # fmt: skip
+    with replacing(path) as [temporary], open(temporary, "w", encoding="utf-8") as f:
+        f.write("\t".join([*_REPORT_HEADER, *uses]) + "\n")
+        for use in rows:
+            name = unicodedata.name(use.character, "(no name)")
+            code = f"U+{ord(use.character):04X}"
+            counts = [str(uses[split][use]) for split in uses]
+            shown = use.character if use.character.isprintable() else " "
+            f.write("\t".join([use.action, shown, code, name, use.becomes, *counts]) + "\n")
+
+
+def log_report(uses: dict[str, collections.Counter[CharacterUse]], path: Path) -> None:
+    """The short form of the report, and what in it deserves a look."""
+    total: collections.Counter[CharacterUse] = sum(uses.values(), collections.Counter())
+    for action in ("kept", "mapped", "dropped"):
+        counts = {use: count for use, count in total.items() if use.action == action}
+        shown = " ".join(sorted({_shown(use) for use in counts}))
+        logging.info(
+            "characters %s: %d kinds, %d in all: %s", action, len(counts), sum(counts.values()),
+            shown if len(shown) <= 400 else shown[:400] + " ...",
+        )  # fmt: skip
+    written = {split: {c for use in counts for c in use.becomes} for split, counts in uses.items()}
+    train = next(iter(written.values()))
+    unknown = sorted(set().union(*written.values()) - train)
+    if unknown:
+        logging.warning("not in the training text, so unknown to the model: %s", " ".join(unknown))
+    if any(character.isdigit() for character in train):
+        logging.warning("the text holds digits: better spell numbers out as they are spoken")
+    logging.info("details: %s", path)
+
+
+def _shown(use: CharacterUse) -> str:
+    character = use.character if use.character.isprintable() else f"U+{ord(use.character):04X}"
+    return f"{character}>{use.becomes}" if use.action == "mapped" else character
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--lang", default="et", help="language code: matters for Turkish i")
+    parser.add_argument(
+        "--max-rejected", type=float, default=1.0, help="percent of a list's lines"
+    )
+    add_options(parser, TextOptions)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    uses = {}
+    for split in split_names(args.data_dir):
+        normalizer = TextNormalizer(from_args(TextOptions, args), args.lang)
+        prepare_split(args.data_dir, split, normalizer, args.max_rejected)
+        uses[split] = normalizer.uses
+    path = args.data_dir / "manifests" / "text_report.tsv"
+    write_report(path, uses)
+    log_report(uses, path)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,108 @@
+"""How a file or a lhotse cut becomes samples: one way, so that every command hears the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+from lhotse import MonoCut, Recording
+from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
+from lhotse.utils import compute_num_samples
+
+from xlsr_transducer.data.features import SAMPLING_RATE
+from xlsr_transducer.errors import UserError
+
+# A cut with features lasts as long as its frames; its audio lasts as long as this field says.
+AUDIO_DURATION = "audio_duration"
+
+
+def read_audio(source: Union[str, Path, MonoCut]) -> np.ndarray:
+    """Reads channel 0 of a file, or the channel of a cut, and resamples it to 16 kHz.
+
+    Args:
+      source: a wav, flac, ogg or mp3 file of any rate, or a cut (with features or without).
+
+    Returns:
+      (n,) float32 in [-1, 1].
+
+    Raises:
+      UserError: the file cannot be read, or holds less than its header says.
+    """
+    cut = source if isinstance(source, MonoCut) else cut_of_file(source)
+    try:
+        recording = cut.recording.resample(SAMPLING_RATE)
+        samples = recording.load_audio(
+            channels=cut.channel, offset=cut.start, duration=audio_duration(cut)
+        )
+    except _READ_ERRORS as e:
+        raise UserError(f"{_name(cut)}: {_reason(e)}") from e
+    return np.ascontiguousarray(samples[0], dtype=np.float32)
+
+
+def cut_of_file(path: Union[str, Path]) -> MonoCut:
+    """Channel 0 of a whole file as a cut, named after the file.
+
+    Raises:
+      UserError: the header cannot be read, or there is no audio.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such audio file")
+    try:
+        recording = Recording.from_file(path)
+    except _READ_ERRORS as e:
+        raise UserError(f"{path}: {_reason(e)}") from e
+    if recording.num_samples == 0:
+        raise UserError(f"{path}: holds no audio")
+    return MonoCut(
+        id=recording.id,
+        start=0,
+        duration=recording.duration,
+        channel=recording.channel_ids[0],
+        recording=recording,
+    )
+
+
+def audio_duration(cut: MonoCut) -> float:
+    """Seconds of audio of a cut; one with features has a little more than its frames last."""
+    return (cut.custom or {}).get(AUDIO_DURATION, cut.duration)
+
+
+def num_samples(cut: MonoCut) -> int:
+    """Samples that ``read_audio`` gives, from the manifest alone."""
+    return compute_num_samples(audio_duration(cut), SAMPLING_RATE)
+
+
+# soundfile raises RuntimeErrors; lhotse checks some things by assertions.
+_READ_ERRORS = (
+    AudioLoadingError,
+    DurationMismatchError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    AssertionError,
+)
+
+
+def _name(cut: MonoCut) -> str:
+    sources = cut.recording.sources
+    return str(sources[0].source) if sources and sources[0].type == "file" else cut.id
+
+
+def _reason(error: Exception) -> str:
+    """One short line out of lhotse's collected messages of many lines."""
+    if isinstance(error, FileNotFoundError):
+        return "no such audio file"
+    text = str(error)
+    for sign, meaning in (
+        ("No such file", "no such audio file"),
+        ("diverged", "truncated: it holds less audio than its header or the manifest says"),
+        ("equested more audio", "truncated: it holds less audio than the manifest says"),
+    ):
+        if sign in text:
+            return meaning
+    found = re.search(r"LibsndfileError'>: (?:Error opening .*: )?(?:Error : )?(.+)", text)
+    line = found.group(1) if found else f"{type(error).__name__}: {text.strip()}"
+    return f"unreadable audio ({line.splitlines()[0][:160].rstrip('.')})"

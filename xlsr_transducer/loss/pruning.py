@@ -41,9 +41,7 @@ def get_rnnt_prune_ranges(
         raise ValueError(f"s_range is {s_range}, must be at least {least} for this rnnt_type")
     R = min(s_range, S + 1)
     windows = S + 2 - R
-    score = py_grad[:, :windows].clone()
-    for r in range(1, R):
-        score += py_grad[:, r : r + windows]
+    score = py_grad.unfold(1, R, 1).sum(3)
     score[:, 1:] -= px_grad[:, : windows - 1, :T]
     start = _first_argmax(score)
 

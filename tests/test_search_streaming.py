@@ -18,6 +18,16 @@ SETTINGS = {
     "modified-beam-wider-than-vocabulary": dict(
         decoding_method="modified_beam_search", beam_size=20, blank_penalty=0.5
     ),
+    "fast-beam": dict(decoding_method="fast_beam_search", beam=8.0),
+    "fast-beam-crowded": dict(
+        decoding_method="fast_beam_search", beam=30.0, max_contexts=5, max_states=6
+    ),
+    "fast-beam-strict": dict(
+        decoding_method="fast_beam_search", fast_beam_flavour="strict", max_states=9
+    ),
+    "fast-beam-partial": dict(
+        decoding_method="fast_beam_search", fast_beam_flavour="partial", max_states=9
+    ),
 }
 
 

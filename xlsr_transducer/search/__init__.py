@@ -6,6 +6,7 @@ from torch import nn
 
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.search.base import Search
+from xlsr_transducer.search.fast_beam import FastBeamSearch
 from xlsr_transducer.search.greedy import GreedySearch
 from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.modified_beam import ModifiedBeamSearch
@@ -14,6 +15,7 @@ from xlsr_transducer.search.options import SearchOptions
 __all__ = ["Hypothesis", "Search", "SearchOptions", "make_search"]
 
 SEARCHES = {
+    "fast_beam_search": FastBeamSearch,
     "greedy_search": GreedySearch,
     "modified_beam_search": ModifiedBeamSearch,
 }

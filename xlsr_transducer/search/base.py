@@ -96,6 +96,20 @@ class Search(ABC):
         """(M, J) decoder side of the joiner for contexts (M, C)."""
         return self.joiner.decoder_proj(self.decoder(context, need_pad=False)[:, 0])
 
+    def _renewed(self, decoder_side: Tensor, context: Tensor, fresh: Tensor) -> Tensor:
+        """``decoder_side`` (M, J), computed anew from ``context`` (M, C) where ``fresh`` (M,).
+
+        On a CPU only the rows in need are computed (into ``decoder_side``); elsewhere all are,
+        as looking for them would make the program wait for the device.
+        """
+        if decoder_side.device.type != "cpu":
+            computed = self._project_context(context).to(decoder_side.dtype)
+            return torch.where(fresh.unsqueeze(1), computed, decoder_side)
+        rows = fresh.nonzero()[:, 0]
+        if len(rows):
+            decoder_side[rows] = self._project_context(context[rows]).to(decoder_side.dtype)
+        return decoder_side
+
     def _log_probs(self, encoder_side: Tensor, decoder_side: Tensor) -> Tensor:
         """(*, V) log-probs after blank penalty and temperature, in float32 at least."""
         logits = self.joiner(encoder_side, decoder_side, project_input=False)

@@ -20,6 +20,7 @@ from xlsr_transducer.search.hypothesis import Hypothesis
 
 # Joiner rows per step that are nearly as cheap as one.
 ROWS_PER_STEP = {"cpu": 32, "cuda": 4096}
+MIN_BLOCK = 4
 MAX_BLOCK = 16
 
 
@@ -101,7 +102,7 @@ class GreedySearch(Search):
           last one looked at; its log-prob (A,); the log-prob of all decisions made (A,).
         """
         budget = ROWS_PER_STEP.get(rows.device.type, ROWS_PER_STEP["cpu"])
-        block = max(1, min(budget // len(rows), MAX_BLOCK, encoder_side.shape[1]))
+        block = min(max(budget // len(rows), MIN_BLOCK), MAX_BLOCK, encoder_side.shape[1])
         frames = at[rows].unsqueeze(1) + torch.arange(block, device=rows.device)
         ends = lens[rows].unsqueeze(1)
         inside = frames < ends

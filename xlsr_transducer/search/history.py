@@ -1,10 +1,8 @@
 """What the hypotheses of a batch of streams have said so far, as tensors.
 
-A beam search stores, frame by frame, which hypothesis each survivor came from and the token
-it added. When a piece of input has been searched, ``trace_back`` follows these pointers once
-and ``History.extend`` appends the tokens found. Tokens that all live hypotheses of a stream
-share can no longer change: once there are many, they move to host memory, so that the tensors
-of a stream which runs for hours stay small.
+A search appends tokens piece by piece. Those that all live hypotheses of a stream share can no
+longer change: once there are many, they move to host memory, so that the tensors of a stream
+which runs for hours stay small.
 
 Letters: N streams, B hypotheses per stream, W width of the open part, K steps of one piece.
 """
@@ -204,23 +202,3 @@ class History:
             num_settled=torch.cat([p.num_settled for p in parts]),
             settled=tuple(s for p in parts for s in p.settled),
         )
-
-
-def trace_back(back: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """Follows back-pointers from the last step to the first.
-
-    Args:
-      back: (K, N, B) int64; ``back[k, n, b]`` is the hypothesis before step k which became
-        hypothesis b of stream n.
-      values: (K, N, B) each, something that step k added to hypothesis b.
-
-    Returns:
-      origin (N, B), the hypothesis before step 0 that each last one came from; and each of
-      ``values`` along the path, (N, B, K).
-    """
-    index = torch.arange(back.shape[2], device=back.device).expand(back.shape[1], -1)
-    visited = torch.empty_like(back)
-    for k in range(back.shape[0] - 1, -1, -1):
-        visited[k] = index
-        index = back[k].gather(1, index)
-    return (index, *(v.gather(2, visited).permute(1, 2, 0) for v in values))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.search.base import Search
-from xlsr_transducer.search.history import History, trace_back
+from xlsr_transducer.search.frames import search_frames
+from xlsr_transducer.search.history import History
 from xlsr_transducer.search.hypothesis import Hypothesis
 
 # Odd multiplier of the rolling hash (Knuth's MMIX generator); products wrap modulo 2^64.
@@ -69,56 +70,20 @@ class ModifiedBeamSearch(Search):
         """Consumes the next frames of each stream (see ``Search.advance``)."""
         lens = encoder_out_lens.to(encoder_out.device)
         encoder_side = self._project_encoder(encoder_out, lens)
-        num_frames = encoder_side.shape[1]
-        if num_frames == 0:
+        if encoder_side.shape[1] == 0:
             return state
-        # Longest first: the streams that go on are always the first n rows.
-        order = lens.sort(descending=True, stable=True).indices
-        encoder_side = encoder_side[order]
-        now = tuple(x[order] for x in state.fields())
-        column = torch.arange(num_frames, device=lens.device)
-        counts = (lens.unsqueeze(1) > column).sum(0).tolist()
-
-        shape = (num_frames, len(lens), self.options.beam_size)
-        back = torch.arange(shape[2], device=lens.device).expand(shape).clone()
-        tokens = torch.full(shape, self.blank_id, device=lens.device)
-        log_probs = torch.zeros(shape, device=lens.device)
-        for t, n in enumerate(counts):
-            step = self._step(encoder_side[:n, t], *(x[:n] for x in now))
-            for old, new in zip(now, step[:5]):
-                old[:n] = new
-            back[t, :n], tokens[t, :n], log_probs[t, :n] = step[5:]
-
-        inverse = order.argsort()
-        origin, tokens, log_probs = trace_back(back, tokens, log_probs)
-        frames = column + state.num_frames[:, None, None]
-        context, decoder_side, score, offset, hashes = (x[inverse] for x in now)
-        history = state.history.extend(
-            origin[inverse],
-            tokens[inverse],
-            frames.expand_as(tokens),
-            log_probs[inverse],
-            self.blank_id,
-        ).settle(score > -float("inf"))
-        return BeamState(
-            history, context, decoder_side, score, offset, hashes, state.num_frames + lens
+        fields, added = search_frames(
+            self._step, encoder_side, lens, state.fields(), self.options.beam_size, self.blank_id
         )
+        history = state.history.extend(*added.after(state.num_frames), self.blank_id)
+        live = fields[2] > -float("inf")
+        return BeamState(history.settle(live), *fields, state.num_frames + lens)
 
     def _step(
-        self,
-        encoder_side: Tensor,
-        context: Tensor,
-        decoder_side: Tensor,
-        score: Tensor,
-        offset: Tensor,
-        hashes: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """One frame of n streams: ``encoder_side`` (n, J) and the fields of their state.
-
-        Returns:
-          the fields after the frame; the hypothesis each new one came from, the token it
-          added (blank: none) and that token's log-prob, (n, B) each.
-        """
+        self, encoder_side: Tensor, fields: tuple[Tensor, ...], num_ending: int
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+        """One frame of n streams (see ``frames.Step``)."""
+        context, decoder_side, score, offset, hashes = fields
         n, beam = score.shape
         log_probs = self._log_probs(encoder_side.unsqueeze(1), decoder_side)
         vocab_size = log_probs.shape[2]
@@ -137,23 +102,18 @@ class ModifiedBeamSearch(Search):
         score, source = _merge(score, hashes, emits)
 
         # Only a context that no hypothesis of the last frame had needs the decoder.
-        row = torch.arange(n, device=parent.device).unsqueeze(1) * beam + parent.gather(1, source)
-        decoder_side = decoder_side.reshape(n * beam, -1)[row.flatten()]
-        fresh = (emits.gather(1, source) & (score > -float("inf"))).flatten().nonzero()[:, 0]
-        if len(fresh):
-            contexts = context.view(n * beam, -1)[fresh]
-            decoder_side[fresh] = self._project_context(contexts).to(decoder_side.dtype)
+        first = torch.arange(n, device=parent.device).unsqueeze(1) * beam
+        row = first + parent.gather(1, source)
+        fresh = emits.gather(1, source) & (score > -float("inf"))
+        decoder_side = self._renewed(
+            decoder_side.reshape(n * beam, -1)[row.flatten()],
+            context.view(n * beam, -1),
+            fresh.flatten(),
+        ).view(n, beam, -1)
         best = score.max(1).values
-        return (
-            context,
-            decoder_side.view(n, beam, -1),
-            score - best.unsqueeze(1),
-            offset + best,
-            hashes,
-            parent,
-            token,
-            log_prob,
-        )
+        score = score - best.unsqueeze(1)
+        fields = (context, decoder_side, score, offset + best, hashes)
+        return fields, (parent, token, log_prob)
 
     def nbest(self, state: BeamState, n: int) -> list[list[Hypothesis]]:
         """Up to ``n`` different token sequences per stream, by length-normalised score."""

@@ -28,7 +28,7 @@ def read_audio(source: Union[str, Path, MonoCut]) -> np.ndarray:
       (n,) float32 in [-1, 1].
 
     Raises:
-      UserError: the file cannot be read, or holds less than its header says.
+      UserError: the file cannot be read, is shorter than the manifest says, or holds NaN.
     """
     cut = source if isinstance(source, MonoCut) else cut_of_file(source)
     try:
@@ -38,7 +38,10 @@ def read_audio(source: Union[str, Path, MonoCut]) -> np.ndarray:
         )
     except _READ_ERRORS as e:
         raise UserError(f"{_name(cut)}: {_reason(e)}") from e
-    return np.ascontiguousarray(samples[0], dtype=np.float32)
+    wave = np.ascontiguousarray(samples[0], dtype=np.float32)
+    if not np.isfinite(wave).all():
+        raise UserError(f"{_name(cut)}: holds samples that are not numbers, or infinite")
+    return wave
 
 
 def cut_of_file(path: Union[str, Path]) -> MonoCut:

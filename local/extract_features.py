@@ -1,0 +1,366 @@
+"""Stage 3: features of XLSR at a cut, stored once for all trainings.
+
+    python -m local.extract_features --xlsr exp/tiny_xlsr --cut frontend
+
+reads DATA/manifests/cuts_SPLIT.jsonl.gz and writes, in DATA/features/NAME (by default named
+after the settings), features.json, cuts_SPLIT.jsonl.gz, short_SPLIT.tsv and
+unreadable_SPLIT.tsv with what was left out, the arrays (float16) and a log. Interrupted at any
+time and started again, it continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import fcntl
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import Features, MonoCut
+from lhotse.utils import fastcopy
+
+from local.extract_progress import Progress
+from local.extract_shard import SHORTEST, Shard, ShardResult, extract_shard, plan_shards
+from local.extractors import describe_features, make_extractor
+from local.manifests import (
+    JsonlGzWriter,
+    manifest_path,
+    read_jsonl_gz,
+    replacing,
+    split_names,
+)
+from xlsr_transducer.data.audio import AUDIO_DURATION
+from xlsr_transducer.data.features import INFO_FILE, SAMPLING_RATE, FeatureInfo, cuts_path
+from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
+
+MAX_UNREADABLE = 1.0  # percent of a split's cuts
+POLL_SECONDS = 0.5
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="extract_features.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("data"), help="default: data")
+    add("--splits", nargs="+", metavar="SPLIT", help="default: all in manifests/splits.json")
+    add("--name", help="folder in DATA/features (default: from cut, normalisation and chunks)")
+    add(
+        "--xlsr",
+        default="facebook/wav2vec2-large-xlsr-53",
+        help="Hugging Face name, folder, or fairseq .pt (default: %(default)s)",
+    )
+    add("--cut", default="frontend", help="frontend (default), a layer from 1, or last")
+    add(
+        "--normalize",
+        choices=("cumulative", "utterance", "none"),
+        help="of the waveform (default: cumulative, which can stream; utterance with s3prl)",
+    )
+    add("--chunk-size", type=int, default=-1, help="20 ms frames; -1 (default): whole utterance")
+    add("--left-context-chunks", type=int, default=-1, help="-1 (default): all")
+    add("--attention-sink-size", type=int, default=0, help="default: 0")
+    add(
+        "--extractor",
+        choices=("transformers", "s3prl"),
+        default="transformers",
+        help="transformers (default): the network as Hugging Face's Wav2Vec2Model defines it, "
+        "computed by this project's module, which can also mask by chunk; s3prl: by s3prl, for "
+        "layers in full context",
+    )
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: workers share all GPUs")
+    jobs = parser.add_mutually_exclusive_group()
+    jobs.add_argument(
+        "--num-jobs", type=int, default=3, help="workers, of one thread each (default: 3)"
+    )
+    jobs.add_argument("--single-process", action="store_true", help="no workers")
+    add("--max-duration", type=float, default=60.0, help="seconds per batch (default: 60)")
+    add("--subset", type=int, help="only the first N utterances of each split, for a trial")
+    return parser
+
+
+def feature_info(args: argparse.Namespace) -> FeatureInfo:
+    """What the options ask for, checked against the checkpoint before any work is done."""
+    for name, lowest in (("num_jobs", 1), ("subset", 1), ("max_duration", 0)):
+        value = getattr(args, name)
+        if value is not None and value < lowest:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    normalize = args.normalize or ("utterance" if args.extractor == "s3prl" else "cumulative")
+    chunk = ChunkSettings(args.chunk_size, args.left_context_chunks, args.attention_sink_size)
+    chunk = chunk.require_consistent().simplified()
+    return describe_features(load_xlsr(args.xlsr), args.cut, normalize, chunk, args.extractor)
+
+
+@contextlib.contextmanager
+def feature_folder(args: argparse.Namespace, info: FeatureInfo) -> Iterator[Path]:
+    """The folder for these features, for this process alone, with its log."""
+    folder = args.data_dir / "features" / (args.name or info.name)
+    if (folder / INFO_FILE).is_file():
+        differences = info.differences(FeatureInfo.load(folder))
+        if differences:
+            raise UserError(
+                f"{folder} holds features made with other settings ({'; '.join(differences)}, "
+                "the new one first): give another --name, or remove the folder"
+            )
+    info.save(folder)
+    handler = logging.FileHandler(folder / "log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise UserError(f"another extraction is writing to {folder}: wait for it") from e
+        logging.getLogger().addHandler(handler)
+        try:
+            yield folder
+        finally:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def read_shards(args: argparse.Namespace, split: str) -> Iterator[Shard]:
+    """The shards of a split, one at a time."""
+    cuts = read_jsonl_gz(manifest_path(args.data_dir, "cuts", split))
+    return plan_shards(split, itertools.islice(cuts, args.subset))
+
+
+# How a worker, or this very process, computes a shard.
+ShardFunction = Callable[[Shard, Callable[[float], None]], None]
+
+
+def shard_function(args: argparse.Namespace, info: FeatureInfo, folder: Path, device: str):
+    """Loads the network and returns what computes one shard with it."""
+    # Results may depend on the number of threads, and must not depend on the number of jobs.
+    torch.set_num_threads(1)
+    extractor = make_extractor(load_xlsr(args.xlsr), info, device)
+
+    def compute(shard: Shard, on_batch: Callable[[float], None]) -> None:
+        extract_shard(shard, folder, extractor, args.max_duration, on_batch)
+
+    return compute
+
+
+_worker: dict[str, Any] = {}  # of a worker process: its shard function and the common counter
+
+
+def _start_worker(args, info: FeatureInfo, folder: Path, done: Any, started: Any) -> None:
+    """Runs once in each worker."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with started.get_lock():
+        rank = started.value
+        started.value += 1
+    device = args.device
+    if device == "cuda":
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    _worker["compute"] = shard_function(args, info, folder, device)
+    _worker["done"] = done
+
+
+def _die_with_parent() -> None:
+    """A killed parent must not leave workers that go on writing."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _compute_in_worker(shard: Shard) -> None:
+    def on_batch(seconds: float) -> None:
+        with _worker["done"].get_lock():
+            _worker["done"].value += seconds
+
+    _worker["compute"](shard, on_batch)
+
+
+class Workers:
+    """Processes that compute shards; started when the first shard needs them."""
+
+    def __init__(self, args: argparse.Namespace, info: FeatureInfo, folder: Path, num_jobs: int):
+        context = multiprocessing.get_context("spawn")  # a fork would break CUDA and OpenMP
+        self.num_jobs = num_jobs
+        self.done = context.Value("d", 0.0)
+        started = context.Value("i", 0)
+        self._others = set(multiprocessing.active_children())
+        self._pool = ProcessPoolExecutor(
+            num_jobs, context, _start_worker, (args, info, folder, self.done, started)
+        )
+
+    def run(self, shards: Iterator[Shard], progress: Progress) -> None:
+        """Computes shards, of which it holds only a few in memory at a time."""
+        start = self.done.value
+        pending: set[Future] = set()
+        while True:
+            for shard in itertools.islice(shards, 2 * self.num_jobs - len(pending)):
+                pending.add(self._pool.submit(_compute_in_worker, shard))
+            if not pending:
+                return
+            finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+            progress.set(self.done.value - start)
+            for future in finished:
+                future.result()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+        if kind is BrokenProcessPool:
+            raise UserError(
+                "a worker was killed, perhaps for want of memory: try fewer --num-jobs or a "
+                "smaller --max-duration; finished shards are kept"
+            ) from error
+
+
+class InProcess:
+    """The same without workers."""
+
+    def __init__(self, args: argparse.Namespace, info: FeatureInfo, folder: Path):
+        self._make = lambda: shard_function(args, info, folder, args.device)
+        self._threads = torch.get_num_threads()
+        self._compute: ShardFunction | None = None
+
+    def run(self, shards: Iterator[Shard], progress: Progress) -> None:
+        """Computes shards one after the other."""
+        for shard in shards:
+            if self._compute is None:
+                self._compute = self._make()
+            self._compute(shard, progress.add)
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        torch.set_num_threads(self._threads)
+
+
+def extract_split(
+    args: argparse.Namespace, folder: Path, split: str, runner: Workers | InProcess
+) -> None:
+    """Computes the shards of a split that are not there yet, then writes its manifest."""
+    seconds = finished = 0.0
+    todo: set[int] = set()
+    for shard in read_shards(args, split):
+        seconds += shard.seconds
+        if ShardResult.load(folder / shard.path, shard) is None:
+            todo.add(shard.index)
+        else:
+            finished += shard.seconds
+    if finished:
+        logging.info("%s: %.2f hours are there already", split, finished / 3600)
+    if todo:
+        cuts_path(folder, split).unlink(missing_ok=True)
+        shards = (s for s in read_shards(args, split) if s.index in todo)
+        with Progress(split, seconds - finished) as progress:
+            runner.run(shards, progress)
+        logging.info("%s: %.5f hours of audio per second", split, progress.speed())
+    merge_split(args, folder, split)
+
+
+def merge_split(args: argparse.Namespace, folder: Path, split: str) -> None:
+    """Writes the manifest of a split in the order of the input, and the tables of omissions.
+
+    Raises:
+      UserError: too much audio could not be read, or none is left.
+    """
+    short, unreadable = (folder / f"{kind}_{split}.tsv" for kind in ("short", "unreadable"))
+    count = {"stored": 0, "short": 0, "unreadable": 0}
+    with replacing(cuts_path(folder, split)) as [manifest]:
+        with contextlib.ExitStack() as stack:
+            writer = stack.enter_context(JsonlGzWriter(manifest))
+            tables = stack.enter_context(replacing(short, unreadable))
+            files = [stack.enter_context(open(t, "w", encoding="utf-8")) for t in tables]
+            for name, file in zip(("samples at 16 kHz", "reason"), files):
+                file.write(f"utterance\t{name}\n")
+            for shard in read_shards(args, split):
+                result = ShardResult.load(folder / shard.path, shard)
+                if result is None:
+                    raise UserError(f"{folder / shard.path} changed or vanished: run this again")
+                for cut in merge_shard(shard, result):
+                    writer.write(cut)
+                for file, entries in zip(files, (result.short, result.unreadable)):
+                    for position, entry in entries.items():
+                        what = entry["reason"] if isinstance(entry, dict) else entry
+                        file.write(f"{shard.cuts[int(position)]['id']}\t{what}\n")
+                count["stored"] += len(result.features)
+                count["short"] += len(result.short)
+                count["unreadable"] += len(result.unreadable)
+        check_counts(split, count, short, unreadable)
+
+
+def merge_shard(shard: Shard, result: ShardResult) -> Iterator[MonoCut]:
+    """The cuts of a shard with their features attached, audio at 16 kHz."""
+    for position, values in result.features.items():
+        cut = MonoCut.from_dict(copy.deepcopy(shard.cuts[int(position)]))
+        features = Features.from_dict(values)
+        yield fastcopy(
+            cut,
+            duration=features.duration,
+            recording=cut.recording.resample(SAMPLING_RATE),
+            features=features,
+            supervisions=[s.trim(features.duration) for s in cut.supervisions],
+            custom={**(cut.custom or {}), AUDIO_DURATION: cut.duration},
+        )
+
+
+def check_counts(split: str, count: dict[str, int], short: Path, unreadable: Path) -> None:
+    """Reports what was left out. Raises UserError if it was too much."""
+    logging.info("%s: features of %d utterances", split, count["stored"])
+    if count["short"]:
+        logging.warning(
+            "%s: %d utterances have less than %d samples at 16 kHz and were left out, see %s",
+            split,
+            count["short"],
+            SHORTEST,
+            short,
+        )
+    percent = 100 * count["unreadable"] / max(sum(count.values()), 1)
+    message = f"{split}: the audio of {count['unreadable']} utterances ({percent:.1f} %) could "
+    message += f"not be read, see {unreadable}"
+    if percent > MAX_UNREADABLE:
+        raise UserError(f"{message}; mend or remove them, then run this again")
+    if count["unreadable"]:
+        logging.warning("%s; they were left out", message)
+    if not count["stored"]:
+        raise UserError(f"{split}: no utterance is left")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    splits = split_names(args.data_dir)
+    for split in args.splits or ():
+        if split not in splits:
+            raise UserError(f"--splits {split}: the splits are {', '.join(splits)}")
+    info = feature_info(args)
+    with feature_folder(args, info) as folder:
+        logging.info("%s: %d wide, in %s", args.xlsr, info.feature_dim, folder)
+        runner: Workers | InProcess = (
+            InProcess(args, info, folder)
+            if args.single_process
+            else Workers(args, info, folder, args.num_jobs)
+        )
+        with runner:
+            for split in args.splits or splits:
+                extract_split(args, folder, split, runner)
+
+
+if __name__ == "__main__":
+    run_command(main)

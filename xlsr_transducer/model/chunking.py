@@ -22,6 +22,7 @@ from torch import Tensor
 from xlsr_transducer.errors import UserError
 
 SUBSAMPLING = 2  # XLSR frames per encoder frame
+BLOCK = 512  # keys that PyTorch's attention takes at a time on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +197,18 @@ def fill_sinks(sinks: Tensor, new: Tensor, done: Tensor, num_new: Tensor) -> Ten
     return torch.where(is_new[:, None, None, :, None], new.gather(3, index), sinks)
 
 
-def grow(cache: Tensor, chunk_size: int) -> Tensor:
-    """Room for one more chunk of unlimited left context, in front: (..., P + C, D)."""
-    return F.pad(cache, (0, 0, chunk_size, 0))
+def grow(cache: Tensor, chunk_size: int, block: int = BLOCK) -> Tensor:
+    """Room in front for the next chunk of unlimited left context: (..., P, D) -> (..., P', D).
+
+    The keys of a step, P' + C, come to a multiple of ``block``: streams of different ages then
+    differ by whole blocks of masked keys, which change no bit of an attention computed block
+    by block, and a stream in a batch gives what it gives alone.
+    """
+    keys = cache.shape[-2] + 2 * chunk_size
+    keys = (keys + block - 1) // block * block
+    return F.pad(cache, (0, 0, keys - chunk_size - cache.shape[-2], 0))
+
+
+def shrink(cache: Tensor, done: Tensor) -> Tensor:
+    """Takes the slots of unlimited left context off that no stream of the batch fills."""
+    return cache.narrow(-2, cache.shape[-2] - int(done.max()), int(done.max()))

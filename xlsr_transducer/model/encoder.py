@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlsr_transducer.errors import UserError
-from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings, grow, roll
+from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings, grow, roll, shrink
 from xlsr_transducer.model.normalize import check_mode
-from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
+from xlsr_transducer.model.state import EncoderState, with_cache
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.wav2vec2_layers import zero_padding
 from xlsr_transducer.model.xlsr_config import XlsrConfig
@@ -209,11 +209,12 @@ class StreamingXLSREncoder(XLSREncoder):
         """
         xlsr = states.xlsr
         if self.left_context_chunks < 0:
-            cache = grow(xlsr.cache, self.chunk_size)
-            xlsr = Wav2Vec2State(xlsr.done, xlsr.stats, xlsr.tail, xlsr.history, cache)
+            xlsr = with_cache(xlsr, grow(xlsr.cache, self.chunk_size))
         x, lens, xlsr = self.xlsr.streaming_forward(
             x, x_lens, xlsr, self.chunk_size, self.attention_sink_size
         )
+        if self.left_context_chunks < 0:
+            xlsr = with_cache(xlsr, shrink(xlsr.cache, xlsr.done))
         out, out_lens, past = self.adapter.streaming_forward(
             x, lens, states.adapter, lens == self.chunk_size
         )

@@ -29,6 +29,11 @@ class EncoderState(NamedTuple):
     adapter: Tensor  # (N, K - 1, E): the last inputs of the adapter's convolution
 
 
+def with_cache(state: Wav2Vec2State, cache: Tensor) -> Wav2Vec2State:
+    """The same state with another cache."""
+    return Wav2Vec2State(state.done, state.stats, state.tail, state.history, cache)
+
+
 def cat_states(states: List[EncoderState]) -> EncoderState:
     """One batch from several; caches of unlimited left context are made equally long."""
     longest = max([s.xlsr.cache.shape[4] for s in states])

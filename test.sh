@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Sets up the environment (once), then runs the tests. Arguments go to pytest:
+#
+#     ./test.sh                 all tests
+#     ./test.sh -k golden       some of them
+#     ./test.sh --k2            all tests in the environment with the real k2 (Python 3.10)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+if [[ ${1:-} == --k2 ]]; then
+  shift
+  if [[ ! -d .venv-k2 ]] && ! python3.10 --version >/dev/null 2>&1; then
+    echo "no Python 3.10 here: the tests in the environment with the real k2 were not run"
+    exit 0
+  fi
+  SETUP_ENV=k2 . local/setup_env.sh
+else
+  . local/setup_env.sh
+fi
+exec python -m pytest "$@"

@@ -16,23 +16,17 @@ import copy
 import fcntl
 import itertools
 import logging
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from lhotse import Features, MonoCut
 from lhotse.utils import fastcopy
 
 from local.extract_progress import Progress
-from local.extract_shard import SHORTEST, Shard, ShardResult, extract_shard, plan_shards
-from local.extractors import describe_features, make_extractor
+from local.extract_shard import SHORTEST, Shard, ShardResult, plan_shards
+from local.extract_workers import InProcess, Task, Workers
+from local.extractors import describe_features
 from local.manifests import (
     JsonlGzWriter,
     manifest_path,
@@ -44,10 +38,9 @@ from xlsr_transducer.data.audio import AUDIO_DURATION
 from xlsr_transducer.data.features import INFO_FILE, SAMPLING_RATE, FeatureInfo, cuts_path
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
+from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 
 MAX_UNREADABLE = 1.0  # percent of a split's cuts
-POLL_SECONDS = 0.5
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -93,24 +86,33 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def feature_info(args: argparse.Namespace) -> FeatureInfo:
-    """What the options ask for, checked against the checkpoint before any work is done."""
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for values that cannot be meant."""
     for name, lowest in (("num_jobs", 1), ("subset", 1), ("max_duration", 0)):
         value = getattr(args, name)
         if value is not None and value < lowest:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    splits = split_names(args.data_dir)
+    for split in args.splits or ():
+        if split not in splits:
+            raise UserError(f"--splits {split}: the splits are {', '.join(splits)}")
+
+
+def feature_info(args: argparse.Namespace, checkpoint: XlsrCheckpoint) -> FeatureInfo:
+    """What the options ask for, checked against the checkpoint before any work is done."""
     normalize = args.normalize or ("utterance" if args.extractor == "s3prl" else "cumulative")
     chunk = ChunkSettings(args.chunk_size, args.left_context_chunks, args.attention_sink_size)
     chunk = chunk.require_consistent().simplified()
-    return describe_features(load_xlsr(args.xlsr), args.cut, normalize, chunk, args.extractor)
+    return describe_features(checkpoint, args.cut, normalize, chunk, args.extractor)
 
 
 @contextlib.contextmanager
 def feature_folder(args: argparse.Namespace, info: FeatureInfo) -> Iterator[Path]:
     """The folder for these features, for this process alone, with its log."""
-    folder = args.data_dir / "features" / (args.name or info.name)
+    subset = f"-subset-{args.subset}" if args.subset else ""
+    folder = args.data_dir / "features" / (args.name or info.name + subset)
     if (folder / INFO_FILE).is_file():
         differences = info.differences(FeatureInfo.load(folder))
         if differences:
@@ -138,117 +140,6 @@ def read_shards(args: argparse.Namespace, split: str) -> Iterator[Shard]:
     """The shards of a split, one at a time."""
     cuts = read_jsonl_gz(manifest_path(args.data_dir, "cuts", split))
     return plan_shards(split, itertools.islice(cuts, args.subset))
-
-
-# How a worker, or this very process, computes a shard.
-ShardFunction = Callable[[Shard, Callable[[float], None]], None]
-
-
-def shard_function(args: argparse.Namespace, info: FeatureInfo, folder: Path, device: str):
-    """Loads the network and returns what computes one shard with it."""
-    # Results may depend on the number of threads, and must not depend on the number of jobs.
-    torch.set_num_threads(1)
-    extractor = make_extractor(load_xlsr(args.xlsr), info, device)
-
-    def compute(shard: Shard, on_batch: Callable[[float], None]) -> None:
-        extract_shard(shard, folder, extractor, args.max_duration, on_batch)
-
-    return compute
-
-
-_worker: dict[str, Any] = {}  # of a worker process: its shard function and the common counter
-
-
-def _start_worker(args, info: FeatureInfo, folder: Path, done: Any, started: Any) -> None:
-    """Runs once in each worker."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    with started.get_lock():
-        rank = started.value
-        started.value += 1
-    device = args.device
-    if device == "cuda":
-        device = f"cuda:{rank % torch.cuda.device_count()}"
-    _worker["compute"] = shard_function(args, info, folder, device)
-    _worker["done"] = done
-
-
-def _die_with_parent() -> None:
-    """A killed parent must not leave workers that go on writing."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _compute_in_worker(shard: Shard) -> None:
-    def on_batch(seconds: float) -> None:
-        with _worker["done"].get_lock():
-            _worker["done"].value += seconds
-
-    _worker["compute"](shard, on_batch)
-
-
-class Workers:
-    """Processes that compute shards; started when the first shard needs them."""
-
-    def __init__(self, args: argparse.Namespace, info: FeatureInfo, folder: Path, num_jobs: int):
-        context = multiprocessing.get_context("spawn")  # a fork would break CUDA and OpenMP
-        self.num_jobs = num_jobs
-        self.done = context.Value("d", 0.0)
-        started = context.Value("i", 0)
-        self._others = set(multiprocessing.active_children())
-        self._pool = ProcessPoolExecutor(
-            num_jobs, context, _start_worker, (args, info, folder, self.done, started)
-        )
-
-    def run(self, shards: Iterator[Shard], progress: Progress) -> None:
-        """Computes shards, of which it holds only a few in memory at a time."""
-        start = self.done.value
-        pending: set[Future] = set()
-        while True:
-            for shard in itertools.islice(shards, 2 * self.num_jobs - len(pending)):
-                pending.add(self._pool.submit(_compute_in_worker, shard))
-            if not pending:
-                return
-            finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
-            progress.set(self.done.value - start)
-            for future in finished:
-                future.result()
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is not None:
-            for process in set(multiprocessing.active_children()) - self._others:
-                process.terminate()
-        self._pool.shutdown(cancel_futures=True)
-        if kind is BrokenProcessPool:
-            raise UserError(
-                "a worker was killed, perhaps for want of memory: try fewer --num-jobs or a "
-                "smaller --max-duration; finished shards are kept"
-            ) from error
-
-
-class InProcess:
-    """The same without workers."""
-
-    def __init__(self, args: argparse.Namespace, info: FeatureInfo, folder: Path):
-        self._make = lambda: shard_function(args, info, folder, args.device)
-        self._threads = torch.get_num_threads()
-        self._compute: ShardFunction | None = None
-
-    def run(self, shards: Iterator[Shard], progress: Progress) -> None:
-        """Computes shards one after the other."""
-        for shard in shards:
-            if self._compute is None:
-                self._compute = self._make()
-            self._compute(shard, progress.add)
-
-    def __enter__(self) -> InProcess:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        torch.set_num_threads(self._threads)
 
 
 def extract_split(
@@ -345,20 +236,18 @@ def check_counts(split: str, count: dict[str, int], short: Path, unreadable: Pat
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    splits = split_names(args.data_dir)
-    for split in args.splits or ():
-        if split not in splits:
-            raise UserError(f"--splits {split}: the splits are {', '.join(splits)}")
-    info = feature_info(args)
+    check_options(args)
+    checkpoint = load_xlsr(args.xlsr)
+    info = feature_info(args, checkpoint)
     with feature_folder(args, info) as folder:
         logging.info("%s: %d wide, in %s", args.xlsr, info.feature_dim, folder)
-        runner: Workers | InProcess = (
-            InProcess(args, info, folder)
-            if args.single_process
-            else Workers(args, info, folder, args.num_jobs)
+        task = Task(args.xlsr, info, folder, args.device, args.max_duration)
+        runner = (
+            InProcess(task, checkpoint) if args.single_process else Workers(task, args.num_jobs)
         )
+        del checkpoint  # workers load it themselves, and it may be large
         with runner:
-            for split in args.splits or splits:
+            for split in args.splits or split_names(args.data_dir):
                 extract_split(args, folder, split, runner)
 
 

@@ -6,6 +6,7 @@ Letters: N batch, n samples, T frames, D width.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,8 +135,17 @@ def _check_s3prl(info: FeatureInfo) -> None:
         wrong = f"needs a local folder in Hugging Face's format, which {info.xlsr} is not"
     elif not (Path(info.xlsr) / "preprocessor_config.json").is_file():
         wrong = f"needs preprocessor_config.json, which is missing in {info.xlsr}"
+    elif not _read_json(Path(info.xlsr) / "preprocessor_config.json").get("do_normalize", True):
+        wrong = f"would not normalise: do_normalize is off in {info.xlsr}/preprocessor_config.json"
     if wrong:
         raise UserError(f"--extractor s3prl {wrong}; use --extractor transformers")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path}: not valid JSON ({e})") from e
 
 
 class S3prlExtractor:

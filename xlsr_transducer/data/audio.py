@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Union
@@ -13,6 +14,9 @@ from lhotse.utils import compute_num_samples
 
 from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.errors import UserError
+
+# By default lhotse makes up to half a second of missing audio from reflected samples.
+os.environ.setdefault("LHOTSE_AUDIO_DURATION_MISMATCH_TOLERANCE", "0.01")
 
 # A cut with features lasts as long as its frames; its audio lasts as long as this field says.
 AUDIO_DURATION = "audio_duration"
@@ -86,6 +90,7 @@ _READ_ERRORS = (
     RuntimeError,
     ValueError,
     AssertionError,
+    IndexError,  # fewer channels than the manifest says
 )
 
 

@@ -1,0 +1,106 @@
+"""Every command hears the same samples: channel 0 at 16 kHz, whatever the file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import MonoCut
+from lhotse.utils import fastcopy
+
+from xlsr_transducer.data.audio import AUDIO_DURATION, cut_of_file, num_samples, read_audio
+from xlsr_transducer.errors import UserError
+
+
+def write_tone(path, rate: int, seconds: float = 0.5):
+    """Two channels: 440 Hz on the first, noise on the second."""
+    time = np.arange(round(rate * seconds)) / rate
+    tone = 0.3 * np.sin(2 * np.pi * 440 * time)
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, len(tone))
+    soundfile.write(path, np.stack((tone, noise), axis=1), rate)
+    return path
+
+
+@pytest.mark.parametrize(
+    "ending, error", [("wav", 2e-3), ("flac", 2e-3), ("ogg", 0.1), ("mp3", 0.1)]
+)
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 48000])
+def test_any_format_and_rate_becomes_channel_0_at_16_khz(tmp_path, rate, ending, error):
+    samples = read_audio(write_tone(tmp_path / f"tone.{ending}", rate))
+    assert samples.dtype == np.float32 and samples.shape == (8000,)
+    expected = 0.3 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
+    middle = slice(1600, 6400)  # a resampler knows nothing beyond the ends
+    assert np.abs(samples - expected)[middle].max() < error
+
+
+def test_16_khz_samples_are_read_as_they_are(tmp_path):
+    wave = np.random.default_rng(0).integers(-(2**15), 2**15, 999, dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", wave, 16000)
+    assert np.array_equal(read_audio(tmp_path / "a.wav"), wave.astype(np.float32) / 2**15)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100])
+@pytest.mark.parametrize("count", [1, 7, 400, 12345])
+def test_the_manifest_tells_the_number_of_samples(tmp_path, rate, count):
+    soundfile.write(tmp_path / "a.wav", np.full(count, 0.1), rate)
+    cut = cut_of_file(tmp_path / "a.wav")
+    assert len(read_audio(cut)) == num_samples(cut) == len(read_audio(tmp_path / "a.wav"))
+
+
+def test_a_cut_with_features_gives_all_of_its_audio(tmp_path):
+    cut = cut_of_file(write_tone(tmp_path / "a.wav", 22050))
+    shorter = fastcopy(
+        cut,
+        duration=0.48,
+        recording=cut.recording.resample(16000),
+        custom={AUDIO_DURATION: cut.duration},
+    )
+    assert np.array_equal(read_audio(shorter), read_audio(cut))
+
+
+def test_a_part_of_a_recording_is_that_part(tmp_path):
+    whole = cut_of_file(write_tone(tmp_path / "a.wav", 16000))
+    part = MonoCut("part", 0.125, 0.25, 1, recording=whole.recording)
+    expected, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    assert np.array_equal(read_audio(part), expected[2000:6000, 1])
+
+
+def damage_missing(path):
+    path.unlink()
+
+
+def damage_junk(path):
+    path.write_bytes(b"no audio " * 50)
+
+
+def damage_truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def damage_nan(path):
+    soundfile.write(path, np.full((8000, 2), np.nan), 16000, subtype="FLOAT", format="WAV")
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (damage_missing, "no such audio file"),
+        (damage_junk, "unreadable audio"),
+        (damage_truncate, "truncated"),
+        (damage_nan, "not numbers"),
+    ],
+)
+def test_damaged_audio_is_an_error_that_names_file_and_reason(tmp_path, damage, reason):
+    path = write_tone(tmp_path / "a.wav", 16000)
+    cut = cut_of_file(path)
+    damage(path)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_audio(cut)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_file_is_an_error(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), 16000)
+    with pytest.raises(UserError, match="a.wav"):
+        read_audio(tmp_path / "a.wav")

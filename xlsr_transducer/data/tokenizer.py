@@ -90,3 +90,18 @@ def read_tokens(path: str | Path) -> list[str]:
             raise UserError(f"{path} line {number}: expected `token {number - 1}`, got {line!r}")
         tokens.append(token)
     return tokens
+
+
+def find_lang_dir(data_dir: Path) -> Path:
+    """The only ``lang_bpe_N`` of a corpus.
+
+    Raises:
+      UserError: there is none, or several, which it names.
+    """
+    found = sorted(p.parent for p in data_dir.glob("lang_bpe_*/bpe.model"))
+    if not found:
+        raise UserError(f"{data_dir}: no lang_bpe_N here; run stage 2 of ./prepare.sh")
+    if len(found) > 1:
+        names = ", ".join(str(p) for p in found)
+        raise UserError(f"several BPE models, choose one with --lang-dir: {names}")
+    return found[0]

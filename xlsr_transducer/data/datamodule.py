@@ -1,0 +1,267 @@
+"""Batches for training and validation: cuts with features or audio, bucketed by duration.
+
+Letters: N utterances, T frames, n samples, D width of the features, U tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset.sampling.base import TimeConstraint
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.data.features import FRAME_SHIFT, load_feature_cuts
+from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.chunking import SUBSAMPLING
+from xlsr_transducer.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Data."""
+
+    data_dir: Path = option(Path("data"), "what prepare.sh and extract_features.sh wrote")
+    max_duration: float = option(200.0, "seconds of audio per batch")
+    max_frames_tokens: float = option(
+        0.0, "bound on encoder frames x tokens of a padded batch, in millions; 0: none"
+    )
+    num_buckets: int = option(30, "buckets of similar duration")
+    num_workers: int = option(2, "processes that read data")
+    min_utterance: float = option(0.1, "seconds; shorter utterances are left out of training")
+    max_utterance: float = option(30.0, "seconds; longer utterances are left out of training")
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A padded batch, longest utterance first."""
+
+    inputs: Tensor  # (N, T, D) features or (N, n) samples
+    input_lens: Tensor  # (N,) int64
+    tokens: Tensor  # (N, U) int64, padded with 0, U >= 1
+    token_lens: Tensor  # (N,) int64
+    texts: list[str]
+    ids: list[str]
+    seconds: float  # of audio, without padding
+    skipped: list[str]  # "id: reason" of utterances that could not be read
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on ``device``."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in dataclasses.fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclasses.dataclass
+class FramesTokensConstraint(TimeConstraint):
+    """A batch's padded duration, and its padded encoder frames x tokens, stay bounded."""
+
+    max_frames_tokens: float = 0.0
+    most_tokens: int = 0
+
+    def add(self, example: Cut) -> None:
+        super().add(example)
+        self.most_tokens = max(self.most_tokens, num_tokens(example))
+
+    def _frames_tokens(self, cuts: int) -> float:
+        frames = self.longest_seen / (FRAME_SHIFT * SUBSAMPLING)
+        return cuts * frames * self.most_tokens / 1e6
+
+    def exceeded(self) -> bool:
+        return super().exceeded() or self._frames_tokens(self.num_cuts) > self.max_frames_tokens
+
+    def close_to_exceeding(self) -> bool:
+        return (
+            super().close_to_exceeding()
+            or self._frames_tokens(self.num_cuts + 1) > self.max_frames_tokens
+        )
+
+    def reset(self) -> None:
+        super().reset()
+        self.most_tokens = 0
+
+
+def num_tokens(cut: Cut) -> int:
+    """Tokens of a cut's text, as ``tokenized`` noted them."""
+    return len(cut.supervisions[0].custom["tokens"])
+
+
+class SpeechDataset(Dataset):
+    """Maps the cuts of a batch, which the sampler chose, to a ``Batch``."""
+
+    def __init__(self, from_waveform: bool):
+        self.from_waveform = from_waveform
+
+    def __getitem__(self, cuts: CutSet) -> Batch | None:
+        """The batch, or None when none of its utterances can be read."""
+        rows, kept, skipped = [], [], []
+        for cut in sorted(cuts, key=lambda c: -c.duration):
+            try:
+                rows.append(torch.from_numpy(self._read(cut)))
+                kept.append(cut)
+            except (OSError, ValueError, EOFError) as e:
+                skipped.append(f"{cut.id}: {e}")
+        if not kept:
+            return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped)
+        tokens = [
+            torch.tensor(c.supervisions[0].custom["tokens"], dtype=torch.int64) for c in kept
+        ]
+        return Batch(
+            inputs=_pad(rows).float(),
+            input_lens=torch.tensor([len(r) for r in rows]),
+            tokens=_pad([t if len(t) else torch.zeros(1, dtype=torch.int64) for t in tokens]),
+            token_lens=torch.tensor([len(t) for t in tokens]),
+            texts=[c.supervisions[0].text for c in kept],
+            ids=[c.id for c in kept],
+            seconds=sum(c.duration for c in kept),
+            skipped=skipped,
+        )
+
+    def _read(self, cut: Cut) -> np.ndarray:
+        values = read_audio(cut) if self.from_waveform else cut.load_features()
+        if not np.isfinite(values).all():
+            raise ValueError("the data hold values that are not finite")
+        return values
+
+
+def _pad(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSummary:
+    """What one pass over a split's manifest found."""
+
+    utterances: int
+    seconds: float
+    left_out: dict[str, int]  # reason -> utterances
+
+
+class DataModule:
+    """The loaders of one corpus, from features at a cut or from the waveform."""
+
+    def __init__(self, options: DataOptions, features: Path | None, tokenizer: Tokenizer):
+        self.options = options
+        self.features = features
+        self.tokenizer = tokenizer
+
+    def cuts(self, split: str) -> CutSet:
+        """The cuts of a split with their tokens, lazily."""
+        if self.features:
+            cuts = load_feature_cuts(self.features, split)
+        else:
+            path = self.options.data_dir / "manifests" / f"cuts_{split}.jsonl.gz"
+            if not path.is_file():
+                raise UserError(f"{path}: no such manifest; run ./prepare.sh, stages 1 and 2")
+            cuts = CutSet.from_jsonl_lazy(path)
+        return cuts.map(self.tokenized)
+
+    def tokenized(self, cut: Cut) -> Cut:
+        """The cut with its tokens in ``supervision.custom["tokens"]``."""
+        supervision = cut.supervisions[0]
+        tokens = self.tokenizer.encode([supervision.text])[0]
+        supervision.custom = {**(supervision.custom or {}), "tokens": tokens}
+        return cut
+
+    def unfit(self, cut: Cut) -> str:
+        """Why a cut is left out of training; empty if it is not."""
+        o = self.options
+        if not o.min_utterance <= cut.duration <= o.max_utterance:
+            # Written so that a duration that is not a number is left out too.
+            return f"not within {o.min_utterance:g} and {o.max_utterance:g} seconds"
+        frames = int(cut.duration / FRAME_SHIFT) // SUBSAMPLING
+        if num_tokens(cut) > frames:
+            return "more tokens than encoder frames"
+        return ""
+
+    def summary(self, split: str) -> SplitSummary:
+        """Counts a split, and logs what training will leave out, with the first ids."""
+        utterances, seconds = 0, 0.0
+        left_out: dict[str, list[str]] = {}
+        for cut in self.cuts(split):
+            reason = self.unfit(cut)
+            if reason:
+                left_out.setdefault(reason, []).append(cut.id)
+            else:
+                utterances += 1
+                seconds += cut.duration
+        for reason, ids in left_out.items():
+            logging.warning(
+                f"{split}: {len(ids)} utterances left out, {reason}: {', '.join(ids[:5])}"
+                + (", ..." if len(ids) > 5 else "")
+            )
+        if not utterances:
+            raise UserError(f"the {split} split has no usable utterance; see the warnings above")
+        return SplitSummary(utterances, seconds, {k: len(v) for k, v in left_out.items()})
+
+    def train_loader(self, splits: list[str], epoch: int, seed: int, skip: int = 0) -> DataLoader:
+        """Shuffled batches of an epoch, the same for the same seed.
+
+        Args:
+          skip: batches of the epoch that were trained on before, not read again.
+        """
+        cuts = self._joined(splits).filter(lambda cut: not self.unfit(cut))
+        sampler = self._sampler(cuts, shuffle=True, seed=seed)
+        sampler.set_epoch(epoch)
+        return self._loader(_Rest(sampler, skip))
+
+    def valid_loader(self, splits: list[str]) -> DataLoader:
+        """All utterances of the splits, in a fixed order."""
+        return self.fixed_loader(self._joined(splits))
+
+    def fixed_loader(self, cuts: CutSet) -> DataLoader:
+        """All utterances of ``cuts``, which must carry tokens, in a fixed order."""
+        return self._loader(self._sampler(cuts, shuffle=False, seed=0))
+
+    def _joined(self, splits: list[str]) -> CutSet:
+        cuts = self.cuts(splits[0])
+        for split in splits[1:]:
+            cuts = cuts + self.cuts(split)
+        return cuts
+
+    def _sampler(self, cuts: CutSet, shuffle: bool, seed: int) -> DynamicBucketingSampler:
+        o = self.options
+        limit: dict = {"max_duration": o.max_duration}
+        if o.max_frames_tokens > 0:
+            limit = {
+                "constraint": FramesTokensConstraint(
+                    max_duration=o.max_duration, max_frames_tokens=o.max_frames_tokens
+                )
+            }
+        return DynamicBucketingSampler(
+            cuts, num_buckets=o.num_buckets, shuffle=shuffle, seed=seed, **limit
+        )
+
+    def _loader(self, batches: Iterable[CutSet]) -> DataLoader:
+        return DataLoader(
+            SpeechDataset(from_waveform=self.features is None),
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.options.num_workers,
+            persistent_workers=False,
+        )
+
+
+class _Rest:
+    """The batches of a sampler behind the first ``skip``, which are chosen but not read."""
+
+    def __init__(self, sampler: DynamicBucketingSampler, skip: int):
+        self.sampler, self.skip = sampler, skip
+
+    def __iter__(self) -> Iterator[CutSet]:
+        for i, batch in enumerate(self.sampler):
+            if i >= self.skip:
+                yield batch

@@ -1,0 +1,101 @@
+"""Recognises whole utterances, seeing what a streaming model would see:
+``python -m xlsr_transducer.decode --exp-dir exp``, or with wav files behind it.
+
+It hears the waveform, whatever features the model was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from xlsr_transducer.decoding import (
+    AudioSet,
+    DecodeOptions,
+    Results,
+    audio_sets,
+    batches,
+    decode_device,
+    suffix,
+)
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.scoring import format_table
+from xlsr_transducer.search import Search, SearchOptions, make_search
+from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wavs", nargs="*", type=Path, help="audio files to transcribe")
+    parser.add_argument("--max-duration", type=float, default=200.0, help="seconds per batch")
+    for cls in (CheckpointOptions, DecodeOptions, SearchOptions):
+        add_options(parser, cls)
+    return parser
+
+
+@torch.no_grad()
+def decode_set(
+    audio: AudioSet,
+    loaded: LoadedModel,
+    search: Search,
+    chunk: ChunkSettings,
+    max_duration: float,
+    num_workers: int,
+) -> Results:
+    """Recognises every utterance of a set, in batches."""
+    model, results = loaded.model, Results(audio)
+    device = next(model.parameters()).device
+    settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
+    loader = batches(audio, loaded.tokenizer, max_duration, num_workers)
+    for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
+        for line in batch.skipped:
+            logging.warning(f"{audio.name}: skipped, cannot be read: {line}")
+        if not batch.ids:
+            continue
+        start = time.perf_counter()
+        batch = batch.to(device)
+        out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
+        state = search.advance(out, lens, search.init_state(len(batch.ids), device))
+        found = search.results(state)
+        results.elapsed += time.perf_counter() - start
+        results.seconds += batch.seconds
+        results.texts.update(zip(batch.ids, batch.texts))
+        results.hypotheses.update(zip(batch.ids, found))
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    checkpoint, options, search_options = (
+        from_args(cls, args) for cls in (CheckpointOptions, DecodeOptions, SearchOptions)
+    )
+    folder = checkpoint.exp_dir / search_options.decoding_method
+    set_up_logging(folder, "decode")
+    loaded = load_model(checkpoint)
+    loaded.model.to(decode_device())
+    chunk = options.chunk(loaded.config)
+    search = make_search(search_options, loaded.model.decoder, loaded.model.joiner)
+    scores = []
+    for audio in audio_sets(options, args.wavs):
+        results = decode_set(audio, loaded, search, chunk, args.max_duration, options.num_workers)
+        if not audio.has_text:
+            results.print_texts(loaded.tokenizer)
+            continue
+        name = suffix(checkpoint, chunk, search_options)
+        scores.append(results.write(folder, name, loaded.tokenizer))
+        logging.info(f"{audio.name}: WER {scores[-1].wer.percent:.2f} %, RTF {results.rtf:.3f}")
+    if scores:
+        print(format_table(scores))
+
+
+if __name__ == "__main__":
+    run_command(main)

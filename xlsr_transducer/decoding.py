@@ -1,0 +1,157 @@
+"""What ``decode`` and ``streaming_decode`` share: settings, audio to decode, result files."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch
+from lhotse import CutSet, MonoCut, SupervisionSegment
+from torch.utils.data import DataLoader
+
+from xlsr_transducer.config import ModelConfig
+from xlsr_transducer.data.audio import cut_of_file
+from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.splits import load_splits
+from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.normalize import check_mode
+from xlsr_transducer.options import option
+from xlsr_transducer.scoring import Score, Transcript, write_results
+from xlsr_transducer.search import Hypothesis, SearchOptions
+from xlsr_transducer.training.checkpoint import CheckpointOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions:
+    """Decoding."""
+
+    data_dir: Path = option(Path("data"), "what prepare.sh wrote")
+    split: str = option("", "splits to decode, such as val,test (default: all but training)")
+    manifest: Path | None = option(None, "decode this lhotse cut manifest instead of splits")
+    decode_chunk_len: int | None = option(
+        None, "chunk size in XLSR frames (20 ms); -1: whole utterance (default: the model's)"
+    )
+    left_context_chunks: int | None = option(None, "earlier chunks seen (default: the model's)")
+    attention_sink_size: int | None = option(None, "first frames seen (default: the model's)")
+    num_workers: int = option(2, "processes that read audio")
+
+    def chunk(self, config: ModelConfig) -> ChunkSettings:
+        """What each frame may see: the model's setting, changed by what was given.
+
+        Raises:
+          UserError: settings that contradict each other or the model's normalisation.
+        """
+        default = config.streaming.default()
+        given = {
+            "chunk_size": self.decode_chunk_len,
+            "left_context_chunks": self.left_context_chunks,
+            "attention_sink_size": self.attention_sink_size,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        if given.get("chunk_size") == -1:
+            # The model's own left context and sinks have no meaning then.
+            default = ChunkSettings()
+        elif given.get("left_context_chunks") == -1:
+            default = dataclasses.replace(default, attention_sink_size=0)
+        if default.is_full_context and given and "chunk_size" not in given:
+            raise UserError(f"--{next(iter(given)).replace('_', '-')} needs --decode-chunk-len")
+        chunk = dataclasses.replace(default, **given).require_consistent()
+        if chunk.is_full_context:
+            return chunk
+        check_mode(config.features.normalize, streaming=True)
+        if not config.streaming.streaming:
+            logging.warning(f"the model was trained in full context, not with {chunk.describe()}")
+        elif chunk not in config.streaming.all_settings():
+            logging.warning(f"the model was not trained with {chunk.describe()}")
+        return chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioSet:
+    """Utterances to decode under one name."""
+
+    name: str
+    cuts: CutSet
+    has_text: bool
+
+
+def audio_sets(options: DecodeOptions, wavs: list[Path]) -> list[AudioSet]:
+    """What to decode: wav files if given, else a manifest if given, else splits.
+
+    Raises:
+      UserError: a file or split does not exist.
+    """
+    if wavs:
+        return [AudioSet("files", CutSet.from_cuts([_cut_of(path) for path in wavs]), False)]
+    if options.manifest:
+        if not options.manifest.is_file():
+            raise UserError(f"--manifest {options.manifest}: no such file")
+        name = options.manifest.name.split(".")[0].replace("cuts_", "", 1)
+        return [AudioSet(name, CutSet.from_file(options.manifest), True)]
+    splits = load_splits(options.data_dir)
+    names = options.split.split(",") if options.split else [*splits["val"], *splits["test"]]
+    return [AudioSet(name, _cuts_of_split(options.data_dir, name), True) for name in names]
+
+
+def _cut_of(path: Path) -> MonoCut:
+    cut = cut_of_file(path)
+    cut.id = str(path)
+    cut.supervisions = [SupervisionSegment(cut.id, cut.id, 0, cut.duration, text="")]
+    return cut
+
+
+def _cuts_of_split(data_dir: Path, name: str) -> CutSet:
+    path = data_dir / "manifests" / f"cuts_{name}.jsonl.gz"
+    if not path.is_file():
+        raise UserError(f"--split {name}: no {path}; run ./prepare.sh")
+    return CutSet.from_jsonl_lazy(path)
+
+
+def batches(
+    audio: AudioSet, tokenizer: Tokenizer, max_duration: float, num_workers: int
+) -> DataLoader:
+    """Padded batches of waveforms, in a fixed order."""
+    options = DataOptions(max_duration=max_duration, num_workers=num_workers)
+    data = DataModule(options, None, tokenizer)
+    return data.fixed_loader(audio.cuts.map(data.tokenized))
+
+
+def decode_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclasses.dataclass
+class Results:
+    """What was recognised in one set."""
+
+    audio: AudioSet
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)  # references
+    hypotheses: dict[str, Hypothesis] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0  # of audio
+    elapsed: float = 0.0  # of computing
+
+    def write(self, folder: Path, suffix: str, tokenizer: Tokenizer) -> Score:
+        """Writes icefall's result files and the tokens with their times."""
+        transcripts = [
+            Transcript(i, self.texts[i].split(), tokenizer.decode(h.tokens).split())
+            for i, h in sorted(self.hypotheses.items())
+        ]
+        return write_results(folder, self.audio.name, suffix, transcripts, self.hypotheses)
+
+    def print_texts(self, tokenizer: Tokenizer) -> None:
+        """One line per file: its name and its text."""
+        for name, hypothesis in self.hypotheses.items():
+            print(f"{name}\t{tokenizer.decode(hypothesis.tokens)}")
+
+    @property
+    def rtf(self) -> float:
+        """Real-time factor: seconds of computing per second of audio."""
+        return self.elapsed / max(self.seconds, 1e-9)
+
+
+def suffix(checkpoint: CheckpointOptions, chunk: ChunkSettings, search: SearchOptions) -> str:
+    """The part of result file names that carries every setting."""
+    return "-".join((checkpoint.describe(), chunk.describe(), search.suffix()))

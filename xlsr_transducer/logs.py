@@ -1,0 +1,22 @@
+"""Log lines with date and level, on the terminal and in a file of the run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+
+def set_up_logging(folder: Path, name: str) -> Path:
+    """Logs to stderr and to ``folder/log/log-NAME-DATE.txt``; returns that path."""
+    path = folder / "log" / f"log-{name}-{time.strftime('%Y-%m-%d-%H-%M-%S')}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+        handlers=[logging.StreamHandler(sys.stderr), logging.FileHandler(path, encoding="utf-8")],
+        force=True,
+    )
+    return path

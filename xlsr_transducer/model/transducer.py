@@ -1,0 +1,179 @@
+"""The transducer: encoder, stateless decoder, joiner, and the losses that train them.
+
+A. Graves, "Sequence transduction with recurrent neural networks", 2012; F. Kuang et al.,
+"Pruned RNN-T for fast, memory-efficient ASR training", Interspeech 2022.
+Letters: N batch, T encoder frames, U tokens, V vocabulary, R prune range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlsr_transducer.loss import get_backend
+from xlsr_transducer.loss.backend import BACKENDS
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.decoder import Decoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.joiner import Joiner
+from xlsr_transducer.options import option
+
+FULL_CONTEXT = ChunkSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class TransducerOptions:
+    """Decoder and joiner."""
+
+    decoder_dim: int = option(512, "width of the decoder")
+    joiner_dim: int = option(512, "width of the joiner")
+    context_size: int = option(2, "tokens that the decoder sees")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """Loss."""
+
+    prune_range: int = option(5, "symbols per frame that the pruned loss looks at")
+    lm_scale: float = option(0.25, "smoothing of the simple loss with decoder-only scores")
+    am_scale: float = option(0.0, "smoothing of the simple loss with encoder-only scores")
+    simple_loss_scale: float = option(0.5, "weight of the simple loss after warm-up")
+    ctc_loss_scale: float = option(0.0, "weight of the CTC head's loss; 0: no such head")
+    warm_step: int = option(
+        2000, "steps over which the pruned loss takes over from the simple one"
+    )
+    rnnt_type: str = option("regular", "topology", ("regular", "modified", "constrained"))
+    delay_penalty: float = option(0.0, "reward for emitting early, per frame")
+    loss_backend: str = option("auto", "whose losses: k2's where it imports, or ours", BACKENDS)
+
+    def scales(self, step: int) -> tuple[float, float]:
+        """Weights of simple and pruned loss: from (1, 0.1) to (simple_loss_scale, 1)."""
+        done = min(step / self.warm_step, 1.0) if self.warm_step > 0 else 1.0
+        return 1.0 + done * (self.simple_loss_scale - 1.0), 0.1 + done * 0.9
+
+
+class TransducerLosses(NamedTuple):
+    """Per utterance, (N,) float32: negative log-probabilities in nats."""
+
+    simple: Tensor
+    pruned: Tensor
+    ctc: Tensor  # zeros without a CTC head
+
+
+class Transducer(nn.Module):
+    """Encoder, decoder and joiner, with the two projections of the simple loss."""
+
+    def __init__(
+        self,
+        encoder: XLSREncoder,
+        options: TransducerOptions,
+        vocab_size: int,
+        dropout: float = 0.0,
+        has_ctc: bool = False,
+    ):
+        super().__init__()
+        width, dim = encoder.output_dim, options.decoder_dim
+        self.encoder = encoder
+        self.decoder = Decoder(vocab_size, dim, options.context_size)
+        self.joiner = Joiner(width, dim, options.joiner_dim, vocab_size)
+        self.decoder_dropout = nn.Dropout(dropout)
+        self.simple_am_proj = nn.Linear(width, vocab_size)
+        self.simple_lm_proj = nn.Linear(dim, vocab_size)
+        self.ctc_output = nn.Linear(width, vocab_size) if has_ctc else None
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        options: LossOptions,
+        chunk: ChunkSettings = FULL_CONTEXT,
+    ) -> TransducerLosses:
+        """Losses of a padded batch.
+
+        Args:
+          x: (N, n) samples or (N, T, D) features at the cut; x_lens: (N,) int64.
+          y: (N, U) int64 tokens without blanks, anything beyond y_lens; U >= 1.
+          chunk: what each frame may see.
+        """
+        encoder_out, lens = self.encoder(
+            x, x_lens, chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size
+        )
+        is_token = torch.arange(y.shape[1], device=y.device) < y_lens.unsqueeze(1)
+        y = torch.where(is_token, y, torch.zeros_like(y))
+        decoder_out = self.decoder(F.pad(y, (1, 0)))
+        decoder_out = self.decoder_dropout(decoder_out)
+        boundary = torch.zeros(y.shape[0], 4, dtype=torch.int64, device=y.device)
+        boundary[:, 2], boundary[:, 3] = y_lens, lens
+        # Autocast off: sums of log-probabilities over hundreds of frames need float32.
+        with torch.autocast(x.device.type, enabled=False):
+            simple, ranges = self._simple_loss(
+                encoder_out.float(), decoder_out.float(), y, boundary, options
+            )
+        pruned = self._pruned_loss(encoder_out, decoder_out, y, ranges, boundary, options)
+        with torch.autocast(x.device.type, enabled=False):
+            ctc = self._ctc_loss(encoder_out.float(), lens, y, y_lens)
+        return TransducerLosses(simple, pruned, ctc)
+
+    def _simple_loss(
+        self, am: Tensor, lm: Tensor, y: Tensor, boundary: Tensor, options: LossOptions
+    ) -> tuple[Tensor, Tensor]:
+        k2 = get_backend(options.loss_backend)
+        loss, (px_grad, py_grad) = k2.rnnt_loss_smoothed(
+            lm=self.simple_lm_proj(lm),
+            am=self.simple_am_proj(am),
+            symbols=y,
+            termination_symbol=self.decoder.blank_id,
+            lm_only_scale=options.lm_scale,
+            am_only_scale=options.am_scale,
+            boundary=boundary,
+            rnnt_type=options.rnnt_type,
+            delay_penalty=options.delay_penalty,
+            reduction="none",
+            return_grad=True,
+        )
+        ranges = k2.get_rnnt_prune_ranges(
+            px_grad=px_grad, py_grad=py_grad, boundary=boundary, s_range=options.prune_range
+        )
+        return loss, ranges
+
+    def _pruned_loss(
+        self,
+        encoder_out: Tensor,
+        decoder_out: Tensor,
+        y: Tensor,
+        ranges: Tensor,
+        boundary: Tensor,
+        options: LossOptions,
+    ) -> Tensor:
+        k2 = get_backend(options.loss_backend)
+        am, lm = k2.do_rnnt_pruning(
+            am=self.joiner.encoder_proj(encoder_out),
+            lm=self.joiner.decoder_proj(decoder_out),
+            ranges=ranges,
+        )
+        logits = self.joiner(am, lm, project_input=False)  # (N, T, R, V)
+        with torch.autocast(logits.device.type, enabled=False):
+            return k2.rnnt_loss_pruned(
+                logits=logits.float(),
+                symbols=y,
+                ranges=ranges,
+                termination_symbol=self.decoder.blank_id,
+                boundary=boundary,
+                rnnt_type=options.rnnt_type,
+                delay_penalty=options.delay_penalty,
+                reduction="none",
+            )
+
+    def _ctc_loss(self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor) -> Tensor:
+        if self.ctc_output is None:
+            return encoder_out.new_zeros(y.shape[0])
+        log_probs = self.ctc_output(encoder_out).log_softmax(-1).transpose(0, 1)
+        return F.ctc_loss(
+            log_probs, y, lens, y_lens, self.decoder.blank_id, reduction="none", zero_infinity=True
+        )

@@ -1,0 +1,169 @@
+"""Trains a transducer on an XLSR encoder: ``python -m xlsr_transducer.train --help``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from xlsr_transducer.config import ModelConfig, StreamingOptions, build_model, check_features
+from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.features import FeatureInfo, find_features
+from xlsr_transducer.data.splits import load_splits
+from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
+from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.normalize import check_mode
+from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerOptions
+from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
+from xlsr_transducer.options import add_options, from_args, str2bool
+from xlsr_transducer.training.checkpoint import read_checkpoint, save_below_cut
+from xlsr_transducer.training.distributed import this_process
+from xlsr_transducer.training.loop import LoopOptions, Trainer
+from xlsr_transducer.training.optim import OptimOptions
+
+OPTION_GROUPS = (
+    DataOptions,
+    LoopOptions,
+    OptimOptions,
+    LossOptions,
+    EncoderOptions,
+    TransducerOptions,
+    StreamingOptions,
+)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    group = parser.add_argument_group("Input of the model")
+    group.add_argument("--features", help="folder in DATA/features (default: the only one)")
+    group.add_argument("--cut", help="cut of the features; 'waveform' trains from audio")
+    group.add_argument("--xlsr", help="XLSR weights (default: those that made the features)")
+    group.add_argument(
+        "--normalize", help="of the waveform, with --cut waveform (default: cumulative)"
+    )
+    group.add_argument("--feature-dim", type=int, help="checked against the features")
+    group.add_argument("--lang-dir", type=Path, help="BPE model (default: the only one in DATA)")
+    group.add_argument("--init-from", type=Path, help="start from this checkpoint's weights")
+    group.add_argument(
+        "--use-xlsr-encoder", type=str2bool, default=True, help="the one encoder there is"
+    )
+    for cls in OPTION_GROUPS:
+        add_options(parser, cls)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    if not args.use_xlsr_encoder:
+        raise UserError("--use-xlsr-encoder 0: this recipe has no other encoder")
+    data_options, loop, optim, loss, encoder, transducer, streaming = (
+        from_args(cls, args) for cls in OPTION_GROUPS
+    )
+    set_up_logging(loop.exp_dir, "train")
+    torch.manual_seed(loop.seed)
+    folder, features, xlsr = _model_input(args, streaming)
+    tokenizer = Tokenizer.load(args.lang_dir or find_lang_dir(data_options.data_dir))
+    config = ModelConfig(
+        features=features,
+        xlsr=xlsr.config,
+        encoder=encoder,
+        transducer=transducer,
+        streaming=streaming,
+        vocab_size=tokenizer.vocab_size,
+        has_ctc=loss.ctc_loss_scale > 0,
+    )
+    _keep_settings(loop.exp_dir, config, data_options, loop, optim, loss)
+    model = _initial_model(config, xlsr, args.init_from)
+    save_below_cut(xlsr, config, loop.exp_dir)
+    data = DataModule(data_options, folder, tokenizer)
+    splits = load_splits(data_options.data_dir)
+    process = this_process()
+    logging.info(f"device {process.device}, {_count(model)}")
+    trainer = Trainer(model, config, data, splits, loop, optim, loss, process)
+    if loop.start_batch > 0:
+        trainer.restore(loop.exp_dir / f"checkpoint-{loop.start_batch}.pt")
+    elif loop.start_epoch > 1:
+        trainer.restore(loop.exp_dir / f"epoch-{loop.start_epoch - 1}.pt")
+    trainer.run()
+
+
+def _model_input(
+    args: argparse.Namespace, streaming: StreamingOptions
+) -> tuple[Path | None, FeatureInfo, XlsrCheckpoint]:
+    """The feature folder (None from the waveform), what enters the model, and its XLSR."""
+    if args.cut == "waveform":
+        if not args.xlsr:
+            raise UserError("--cut waveform needs --xlsr, the pretrained network")
+        xlsr = load_xlsr(args.xlsr)
+        normalize = check_mode(args.normalize or "cumulative")
+        source = str(Path(args.xlsr).resolve()) if Path(args.xlsr).exists() else args.xlsr
+        features = FeatureInfo(source, xlsr.sha256, "waveform", normalize, feature_dim=1)
+        folder = None
+    else:
+        folder = find_features(args.data_dir, args.features)
+        features = FeatureInfo.load(folder)
+        xlsr = load_xlsr(args.xlsr or features.xlsr)
+    for name, given in (
+        ("cut", args.cut),
+        ("normalize", args.normalize),
+        ("feature_dim", args.feature_dim),
+    ):
+        actual = getattr(features, name)
+        if given is not None and given != actual:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {given} contradicts the features in {folder}: {actual}")
+    if xlsr.sha256 != features.sha256:
+        raise UserError(
+            f"--xlsr {xlsr.source} is not the network that made the features in {folder}"
+        )
+    check_features(features, streaming)
+    return folder, features, xlsr
+
+
+def _initial_model(
+    config: ModelConfig, xlsr: XlsrCheckpoint, init_from: Path | None
+) -> Transducer:
+    model = build_model(config)
+    if init_from is None:
+        part = model.encoder.xlsr.state_dict()
+        model.encoder.xlsr.load_state_dict({name: xlsr.weights[name] for name in part})
+        return model
+    content = read_checkpoint(init_from)
+    weights = {**model.state_dict(), **content["model"]}
+    if weights.keys() != model.state_dict().keys():
+        extra = sorted(weights.keys() - model.state_dict().keys())
+        raise UserError(
+            f"--init-from {init_from}: made for another cut or other options: {extra[0]}"
+        )
+    wrong = [k for k, v in model.state_dict().items() if v.shape != weights[k].shape]
+    if wrong:
+        raise UserError(f"--init-from {init_from}: {wrong[0]} has another shape")
+    model.load_state_dict(weights)
+    return model
+
+
+def _keep_settings(exp_dir: Path, config: ModelConfig, *options: object) -> None:
+    """Logs every setting, and saves them beside the checkpoints as JSON."""
+    settings = {"model": config.to_dict()}
+    for group in options:
+        settings[type(group).__name__] = dataclasses.asdict(group)  # type: ignore[call-overload]
+    text = json.dumps(settings, indent=2, default=str)
+    logging.info("settings: " + text)
+    (exp_dir / "settings.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _count(model: Transducer) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    of_xlsr = sum(p.numel() for p in model.encoder.xlsr.parameters())
+    return f"{total / 1e6:.2f} M parameters, of which XLSR {of_xlsr / 1e6:.2f} M"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,109 @@
+"""What training says of itself: sums over utterances, log lines, history, curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.model.transducer import TransducerLosses
+
+
+@dataclasses.dataclass
+class LossSums:
+    """Sums of losses in nats over utterances, and over what they are divided by."""
+
+    simple: float = 0.0
+    pruned: float = 0.0
+    ctc: float = 0.0
+    tokens: int = 0
+    utterances: int = 0
+    seconds: float = 0.0
+    nonfinite: int = 0  # utterances whose loss was not finite; not in the sums
+
+    def add(
+        self, losses: TransducerLosses, is_finite: Tensor, tokens: Tensor, seconds: float
+    ) -> None:
+        """Takes in a batch; ``is_finite`` (N,) bool chooses the utterances that count."""
+        kept = torch.stack([x.detach().double() for x in losses])
+        kept = kept.masked_fill(~is_finite, 0.0).sum(1).tolist()
+        self.simple += kept[0]
+        self.pruned += kept[1]
+        self.ctc += kept[2]
+        self.tokens += int((tokens * is_finite).sum())
+        self.utterances += int(is_finite.sum())
+        self.nonfinite += int((~is_finite).sum())
+        self.seconds += seconds
+
+    def merge(self, other: LossSums) -> None:
+        """Adds the sums of ``other``."""
+        for field in dataclasses.fields(self):
+            name = field.name
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def per_token(self) -> dict[str, float]:
+        """Losses per token, in nats."""
+        count = max(self.tokens, 1)
+        shown = {"simple": self.simple / count, "pruned": self.pruned / count}
+        return {**shown, "ctc": self.ctc / count} if self.ctc else shown
+
+    def describe(self) -> str:
+        """``simple 1.20, pruned 0.90 per token``, and what went wrong, if anything did."""
+        text = ", ".join(f"{k} {v:.4f}" for k, v in self.per_token().items()) + " per token"
+        return text + (f", {self.nonfinite} utterances not finite" if self.nonfinite else "")
+
+
+class Clock:
+    """Seconds of audio per second, and how long the rest will take."""
+
+    def __init__(self, total_seconds: float, done_seconds: float):
+        self.total, self.start_done = total_seconds, done_seconds
+        self.start = time.monotonic()
+
+    def describe(self, done_seconds: float) -> str:
+        elapsed = max(time.monotonic() - self.start, 1e-9)
+        rate = (done_seconds - self.start_done) / elapsed
+        left = max(self.total - done_seconds, 0.0) / max(rate, 1e-9)
+        return f"{rate:.0f} s of audio per s, ETA {format_seconds(left)}"
+
+
+def format_seconds(seconds: float) -> str:
+    """``1:02:03``."""
+    minutes, s = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
+
+
+def append_history(path: Path, record: dict) -> list[dict]:
+    """Adds an epoch's record to a JSON file, replacing one of the same epoch; returns all."""
+    records = json.loads(path.read_text()) if path.is_file() else []
+    records = [r for r in records if r["epoch"] < record["epoch"]] + [record]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(records, indent=1) + "\n")
+    os.replace(temporary, path)
+    return records
+
+
+def plot_history(records: list[dict], path: Path):
+    """Draws losses and validation WER over the epochs as PNG; returns the figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="tight")
+    losses, errors = figure.subplots(1, 2)
+    epochs = [r["epoch"] for r in records]
+    for name in ("train", "valid"):
+        losses.plot(epochs, [r[name]["pruned"] for r in records], "o-", ms=3, label=name)
+    losses.set(xlabel="epoch", ylabel="pruned loss per token (nats)")
+    losses.legend()
+    errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3)
+    errors.set(xlabel="epoch", ylabel="validation WER (%), greedy", ylim=(0, None))
+    for axis in (losses, errors):
+        axis.grid(alpha=0.3)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+    return figure

@@ -6,6 +6,7 @@ names, the weight norm of the positional convolution folded. Nothing in a file i
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -45,6 +46,12 @@ FAIRSEQ_RULES = (
     (r"encoder\.layers\.(\d+)\.fc1\.", r"encoder.layers.\1.feed_forward.intermediate_dense."),
     (r"encoder\.layers\.(\d+)\.fc2\.", r"encoder.layers.\1.feed_forward.output_dense."),
     (r"encoder\.layers\.(\d+)\.final_layer_norm\.", r"encoder.layers.\1.final_layer_norm."),
+)
+# The weights that show the shape of a network in a fairseq file.
+FAIRSEQ_SHAPES = (
+    "feature_extractor.conv_layers.0.conv.weight",
+    "feature_projection.projection.weight",
+    "encoder.layers.0.feed_forward.output_dense.weight",
 )
 
 
@@ -98,10 +105,7 @@ def _load_hugging_face(folder: Path, source: str) -> XlsrCheckpoint:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise UserError(f"{folder}: no config.json; give a folder in Hugging Face's format")
-    try:
-        values = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{config_path}: not valid JSON ({e})") from e
+    values = _read_json(config_path)
     files = _weight_files(folder)
     weights: dict[str, Tensor] = {}
     for file in files:
@@ -111,20 +115,32 @@ def _load_hugging_face(folder: Path, source: str) -> XlsrCheckpoint:
     return _checked(XlsrCheckpoint(config, weights, source, _sha256(files)))
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path}: not valid JSON ({e})") from e
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return values
+
+
 def _weight_files(folder: Path) -> list[Path]:
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         if (folder / f"{stem}.{ending}").is_file():
             return [folder / f"{stem}.{ending}"]
         index = folder / f"{stem}.{ending}.index.json"
         if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return [folder / Path(name).name for name in sorted(names)]
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise UserError(f"{index}: has no weight_map; download it again")
+            return [folder / Path(name).name for name in sorted(set(weight_map.values()))]
     raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin")
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if file.suffix != ".safetensors":
-        return load_tensors(file)
+        return _only_tensors(load_tensors(file), file)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -132,6 +148,16 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as e:
         raise UserError(f"{file}: not a safetensors file, or truncated ({e})") from e
+
+
+def _only_tensors(weights: Any, where: Path) -> dict[str, Tensor]:
+    """Returns ``weights``, or says that they are no state dict."""
+    if not isinstance(weights, dict):
+        raise UserError(f"{where}: holds no state dict")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{where}: holds no state dict: {name!r} is no tensor")
+    return weights
 
 
 def _only_xlsr(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,13 +169,13 @@ def _only_xlsr(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _fold_weight_norm(weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Replaces magnitude and direction by their product, computed in float64."""
     for g_key, v_key in WEIGHT_NORM_KEYS:
-        if POS_CONV + g_key in weights:
+        if POS_CONV + g_key in weights and POS_CONV + v_key in weights:
             g = weights.pop(POS_CONV + g_key).double()
             v = weights.pop(POS_CONV + v_key).double()
             norm = v.square().sum(dim=(0, 1), keepdim=True).sqrt()
             weights[POS_CONV + "weight"] = (v * (g / norm)).float()
     if POS_CONV + "weight" not in weights:
-        raise UserError(f"{where}: no weights of the positional convolution; is this wav2vec 2.0?")
+        raise UserError(f"{where}: {POS_CONV}weight is missing (nor is there its weight norm)")
     return weights
 
 
@@ -158,12 +184,15 @@ def _load_fairseq(path: Path, source: str) -> XlsrCheckpoint:
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{path}: no fairseq checkpoint (it has no 'model' entry)")
     weights = {}
-    for key, value in content["model"].items():
+    for key, value in _only_tensors(content["model"], path).items():
         name = _fairseq_name(re.sub(r"^w2v_encoder\.w2v_model\.", "", key))
         if name:
             weights[name] = value.float()
     weights = _fold_weight_norm(weights, str(path))
-    config = _fairseq_config(weights, _fairseq_options(content))
+    for name in FAIRSEQ_SHAPES:
+        if name not in weights:
+            raise UserError(f"{path}: the weight {name} is missing; is this wav2vec 2.0?")
+    config = _fairseq_config(weights, _fairseq_options(content)).checked(str(path))
     return _checked(XlsrCheckpoint(config, weights, source, _sha256([path])))
 
 
@@ -176,15 +205,19 @@ def _fairseq_name(key: str) -> str:
 
 
 def _fairseq_options(content: dict[str, Any]) -> dict[str, Any]:
-    """The model's options: ``cfg["model"]`` in newer files, ``args`` in older ones."""
-    cfg, args = content.get("cfg"), content.get("args")
-    options = dict(cfg.get("model") or {}) if isinstance(cfg, dict) else {}
-    if args is not None and not options:
-        options = dict(vars(args))
-    nested = options.get("w2v_args")  # a fine-tuned model wraps the pretrained one's
-    if isinstance(nested, dict):
-        return dict(nested.get("model") or nested)
-    return options
+    """The model's options: ``cfg["model"]`` in newer files, ``args`` in older ones.
+
+    A fine-tuned model wraps the options of the pretrained one.
+    """
+    options = _as_dict(_as_dict(content.get("cfg")).get("model")) or _as_dict(content.get("args"))
+    nested = _as_dict(options.get("w2v_args"))
+    return _as_dict(nested.get("model")) or nested or options
+
+
+def _as_dict(options: Any) -> dict[str, Any]:
+    if isinstance(options, argparse.Namespace):
+        return vars(options)
+    return options if isinstance(options, dict) else {}
 
 
 def _fairseq_config(weights: dict[str, Tensor], options: dict[str, Any]) -> XlsrConfig:

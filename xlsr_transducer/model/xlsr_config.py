@@ -40,6 +40,8 @@ class XlsrConfig:
         Raises:
           UserError: an architecture that this project does not have.
         """
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: holds no configuration; it must be a JSON object")
         hf_defaults = {
             "hidden_size": 768,
             "num_hidden_layers": 12,
@@ -57,11 +59,14 @@ class XlsrConfig:
                 raise UserError(f"{where}: {name} is {values[name]!r}; only gelu is supported")
         if values.get("add_adapter"):
             raise UserError(f"{where}: add_adapter is set; such a network is not supported")
-        config = cls(**merged)
-        config._check(where)
-        return config
+        return cls(**merged).checked(where)
 
-    def _check(self, where: str) -> None:
+    def checked(self, where: str) -> XlsrConfig:
+        """Returns itself, or says which value of the file ``where`` cannot be."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _is_like(value, field.default):
+                raise UserError(f"{where}: {field.name} is {value!r}, unlike {field.default!r}")
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
             raise UserError(f"{where}: conv_dim, conv_kernel and conv_stride differ in length")
         if self.feat_extract_norm not in ("layer", "group"):
@@ -73,6 +78,11 @@ class XlsrConfig:
             )
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"{where}: hidden_size is no multiple of num_attention_heads")
+        if self.hidden_size % self.num_conv_pos_embedding_groups:
+            raise UserError(
+                f"{where}: hidden_size is no multiple of num_conv_pos_embedding_groups"
+            )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``from_dict`` takes them."""
@@ -131,3 +141,14 @@ class XlsrConfig:
         if level < 0:
             return 1 if level == WAVEFORM else self.conv_dim[-1]
         return self.hidden_size
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    """Whether ``value`` has the type of ``example``; whole numbers must be positive too."""
+    if isinstance(example, tuple):
+        return isinstance(value, tuple) and all(_is_like(v, 1) for v in value) and bool(value)
+    if isinstance(example, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    if isinstance(example, int) and not isinstance(example, bool):
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, type(example))

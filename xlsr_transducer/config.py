@@ -157,16 +157,20 @@ def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:
         )
 
 
-def build_model(config: ModelConfig, whole: bool = False) -> Transducer:
+def build_model(
+    config: ModelConfig, whole: bool = False, streaming: bool | None = None
+) -> Transducer:
     """The network, without pretrained values.
 
     Args:
       whole: with the part below the cut too, so that it hears the waveform.
+      streaming: with a ``StreamingXLSREncoder``; None: if it was trained so.
     """
     cut = "waveform" if whole else config.features.cut
     arguments = (config.xlsr, config.encoder, cut, config.features.normalize)
-    if config.streaming.streaming:
-        encoder: XLSREncoder = StreamingXLSREncoder(*arguments, config.streaming.default())
+    if streaming or (streaming is None and config.streaming.streaming):
+        trained = config.streaming if config.streaming.streaming else StreamingOptions(True)
+        encoder: XLSREncoder = StreamingXLSREncoder(*arguments, trained.default())
     else:
         encoder = XLSREncoder(*arguments)
     return Transducer(

@@ -122,8 +122,11 @@ def save_below_cut(checkpoint: XlsrCheckpoint, config: ModelConfig, exp_dir: Pat
     save_atomically({"sha256": config.features.sha256, "model": weights}, path)
 
 
-def load_model(options: CheckpointOptions) -> LoadedModel:
+def load_model(options: CheckpointOptions, streaming: bool | None = None) -> LoadedModel:
     """The model that a command works with; every command calls this.
+
+    Args:
+      streaming: with a ``StreamingXLSREncoder``; None: if it was trained so.
 
     Raises:
       UserError: a file is missing or does not fit; the message names it.
@@ -134,7 +137,7 @@ def load_model(options: CheckpointOptions) -> LoadedModel:
     weights = _average(options, path, content)
     if not any(name.startswith("encoder.xlsr.feature_extractor.") for name in weights):
         weights.update(_below_cut(path.parent, config))
-    model = build_model(config, whole=True)
+    model = build_model(config, whole=True, streaming=streaming)
     try:
         model.load_state_dict(weights)
     except RuntimeError as e:

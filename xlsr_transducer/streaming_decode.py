@@ -1,0 +1,157 @@
+"""Recognises audio chunk by chunk with cached state, as a live recogniser does:
+``python -m xlsr_transducer.streaming_decode --exp-dir exp``, or with wav files behind it.
+
+The result equals that of ``decode`` with the same settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.decoding import (
+    AudioSet,
+    DecodeOptions,
+    Results,
+    audio_sets,
+    decode_device,
+    suffix,
+)
+from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.latency import LatencyReport
+from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.options import add_options, from_args, str2bool
+from xlsr_transducer.scoring import format_table
+from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.streaming import SAMPLING_RATE, Stream, StreamPool
+from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wavs", nargs="*", type=Path, help="audio files to transcribe")
+    parser.add_argument(
+        "--num-decode-streams", type=int, default=16, help="streams computed at once"
+    )
+    parser.add_argument(
+        "--piece", type=float, default=0.1, help="seconds of audio that arrive at a time"
+    )
+    parser.add_argument(
+        "--partial", type=str2bool, default=False, help="print results as they grow"
+    )
+    for cls in (CheckpointOptions, DecodeOptions, SearchOptions):
+        add_options(parser, cls)
+    parser.add_argument(
+        "--num-active-paths",
+        dest="beam_size",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="the same as --beam-size",
+    )
+    return parser
+
+
+class Speaker:
+    """One utterance that is being heard: hands its audio to a stream piece by piece."""
+
+    def __init__(self, samples: np.ndarray, stream: Stream, piece: int):
+        self.pieces: Iterator[torch.Tensor] = iter(torch.from_numpy(samples).split(piece))
+        self.stream = stream
+
+    def speak(self) -> None:
+        """Goes on until the stream has a chunk to compute, or ends."""
+        while not self.stream.buffer.has_chunk():
+            piece = next(self.pieces, None)
+            if piece is None:
+                self.stream.finish()
+                return
+            self.stream.accept(piece)
+
+
+def decode_set(
+    audio: AudioSet, pool: StreamPool, tokenizer: Tokenizer, args: argparse.Namespace
+) -> tuple[Results, LatencyReport]:
+    """Recognises every utterance of a set; one that ends makes room for the next."""
+    results, report = Results(audio), LatencyReport(pool.bytes_per_stream())
+    cuts, speakers = iter(audio.cuts), {}
+    piece = max(int(args.piece * SAMPLING_RATE), 1)
+    progress = tqdm(desc=audio.name, unit="utt", disable=None)
+    exhausted = False
+    while not exhausted or len(pool):
+        while not exhausted and len(pool) < args.num_decode_streams:
+            cut = next(cuts, None)
+            if cut is None:
+                exhausted = True
+                break
+            try:
+                samples = read_audio(cut)
+            except UserError as e:
+                logging.warning(f"{audio.name}: skipped, cannot be read: {cut.id}: {e}")
+                continue
+            results.texts[cut.id] = cut.supervisions[0].text
+            speakers[cut.id] = Speaker(samples, pool.open(cut.id), piece)
+        for speaker in speakers.values():
+            speaker.speak()
+        start = time.perf_counter()
+        ended = pool.step()
+        results.elapsed += time.perf_counter() - start
+        report.num_steps += 1
+        if args.partial:
+            _print_partial(pool, tokenizer)
+        for stream in ended:
+            results.hypotheses[stream.name] = stream.result
+            results.seconds += stream.seconds
+            report.add(stream)
+            del speakers[stream.name]
+            progress.update()
+    progress.close()
+    return results, report
+
+
+def _print_partial(pool: StreamPool, tokenizer: Tokenizer) -> None:
+    for stream in pool.streams:
+        if stream.steps:
+            text = tokenizer.decode(stream.result.tokens)
+            print(f"{stream.name}\t{stream.steps[-1].arrived:.2f} s\t{text}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    if args.num_decode_streams < 1:
+        raise UserError(f"--num-decode-streams {args.num_decode_streams}: must be at least 1")
+    checkpoint, options, search_options = (
+        from_args(cls, args) for cls in (CheckpointOptions, DecodeOptions, SearchOptions)
+    )
+    folder = checkpoint.exp_dir / "streaming" / search_options.decoding_method
+    set_up_logging(folder, "streaming-decode")
+    loaded = load_model(checkpoint, streaming=True)
+    chunk = options.chunk(loaded.config).require_streaming()
+    model = loaded.model.to(decode_device())
+    model.encoder.set_chunk(chunk)
+    search = make_search(search_options, model.decoder, model.joiner)
+    scores = []
+    for audio in audio_sets(options, args.wavs):
+        pool = StreamPool(model, search)
+        results, report = decode_set(audio, pool, loaded.tokenizer, args)
+        if not audio.has_text:
+            results.print_texts(loaded.tokenizer)
+            continue
+        name = suffix(checkpoint, chunk, search_options)
+        scores.append(results.write(folder, name, loaded.tokenizer))
+        logging.info(f"{audio.name}: WER {scores[-1].wer.percent:.2f} %")
+        print(report.format(audio.name, results))
+    if scores:
+        print(format_table(scores))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,106 @@
+"""Figures of a corpus by split: a table to read and histograms to look at."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xlsr_transducer.data.tokenizer import Tokenizer
+
+_FRAME = 0.04  # seconds of an encoder frame
+_NONE = "-"
+
+
+class SplitStatistics:
+    """Durations, texts and speakers of one split. Memory: 24 bytes for each utterance."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.durations = array("d")  # seconds
+        self.words = array("q")  # per utterance
+        self.tokens = array("q")  # per utterance; empty without a tokenizer
+        self.characters = 0  # spaces not counted
+        self.speakers: set[str] = set()
+        self.crowded: list[str] = []  # ids of utterances with more tokens than encoder frames
+
+    def add(self, cut: dict, tokenizer: Tokenizer | None) -> None:
+        """Counts a cut, given as its dictionary."""
+        [supervision] = cut["supervisions"]
+        words = supervision["text"].split()
+        self.durations.append(cut["duration"])
+        self.words.append(len(words))
+        self.characters += sum(map(len, words))
+        if supervision.get("speaker"):
+            self.speakers.add(supervision["speaker"])
+        if tokenizer is not None:
+            [ids] = tokenizer.encode([supervision["text"]])
+            self.tokens.append(len(ids))
+            if len(ids) > cut["duration"] / _FRAME:
+                self.crowded.append(cut["id"])
+
+    @property
+    def seconds(self) -> float:
+        """Length of all audio."""
+        return float(sum(self.durations))
+
+    def per_second(self, counts: array) -> np.ndarray:
+        """``counts`` of each utterance divided by its duration."""
+        return np.asarray(counts, dtype=float) / np.asarray(self.durations)
+
+
+def table(splits: Sequence[SplitStatistics]) -> str:
+    """One column for each split."""
+    rows: list[tuple[str, Callable[[SplitStatistics], str]]] = [
+        ("utterances", lambda s: str(len(s.durations))),
+        ("hours", lambda s: f"{s.seconds / 3600:.2f}"),
+        ("speakers", lambda s: str(len(s.speakers))),
+        ("seconds, shortest", lambda s: _number(s.durations, np.min)),
+        ("seconds, mean", lambda s: _number(s.durations, np.mean)),
+        ("seconds, median", lambda s: _number(s.durations, np.median)),
+        ("seconds, 95 %", lambda s: _number(s.durations, lambda d: np.percentile(d, 95))),
+        ("seconds, longest", lambda s: _number(s.durations, np.max)),
+        ("words", lambda s: str(sum(s.words))),
+        ("characters", lambda s: str(s.characters)),
+        ("tokens", lambda s: str(sum(s.tokens)) if s.tokens else _NONE),
+        ("tokens per second", lambda s: f"{sum(s.tokens) / s.seconds:.2f}" if s.tokens else _NONE),
+    ]
+    cells = [["", *(s.name for s in splits)]]
+    cells += [[label, *(value(s) for s in splits)] for label, value in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for label, *values in cells:
+        numbers = (value.rjust(width) for value, width in zip(values, widths[1:], strict=True))
+        lines.append("  ".join([label.ljust(widths[0]), *numbers]).rstrip() + "\n")
+    return "".join(lines)
+
+
+def _number(values: array, function: Callable) -> str:
+    return f"{function(np.asarray(values)):.2f}" if values else _NONE
+
+
+def plot_histograms(splits: Sequence[SplitStatistics], path: Path) -> None:
+    """Draws durations, words and tokens per second, each split as a share of its utterances."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = [
+        ("seconds per utterance", [np.asarray(s.durations) for s in splits]),
+        ("words per second", [s.per_second(s.words) for s in splits]),
+    ]
+    if any(len(s.tokens) for s in splits):
+        panels.append(("tokens per second", [s.per_second(s.tokens) for s in splits]))
+    for axes, (label, values) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        present = np.concatenate(values)
+        bins = np.histogram_bin_edges(present, bins=40) if len(present) else 40
+        for split, one in zip(splits, values, strict=True):
+            if len(one):
+                weights = np.full(len(one), 100 / len(one))
+                axes.hist(one, bins, weights=weights, histtype="step", label=split.name)
+        axes.set_xlabel(label)
+        axes.set_ylabel("% of utterances")
+    axes.legend()
+    FigureCanvasAgg(figure).print_png(path)

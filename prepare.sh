@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# From lists to features and statistics, by numbered stages: ./prepare.sh --help
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+Usage: ./prepare.sh --train-list FILE --val-list FILE [--test-list FILE ...] [options]
+
+Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is made and used.
+
+  stage 0   demo corpus (only without lists)      DATA/demo/
+  stage 1   lists to recordings and supervisions  DATA/manifests/{recordings,supervisions,rejected}_*
+  stage 2   text and BPE model                    DATA/manifests/cuts_*, DATA/lang_bpe_N/
+  stage 3   features                              DATA/features/ (by ./extract_features.sh)
+  stage 4   checks and statistics                 DATA/statistics.{txt,png}
+
+  --stage N, --stop-stage M   the stages to run (default: 0 and 4)
+  --train-list, --val-list, --test-list FILE   --test-list may be given several times
+  --audio-root DIR       relative paths in the lists start here (default: the list's folder)
+  --data-dir DIR         where everything is written (default: data, beside this script)
+  --vocab-size N         BPE tokens (default: 2500)
+  --lang CODE            language of the text (default: et)
+  --max-rejected P       percent of a list's lines that may be unusable (default: 1)
+  --lower-case 1|0       (default: 1)
+  --punctuation in-word|keep|drop   in-word (default): only ' and - inside words are kept
+Handed on to ./extract_features.sh (see its --help):
+  --xlsr NAME_OR_DIR_OR_PT, --cut, --normalize, --num-jobs, --single-process, --device,
+  --extractor, --chunk-size, --left-context-chunks, --attention-sink-size, --max-duration,
+  --subset, --name
+END
+}
+
+log() {
+  echo "$(date '+%Y-%m-%d %H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+caller=$PWD
+
+# Paths count from where the user stands; the stages run in the recipe's folder.
+from_here() {
+  if [[ $1 == /* || $caller == "$root" ]]; then echo "$1"; else echo "$caller/$1"; fi
+}
+
+stage=0
+stop_stage=4
+train_list=
+val_list=
+test_lists=()
+audio_root=
+data_dir=data
+vocab_size=2500
+lang=et
+max_rejected=1
+text_options=()
+feature_options=()
+
+whole_number() {
+  [[ $2 =~ ^-?[0-9]+$ ]] || fail "$1 needs a whole number, not '$2'"
+  echo "$2"
+}
+
+set_option() {
+  local name=$1 value=$2
+  case $name in
+    --stage) stage=$(whole_number "$name" "$value") ;;
+    --stop-stage) stop_stage=$(whole_number "$name" "$value") ;;
+    --vocab-size) vocab_size=$(whole_number "$name" "$value") ;;
+    --train-list) train_list=$(from_here "$value") ;;
+    --val-list) val_list=$(from_here "$value") ;;
+    --test-list) test_lists+=(--test-list "$(from_here "$value")") ;;
+    --audio-root) audio_root=$(from_here "$value") ;;
+    --data-dir) data_dir=$(from_here "$value") ;;
+    --lang) lang=$value ;;
+    --max-rejected) max_rejected=$value ;;
+    --lower-case | --punctuation) text_options+=("$name" "$value") ;;
+    --xlsr)
+      # What does not exist here may be a name of Hugging Face's hub.
+      if [[ -e $value ]]; then value=$(from_here "$value"); fi
+      feature_options+=("$name" "$value") ;;
+    --cut | --normalize | --num-jobs | --device | --extractor | --chunk-size | --subset | \
+      --left-context-chunks | --attention-sink-size | --max-duration | --name)
+      feature_options+=("$name" "$value") ;;
+    *) fail "unknown option $name (see ./prepare.sh --help)" ;;
+  esac
+}
+
+while (($#)); do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --single-process) feature_options+=("$1"); shift ;;
+    --*=*) set_option "${1%%=*}" "${1#*=}"; shift ;;
+    --*)
+      set_option "$1" "${2:-0}"  # names an unknown option before a missing value
+      if (($# < 2)) || [[ $2 == --* ]]; then fail "$1 needs a value"; fi
+      shift 2 ;;
+    *) fail "unexpected argument '$1' (see ./prepare.sh --help)" ;;
+  esac
+done
+
+cd "$root"
+. local/activate.sh
+
+runs() { ((stage <= $1 && stop_stage >= $1)); }
+
+if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
+  demo=$data_dir/demo
+  train_list=$demo/train.txt
+  val_list=$demo/val.txt
+  test_lists=(--test-list "$demo/test_seen.txt" --test-list "$demo/test_unseen.txt")
+  if runs 0; then
+    if [[ -f $demo/test_unseen.txt ]]; then  # written last
+      log "Stage 0: the demo corpus is there already, in $demo"
+    else
+      log "Stage 0: making the demo corpus in $demo"
+      python -m local.make_demo_corpus --out-dir "$demo"
+    fi
+  elif runs 1 && [[ ! -f $train_list ]]; then
+    fail "no lists: give --train-list and --val-list, or begin with --stage 0 for the demo corpus"
+  fi
+elif [[ -z $train_list || -z $val_list ]]; then
+  fail "lists come together: --train-list and --val-list are needed"
+fi
+
+if runs 1; then
+  log "Stage 1: lists to manifests in $data_dir/manifests"
+  python -m local.prepare_manifests \
+    --train-list "$train_list" --val-list "$val_list" ${test_lists[@]+"${test_lists[@]}"} \
+    ${audio_root:+--audio-root "$audio_root"} \
+    --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
+fi
+
+if runs 2; then
+  log "Stage 2: text and BPE model in $data_dir/lang_bpe_$vocab_size"
+  python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
+    --max-rejected "$max_rejected" ${text_options[@]+"${text_options[@]}"}
+  python -m local.prepare_lang --data-dir "$data_dir" --vocab-size "$vocab_size"
+fi
+
+if runs 3; then
+  log "Stage 3: features in $data_dir/features"
+  ./extract_features.sh --data-dir "$data_dir" ${feature_options[@]+"${feature_options[@]}"}
+fi
+
+if runs 4; then
+  log "Stage 4: checks and statistics in $data_dir/statistics.txt"
+  lang_options=()
+  if [[ -d $data_dir/lang_bpe_$vocab_size ]]; then
+    lang_options=(--lang-dir "$data_dir/lang_bpe_$vocab_size")
+  else
+    log "tokens are not counted: there is no $data_dir/lang_bpe_$vocab_size"
+  fi
+  python -m local.validate_manifests --data-dir "$data_dir" \
+    ${lang_options[@]+"${lang_options[@]}"}
+fi

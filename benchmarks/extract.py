@@ -1,0 +1,178 @@
+"""What storing features costs: time above the bare forward, bytes per hour, float16 error.
+
+    python -m benchmarks.extract --size 300m --cut frontend
+
+makes noise of usual lengths and a network with random weights, then runs, in turns and with
+one thread, the whole extraction in one process (reading, resampling, forward, writing,
+manifests; not the interpreter's start nor loading the network) and the forward alone on the
+same batches from memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import MonoCut, Recording
+
+from local.extract_features import check_options, extract_split, feature_info, read_shards
+from local.extract_features import get_parser as extraction_parser
+from local.extract_shard import make_batches
+from local.extract_workers import InProcess, Task
+from local.extractors import XlsrExtractor
+from local.make_tiny_xlsr import SHAPE, random_network
+from local.manifests import JsonlGzWriter, manifest_path
+from xlsr_transducer.data.audio import num_samples, read_audio
+from xlsr_transducer.data.features import FeatureInfo, load_feature_cuts
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
+from xlsr_transducer.model.xlsr_config import XlsrConfig
+
+SIZES = {"tiny": SHAPE, "300m": XlsrConfig()}
+BATCH = tuple[list[str], list[np.ndarray]]
+
+
+def make_corpus(data_dir: Path, minutes: float, rate: int) -> None:
+    """Files of noise, 2 to 15 seconds long, and their manifest."""
+    generator = np.random.default_rng(0)
+    (data_dir / "wav").mkdir(parents=True)
+    manifest_path(data_dir, "cuts", "train").parent.mkdir()
+    left = minutes * 60
+    with JsonlGzWriter(manifest_path(data_dir, "cuts", "train")) as writer:
+        while left > 0:
+            seconds = generator.uniform(2.0, 15.0)
+            path = data_dir / "wav" / f"{left:.3f}.wav"
+            noise = 0.1 * generator.standard_normal(round(seconds * rate))
+            soundfile.write(path, noise, rate)
+            recording = Recording.from_file(path)
+            writer.write(MonoCut(path.stem, 0, recording.duration, channel=0, recording=recording))
+            left -= seconds
+    splits = {"train": ["train"], "val": [], "test": []}
+    (data_dir / "manifests" / "splits.json").write_text(json.dumps(splits))
+
+
+def read_batches(args: argparse.Namespace) -> list[BATCH]:
+    """The batches that the extraction makes, as names and samples."""
+    batches = []
+    for shard in read_shards(args, "train"):
+        cuts = [MonoCut.from_dict(dict(cut)) for cut in shard.cuts]
+        lengths = {i: num_samples(cut) for i, cut in enumerate(cuts)}
+        for batch in make_batches(lengths, args.max_duration):
+            batches.append(([cuts[i].id for i in batch], [read_audio(cuts[i]) for i in batch]))
+    return batches
+
+
+def time_forward(extractor: XlsrExtractor, batches: Sequence[BATCH]) -> float:
+    """Seconds of the forward alone."""
+    start = time.perf_counter()
+    for _, waves in batches:
+        extractor.forward(waves)
+    return time.perf_counter() - start
+
+
+def time_extraction(
+    args: argparse.Namespace, info: FeatureInfo, checkpoint: XlsrCheckpoint, folder: Path
+) -> float:
+    """Seconds of everything but loading the network."""
+    runner = InProcess(Task(args.xlsr, info, folder, "cpu", args.max_duration), checkpoint)
+    start = time.perf_counter()
+    with runner:
+        extract_split(args, folder, "train", runner)
+    return time.perf_counter() - start
+
+
+def float16_error(
+    extractor: XlsrExtractor, batches: Sequence[BATCH], folder: Path
+) -> tuple[float, float]:
+    """Largest absolute error, and rms of the error by rms of the features."""
+    stored = {cut.id: cut for cut in load_feature_cuts(folder, "train")}
+    largest = error = power = 0.0
+    for names, waves in batches[-3:]:
+        y, lens = extractor.forward(waves)
+        for name, row, frames in zip(names, y.double().numpy(), lens):
+            difference = stored[name].load_features() - row[:frames]
+            largest = max(largest, float(np.abs(difference).max()))
+            error += float(np.square(difference).sum())
+            power += float(np.square(row[:frames]).sum())
+    return largest, (error / power) ** 0.5
+
+
+def measure(options: argparse.Namespace, work: Path) -> str:
+    """Runs everything once and returns the row of the table."""
+    config = SIZES[options.size]
+    data_dir = work / "data"
+    make_corpus(data_dir, options.minutes, options.rate)
+    weights = random_network(config, 1).state_dict()
+    checkpoint = XlsrCheckpoint(config, weights, "random", "0" * 64)
+    words = ["--data-dir", str(data_dir), "--cut", options.cut, "--single-process"]
+    args = extraction_parser().parse_args([*words, "--max-duration", str(options.max_duration)])
+    check_options(args)
+    info = feature_info(args, checkpoint)
+    batches = read_batches(args)
+    extractor = XlsrExtractor(checkpoint, info, "cpu")
+    torch.set_num_threads(1)
+    extractor.forward(batches[-1][1])  # the first use is slower
+    bare, whole = [], []
+    for turn in range(options.turns):
+        folder = data_dir / "features" / str(turn)
+        folder.mkdir(parents=True)
+        bare.append(time_forward(extractor, batches))
+        whole.append(time_extraction(args, info, checkpoint, folder))
+        torch.set_num_threads(1)
+    seconds = sum(len(wave) for _, waves in batches for wave in waves) / 16000
+    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    gib = sum(file.st_blocks * 512 for file in files) / seconds * 3600 / 2**30
+    largest, relative = float16_error(extractor, batches, folder)
+    overheads = [w / b - 1 for w, b in zip(whole, bare)]
+    cells = [
+        options.size,
+        options.cut,
+        f"{seconds / 60:.1f}",
+        f"{statistics.median(bare):.2f}",
+        f"{statistics.median(whole):.2f}",
+        f"{100 * statistics.median(overheads):.1f} %",
+        f"{100 * (min(whole) / min(bare) - 1):.1f} %",
+        f"{gib:.3f}",
+        f"{largest:.1e}",
+        f"{relative:.1e}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--cut", default="frontend")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of audio")
+    parser.add_argument("--rate", type=int, default=22050, help="of the audio files, in Hz")
+    parser.add_argument("--max-duration", type=float, default=60.0)
+    parser.add_argument("--turns", type=int, default=3)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    with tempfile.TemporaryDirectory() as work:
+        row = measure(options, Path(work))
+    print(
+        "| size | cut | minutes | forward s | extraction s | overhead, median | overhead of the "
+        "fastest | GiB per hour | largest error | relative rms error |"
+    )
+    print("|" + "---|" * 10)
+    print(row)
+
+
+if __name__ == "__main__":
+    run_command(main)

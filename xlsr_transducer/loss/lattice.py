@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-INF = float("inf")
+from xlsr_transducer.loss.sweeps import INF, get_sweeps
 
 
 def total_scores(
@@ -139,12 +139,7 @@ def _forward(stay: Tensor, move: Tensor, begin: Tensor | None) -> Tensor:
         alpha[0, :, 1] = 0.0
     else:
         alpha[0].scatter_(1, begin.unsqueeze(1) + 1, 0.0)
-    here, left = alpha[:, :, 1:].unbind(0), alpha[:, :, :-1].unbind(0)
-    by_blank, by_symbol = stay.new_empty(B, K), stay.new_empty(B, K)
-    for d, (blank, symbol) in enumerate(zip(stay.unbind(0), move.unbind(0), strict=True)):
-        torch.add(here[d], blank, out=by_blank)
-        torch.add(left[d], symbol, out=by_symbol)
-        torch.logaddexp(by_blank, by_symbol, out=here[d + 1])
+    get_sweeps(stay.device).forward(alpha, stay, move)
     return alpha
 
 
@@ -165,12 +160,7 @@ def _backward(alpha: Tensor, stay: Tensor, move: Tensor, end: Tensor | None) -> 
         node[:, -1] = 1.0
     else:
         node.scatter_(1, end.unsqueeze(1), 1.0)
-    to_left = node[:, :-1]
-    for blank, symbol in zip(reversed(stay.unbind(0)), reversed(move.unbind(0)), strict=True):
-        blank.mul_(node)
-        symbol.mul_(node)
-        node.copy_(blank)
-        to_left.add_(symbol[:, 1:])
+    get_sweeps(stay.device).backward(node, stay, move)
 
 
 def _from_diagonals(stay, move, px, py, boundary, skew):

@@ -8,3 +8,5 @@ import os
 # that wait for each other make small computations many times slower, and one thread adds up
 # in the same order every time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tiny_recipe import corpus, streaming_exp  # noqa: E402, F401  fixtures, after the setting above

@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset import DynamicBucketingSampler
-from lhotse.dataset.sampling.base import TimeConstraint
+from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
+from lhotse.dataset.sampling.base import CutSampler, TimeConstraint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -187,6 +188,9 @@ class DataModule:
             return "more tokens than encoder frames"
         return ""
 
+    def is_fit(self, cut: Cut) -> bool:
+        return not self.unfit(cut)
+
     def summary(self, split: str) -> SplitSummary:
         """Counts a split, and logs what training will leave out, with the first ids."""
         utterances, seconds = 0, 0.0
@@ -213,7 +217,7 @@ class DataModule:
         Args:
           skip: batches of the epoch that were trained on before, not read again.
         """
-        cuts = self._joined(splits).filter(lambda cut: not self.unfit(cut))
+        cuts = self._joined(splits).filter(self.is_fit)
         sampler = self._sampler(cuts, shuffle=True, seed=seed)
         sampler.set_epoch(epoch)
         return self._loader(_Rest(sampler, skip))
@@ -232,7 +236,7 @@ class DataModule:
             cuts = cuts + self.cuts(split)
         return cuts
 
-    def _sampler(self, cuts: CutSet, shuffle: bool, seed: int) -> DynamicBucketingSampler:
+    def _sampler(self, cuts: CutSet, shuffle: bool, seed: int) -> CutSampler:
         o = self.options
         limit: dict = {"max_duration": o.max_duration}
         if o.max_frames_tokens > 0:
@@ -241,8 +245,12 @@ class DataModule:
                     max_duration=o.max_duration, max_frames_tokens=o.max_frames_tokens
                 )
             }
+        # lhotse wants at least two buckets, and at least as many cuts as buckets.
+        num_buckets = sum(1 for _ in islice(cuts, o.num_buckets))
+        if num_buckets < 2:
+            return DynamicCutSampler(cuts, shuffle=shuffle, seed=seed, **limit)
         return DynamicBucketingSampler(
-            cuts, num_buckets=o.num_buckets, shuffle=shuffle, seed=seed, **limit
+            cuts, num_buckets=num_buckets, shuffle=shuffle, seed=seed, **limit
         )
 
     def _loader(self, batches: Iterable[CutSet]) -> DataLoader:
@@ -251,14 +259,14 @@ class DataModule:
             sampler=batches,
             batch_size=None,
             num_workers=self.options.num_workers,
-            persistent_workers=False,
+            generator=torch.Generator(),  # leave the global one alone: it must resume exactly
         )
 
 
 class _Rest:
     """The batches of a sampler behind the first ``skip``, which are chosen but not read."""
 
-    def __init__(self, sampler: DynamicBucketingSampler, skip: int):
+    def __init__(self, sampler: CutSampler, skip: int):
         self.sampler, self.skip = sampler, skip
 
     def __iter__(self) -> Iterator[CutSet]:

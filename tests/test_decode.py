@@ -1,0 +1,176 @@
+"""Decoding: simulated and real streaming agree, batches change nothing, files are complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from local import compare_decodes
+from xlsr_transducer import decode, streaming_decode
+from xlsr_transducer.errors import UserError
+
+SEARCHES = {
+    "greedy_search": ["--blank-penalty=4"],  # so that an untrained model says something
+    "modified_beam_search": ["--blank-penalty=4"],
+    "fast_beam_search": ["--blank-penalty=4", "--beam=8"],
+}
+
+
+def run(command, corpus: Path, exp: Path, *more: str) -> None:
+    command.main(["--exp-dir", str(exp), "--data-dir", str(corpus), *more])
+
+
+def tokens(folder: Path, set_name: str) -> dict[str, tuple[list[int], list[int]]]:
+    """Tokens and their frames by utterance, from the newest file of a set."""
+    path = max(folder.glob(f"tokens-{set_name}-*.jsonl"), key=lambda p: p.stat().st_mtime_ns)
+    records = map(json.loads, path.read_text().splitlines())
+    return {r["id"]: (r["tokens"], r["frames"]) for r in records}
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("chunk", [(8, 1, 0), (16, 2, 4), (16, -1, 0), (32, 1, 20)])
+def test_streaming_gives_the_tokens_and_times_of_the_simulation(
+    corpus: Path,
+    streaming_exp: Path,
+    method: str,
+    chunk: tuple[int, int, int],
+) -> None:
+    settings = [
+        f"--decoding-method={method}",
+        *SEARCHES[method],
+        "--split=test_seen",
+        f"--decode-chunk-len={chunk[0]}",
+        f"--left-context-chunks={chunk[1]}",
+        f"--attention-sink-size={chunk[2]}",
+        "--num-workers=0",
+    ]
+    run(decode, corpus, streaming_exp, *settings)
+    run(
+        streaming_decode,
+        corpus,
+        streaming_exp,
+        *settings,
+        "--num-decode-streams=3",
+        "--piece=0.07",
+    )
+    simulated = tokens(streaming_exp / method, "test_seen")
+    streamed = tokens(streaming_exp / "streaming" / method, "test_seen")
+    assert simulated == streamed
+    assert sum(len(t) for t, _ in simulated.values()) > 20
+
+
+def test_an_utterance_alone_gives_what_it_gives_in_a_batch(
+    corpus: Path,
+    streaming_exp: Path,
+) -> None:
+    settings = ["--split=test_seen", "--blank-penalty=4", "--num-workers=0"]
+    run(decode, corpus, streaming_exp, *settings)
+    together = tokens(streaming_exp / "greedy_search", "test_seen")
+    run(decode, corpus, streaming_exp, *settings, "--max-duration=1")
+    assert tokens(streaming_exp / "greedy_search", "test_seen") == together
+
+
+def test_result_files_carry_their_settings_and_all_utterances(
+    corpus: Path,
+    streaming_exp: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    run(decode, corpus, streaming_exp, "--num-workers=0")
+    printed = capsys.readouterr().out
+    for split in ("val", "test_seen", "test_unseen"):
+        name = f"{split}-best-chunk-16-left-2-sink-4-greedy_search-max-sym-per-frame-1.txt"
+        for kind in ("recogs", "errs", "wer-summary"):
+            assert (streaming_exp / "greedy_search" / f"{kind}-{name}").is_file()
+        assert split in printed
+    recogs = (streaming_exp / "greedy_search" / f"recogs-{name}").read_text()
+    assert recogs.count("ref=") == recogs.count("hyp=") == 3
+
+
+@pytest.mark.parametrize("samples", [0, 100, 399, 400, 1600, 6400, 6401, 12345])
+def test_short_files_stream_like_they_decode(
+    corpus: Path,
+    streaming_exp: Path,
+    tmp_path: Path,
+    samples: int,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    path = tmp_path / "short.wav"
+    noise = np.random.default_rng(samples).normal(0, 0.1, samples)
+    soundfile.write(path, noise, 16000)
+    if samples == 0:
+        with pytest.raises(UserError, match="holds no audio"):
+            run(decode, corpus, streaming_exp, str(path))
+        return
+    texts = []
+    for command in (decode, streaming_decode):
+        run(command, corpus, streaming_exp, str(path), "--blank-penalty=6", "--num-workers=0")
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith(str(path))
+    assert (samples >= 400) == bool(texts[0].split("\t")[1].strip())
+
+
+def test_a_long_stream_keeps_the_state_of_a_short_one(corpus: Path, streaming_exp: Path) -> None:
+    from xlsr_transducer.model.state import state_bytes
+    from xlsr_transducer.search import SearchOptions, make_search
+    from xlsr_transducer.streaming import StreamPool
+    from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
+
+    model = load_model(CheckpointOptions(exp_dir=streaming_exp), streaming=True).model
+    pool = StreamPool(model, make_search(SearchOptions(), model.decoder, model.joiner))
+    stream = pool.open("long")
+    sizes = set()
+    for _ in range(60):
+        stream.accept(0.1 * torch.randn(16000))
+        while stream.buffer.has_chunk() or not stream.steps:
+            pool.step()
+        sizes.add(state_bytes(pool._encoder_state))
+        assert stream.buffer.num_waiting < pool.chunk_samples
+    assert len(sizes) == 1 and sizes == {pool.bytes_per_stream()}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--decode-chunk-len=15"], "subsampling factor"),
+        (["--left-context-chunks=-1", "--attention-sink-size=4"], "contradicts"),
+        (["--decode-chunk-len=-1", "--attention-sink-size=4"], "contradicts"),
+        (["--epoch=99"], "epoch-99.pt"),
+        (["--epoch=1", "--iter=5"], "contradicts"),
+        (["--split=nonsense"], "nonsense"),
+        (["/none/such.wav"], "such.wav"),
+    ],
+)
+def test_contradictions_are_refused_by_name(
+    corpus: Path,
+    streaming_exp: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(decode, corpus, streaming_exp, *options)
+
+
+def test_full_context_cannot_stream(corpus: Path, streaming_exp: Path) -> None:
+    with pytest.raises(UserError, match="cannot stream"):
+        run(streaming_decode, corpus, streaming_exp, "--decode-chunk-len=-1")
+
+
+def test_compare_decodes_tells_equal_from_different(corpus: Path, streaming_exp: Path) -> None:
+    settings = ["--split=test_unseen", "--blank-penalty=4", "--num-workers=0"]
+    run(decode, corpus, streaming_exp, *settings)
+    run(streaming_decode, corpus, streaming_exp, *settings)
+    run(decode, corpus, streaming_exp, *settings, "--decode-chunk-len=32")
+    name = (
+        "tokens-test_unseen-best-chunk-{}-left-2-sink-4-greedy_search-max-sym-per-frame-1-"
+        "blank-penalty-4.0.jsonl"
+    )
+    a = streaming_exp / "greedy_search" / name.format(16)
+    b = streaming_exp / "streaming" / "greedy_search" / name.format(16)
+    c = streaming_exp / "greedy_search" / name.format(32)
+    assert not compare_decodes.main([str(a), str(b)])
+    assert compare_decodes.main([str(a), str(c)]) == 1

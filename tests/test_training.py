@@ -1,0 +1,207 @@
+"""Training: it learns, resumes where it stopped, keeps what it promises beside the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_recipe import run_train
+
+from xlsr_transducer.config import StreamingOptions
+from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.features import find_features
+from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.training.checkpoint import (
+    CheckpointOptions,
+    load_model,
+    mean_between,
+    mean_of,
+    read_checkpoint,
+    save_atomically,
+)
+from xlsr_transducer.training.optim import OptimOptions, tri_stage
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(path)["model"]
+
+
+def data_module(corpus: Path, **options) -> DataModule:
+    tokenizer = Tokenizer.load(find_lang_dir(corpus))
+    settings = DataOptions(data_dir=corpus, num_workers=0, num_buckets=2, **options)
+    return DataModule(settings, find_features(corpus), tokenizer)
+
+
+def test_training_lowers_the_loss_and_leaves_every_file(streaming_exp: Path) -> None:
+    history = json.loads((streaming_exp / "history.json").read_text())
+    assert history[1]["train"]["pruned"] < history[0]["train"]["pruned"]
+    for name in (
+        "epoch-1.pt",
+        "epoch-2.pt",
+        "best-valid-wer.pt",
+        "curves.png",
+        "settings.json",
+        "xlsr_below_cut.pt",
+        "checkpoint-5.pt",
+    ):
+        assert (streaming_exp / name).stat().st_size > 0, name
+    assert not list(streaming_exp.glob("*.tmp*"))
+
+
+@pytest.mark.parametrize("start", ["--start-epoch=2", "--start-batch=5"])
+def test_a_resumed_training_ends_with_the_same_weights(
+    corpus: Path,
+    streaming_exp: Path,
+    tmp_path: Path,
+    start: str,
+) -> None:
+    for name in ("epoch-1.pt", "checkpoint-5.pt", "xlsr_below_cut.pt"):
+        shutil.copy(streaming_exp / name, tmp_path)
+    run_train(
+        corpus,
+        tmp_path,
+        "--streaming",
+        "1",
+        "--chunk-size",
+        "16,8,-1",
+        "--left-context-chunks",
+        "2,1,-1",
+        "--attention-sink-size",
+        "4,0",
+        "--average-period",
+        "1",
+        start,
+    )
+    straight, resumed = weights(streaming_exp / "epoch-2.pt"), weights(tmp_path / "epoch-2.pt")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_the_running_mean_equals_the_mean_of_the_weights_of_each_step(
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    run_train(corpus, tmp_path, "--save-every-n", "1", "--average-period", "1")
+    first, last = (
+        read_checkpoint(tmp_path / "epoch-1.pt"),
+        read_checkpoint(tmp_path / "epoch-2.pt"),
+    )
+    files = [tmp_path / f"checkpoint-{n}.pt" for n in range(first["step"] + 1, last["step"] + 1)]
+    expected = mean_of(files)
+    actual = mean_between(first["model_avg"], first["step"], last["model_avg"], last["step"])
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name].float(), value, rtol=1e-5, atol=1e-7)
+    loaded = load_model(CheckpointOptions(exp_dir=tmp_path, epoch=2, avg=1))
+    name = "joiner.output_linear.weight"
+    torch.testing.assert_close(loaded.model.state_dict()[name], expected[name])
+
+
+def test_mean_of_files_equals_a_float64_mean(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(5, 3, 4)
+    for i, value in enumerate(values):
+        content = {"format": 1, "config": {}, "model": {"w": value}}
+        save_atomically(content, tmp_path / f"{i}.pt")
+    mean = mean_of([tmp_path / f"{i}.pt" for i in range(5)])["w"]
+    assert torch.equal(mean, values.double().mean(0).float())
+
+
+def test_batches_repeat_for_a_seed_and_resume_behind_those_seen(corpus: Path) -> None:
+    data = data_module(corpus, max_duration=10.0)
+    ids = [b.ids for b in data.train_loader(["train"], epoch=3, seed=1)]
+    assert ids == [b.ids for b in data.train_loader(["train"], epoch=3, seed=1)]
+    assert ids[2:] == [b.ids for b in data.train_loader(["train"], epoch=3, seed=1, skip=2)]
+    assert ids != [b.ids for b in data.train_loader(["train"], epoch=4, seed=1)]
+    assert sorted(sum(ids, [])) == sorted(c.id for c in data.cuts("train"))
+
+
+def test_frames_times_tokens_of_a_batch_stay_bounded(corpus: Path) -> None:
+    """As lhotse bounds durations: before the last one joins, all seem no larger than so far."""
+    limit = 0.004
+    bounded = list(data_module(corpus, max_frames_tokens=limit).train_loader(["train"], 1, 1))
+    free = list(data_module(corpus).train_loader(["train"], 1, 1))
+    for batch in bounded:
+        count = len(batch.ids)
+        others = [[j for j in range(count) if j != i] for i in range(count)]
+        sizes = [
+            count * int(batch.input_lens[o].max()) / 2 * int(batch.token_lens[o].max()) / 1e6
+            for o in others
+            if o
+        ]
+        assert count == 1 or min(sizes) <= limit * 1.02
+    assert len(bounded) > len(free)
+
+
+def test_a_vanished_feature_file_is_a_named_skip(corpus: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(corpus, copy)
+    features = sorted((find_features(copy) / "train").rglob("*.npy"))
+    features[0].unlink()
+    skipped = [line for b in data_module(copy).train_loader(["train"], 1, 1) for line in b.skipped]
+    assert len(skipped) == 1 and features[0].stem in skipped[0]
+
+
+def test_the_schedule_rises_holds_and_decays_at_the_named_points() -> None:
+    options = OptimOptions(warmup_fraction=0.1, hold_fraction=0.4)
+    points = {0.0: 0.01, 0.05: 0.505, 0.1: 1.0, 0.3: 1.0, 0.5: 1.0, 0.75: 0.05**0.5, 1.0: 0.05}
+    for progress, factor in points.items():
+        assert tri_stage(progress, options) == pytest.approx(factor, rel=1e-9)
+
+
+def test_chunk_settings_are_drawn_the_same_for_a_seed_and_step() -> None:
+    options = StreamingOptions(True, "16,32,-1", "1,2,-1", "0,4")
+    draws = [options.draw(1, step) for step in range(200)]
+    assert draws == [options.draw(1, step) for step in range(200)]
+    assert set(draws) == options.all_settings()
+    assert ChunkSettings() in draws and ChunkSettings(16, -1, 0) in draws
+    assert all(d.attention_sink_size == 0 for d in draws if d.left_context_chunks == -1)
+    assert options.default() == ChunkSettings(16, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--feature-dim", "7"], "--feature-dim 7 contradicts"),
+        (["--cut", "last"], "--cut last contradicts"),
+        (["--chunk-size", "16"], "--streaming 1"),
+        (["--streaming", "1", "--chunk-size", "15"], "multiple of the subsampling factor"),
+        (["--streaming", "1", "--left-context-chunks", "-1", "--attention-sink-size", "4"], ""),
+        (["--use-xlsr-encoder", "0"], "--use-xlsr-encoder"),
+        (["--use-fp16", "1", "--use-bf16", "1"], "contradicts"),
+        (["--features", "none-such"], "none-such"),
+    ],
+)
+def test_contradictory_options_are_refused_by_name(
+    corpus: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    if not message:  # all of the left context includes the sinks: a list of one draws none
+        run_train(corpus, tmp_path, "--num-epochs", "1", *options)
+        return
+    with pytest.raises(UserError, match=message):
+        run_train(corpus, tmp_path, *options)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    streaming_exp: Path,
+    tmp_path: Path,
+    damage: str,
+) -> None:
+    path = tmp_path / "bad.pt"
+    content = bytearray((streaming_exp / "epoch-1.pt").read_bytes())
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[:64] = bytes(64)
+        path.write_bytes(content)
+    else:
+        torch.save({"weights": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="bad.pt"):
+        load_model(CheckpointOptions(checkpoint=path))

@@ -1,0 +1,107 @@
+"""A whole recipe in miniature, made once per test session: corpus, features, training.
+
+Random weights and a handful of utterances: it shows that the parts fit, not what they reach.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from local import extract_features, make_demo_corpus, prepare_lang, prepare_manifests, prepare_text
+from local.make_tiny_xlsr import make_random
+from xlsr_transducer import train
+
+SMALL = [
+    "--encoder-dim",
+    "32",
+    "--decoder-dim",
+    "32",
+    "--joiner-dim",
+    "32",
+    "--max-duration",
+    "20",
+    "--num-buckets",
+    "2",
+    "--num-workers",
+    "0",
+    "--ctc-loss-scale",
+    "0.2",
+    "--base-lr",
+    "0.005",
+    "--tensorboard",
+    "0",
+    "--warm-step",
+    "10",
+]
+
+
+def run_train(data_dir: Path, exp_dir: Path, *more: str) -> None:
+    """Trains two epochs, unless ``more`` says otherwise."""
+    train.main(
+        [
+            "--data-dir",
+            str(data_dir),
+            "--exp-dir",
+            str(exp_dir),
+            "--num-epochs",
+            "2",
+            *SMALL,
+            *more,
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder after stages 0 to 2, with frontend features."""
+    data = tmp_path_factory.mktemp("recipe") / "data"
+    demo = data / "demo"
+    make_demo_corpus.main(
+        [
+            "--out-dir",
+            str(demo),
+            "--num-train",
+            "30",
+            "--num-val",
+            "4",
+            "--num-test-seen",
+            "5",
+            "--num-test-unseen",
+            "3",
+        ]
+    )
+    lists = [f"--{split}-list={demo / split}.txt" for split in ("train", "val")]
+    tests = [f"--test-list={demo / name}.txt" for name in ("test_seen", "test_unseen")]
+    prepare_manifests.main([*lists, *tests, f"--data-dir={data}"])
+    prepare_text.main([f"--data-dir={data}"])
+    prepare_lang.main([f"--data-dir={data}", "--vocab-size=60"])
+    make_random(data / "standin", 0, {"num_hidden_layers": 2})
+    extract_features.main(
+        [f"--data-dir={data}", f"--xlsr={data / 'standin'}", "--cut=frontend", "--single-process"]
+    )
+    return data
+
+
+@pytest.fixture(scope="session")
+def streaming_exp(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A streaming model after two epochs with several chunk sizes."""
+    exp = tmp_path_factory.mktemp("exp-streaming")
+    run_train(
+        corpus,
+        exp,
+        "--streaming",
+        "1",
+        "--chunk-size",
+        "16,8,-1",
+        "--left-context-chunks",
+        "2,1,-1",
+        "--attention-sink-size",
+        "4,0",
+        "--save-every-n",
+        "5",
+        "--average-period",
+        "1",
+    )
+    return exp

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from local.make_tiny_xlsr import make_random
+from local import standin_speech
+from local.make_demo_corpus import UNSEEN_VOICES, grammar_words
+from local.make_tiny_xlsr import SHAPE, main, make_pretrained, make_random, random_network
+from local.standin_pretraining import convolve
+from local.standin_speech import HELD_OUT_WORDS, TRAINING_WORDS, VOICES, frame_labels
+from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
+from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 TINY = {"conv_dim": [8] * 7, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
 
@@ -61,3 +68,56 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path)
         assert (first / name).read_bytes() == (again / name).read_bytes()
     weights = "model.safetensors"
     assert (first / weights).read_bytes() != (other / weights).read_bytes()
+
+
+def test_pretraining_shares_no_word_and_no_test_voice_with_the_demo():
+    words = {word.lower() for word in TRAINING_WORDS + HELD_OUT_WORDS}
+    assert len(words) > 800
+    assert not words & {word.lower() for word in grammar_words()}
+    assert not set(TRAINING_WORDS) & set(HELD_OUT_WORDS)
+    assert not set(VOICES) & set(UNSEEN_VOICES)
+
+
+def test_a_word_shared_with_the_demo_is_refused(monkeypatch):
+    monkeypatch.setattr(standin_speech, "WORDS", ("kala", "homme"))
+    with pytest.raises(UserError, match="homme"):
+        standin_speech.check_separation()
+
+
+def test_each_frame_is_labelled_with_the_phoneme_in_its_middle():
+    starts, numbers = np.array([100, 600]), np.array([5, 7])
+    # Frames begin every 320 samples; their middles are at 200, 520 and 840.
+    assert frame_labels(starts, numbers, 400 + 2 * 320).tolist() == [5, 5, 7]
+    assert frame_labels(starts + 150, numbers, 400).tolist() == [0]
+    assert frame_labels(starts, numbers, 399).tolist() == []
+
+
+def test_the_fast_front_end_of_training_equals_that_of_the_network():
+    network = random_network(XlsrConfig.from_dict({**SHAPE.to_dict(), **TINY}), seed=1)
+    torch.manual_seed(0)
+    audio = torch.randn(2, 4321)
+    expected, lens = network.feature_extractor(audio, torch.tensor([4321, 4321]))
+    assert expected.shape[1] == int(lens[0])
+    torch.testing.assert_close(convolve(network, audio), expected, atol=1e-5, rtol=0)
+
+
+def test_pretraining_lowers_the_loss_and_can_be_repeated(tmp_path):
+    seen = [make_pretrained(tmp_path / name, 1, 12, TINY) for name in ("first", "again")]
+    for losses in (seen[0].mel_losses, seen[0].phoneme_losses):
+        assert losses[-1] < losses[0]
+    assert len(seen[0].mel_losses) + len(seen[0].phoneme_losses) == 12
+    assert 0 < seen[0].accuracy < 1
+    assert seen[0] == seen[1]
+    for name in ("README.md", "model.safetensors"):
+        first, again = (tmp_path / folder / name for folder in ("first", "again"))
+        assert first.read_bytes() == again.read_bytes()
+    assert "12 steps" in (tmp_path / "first" / "README.md").read_text()
+    checkpoint = load_xlsr(str(tmp_path / "first"))
+    start = random_network(checkpoint.config, seed=1).state_dict()
+    changed = [name for name, value in checkpoint.weights.items() if (value != start[name]).any()]
+    assert len(changed) > 0.9 * len(start)
+
+
+def test_a_negative_number_of_steps_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--steps -1"):
+        main(["--out", str(tmp_path), "--steps", "-1"])

@@ -77,44 +77,76 @@ class Speaker:
             self.stream.accept(piece)
 
 
-def decode_set(
-    audio: AudioSet, pool: StreamPool, tokenizer: Tokenizer, args: argparse.Namespace
-) -> tuple[Results, LatencyReport]:
-    """Recognises every utterance of a set; one that ends makes room for the next."""
-    results, report = Results(audio), LatencyReport(pool.bytes_per_stream())
-    cuts, speakers = iter(audio.cuts), {}
-    piece = max(int(args.piece * SAMPLING_RATE), 1)
-    progress = tqdm(desc=audio.name, unit="utt", disable=None)
-    exhausted = False
-    while not exhausted or len(pool):
-        while not exhausted and len(pool) < args.num_decode_streams:
-            cut = next(cuts, None)
+class Audience:
+    """Utterances of a set on their way through the pool; one that ends makes room."""
+
+    def __init__(self, audio: AudioSet, pool: StreamPool, num_streams: int, piece: float):
+        self.results = Results(audio)
+        self.pool, self.num_streams = pool, num_streams
+        self.piece = max(int(piece * SAMPLING_RATE), 1)
+        self.cuts = iter(audio.cuts)
+        self.speakers: dict[str, Speaker] = {}
+        self.is_over = False
+
+    def fill(self) -> None:
+        """Opens streams for the next utterances while there is room, and lets all speak."""
+        while not self.is_over and len(self.pool) < self.num_streams:
+            cut = next(self.cuts, None)
             if cut is None:
-                exhausted = True
+                self.is_over = True
                 break
             try:
                 samples = read_audio(cut)
             except UserError as e:
-                logging.warning(f"{audio.name}: skipped, cannot be read: {cut.id}: {e}")
+                logging.warning(
+                    f"{self.results.audio.name}: skipped, cannot be read: {cut.id}: {e}"
+                )
                 continue
-            results.texts[cut.id] = cut.supervisions[0].text
-            speakers[cut.id] = Speaker(samples, pool.open(cut.id), piece)
-        for speaker in speakers.values():
+            self.results.texts[cut.id] = cut.supervisions[0].text
+            self.speakers[cut.id] = Speaker(samples, self.pool.open(cut.id), self.piece)
+        for speaker in self.speakers.values():
             speaker.speak()
+
+    def leave(self, stream: Stream) -> None:
+        """Keeps the result of a stream that has ended."""
+        self.results.hypotheses[stream.name] = stream.result
+        self.results.seconds += stream.seconds
+        del self.speakers[stream.name]
+
+
+def decode_set(
+    audio: AudioSet,
+    pool: StreamPool,
+    tokenizer: Tokenizer,
+    num_streams: int,
+    piece: float,
+    partial: bool = False,
+) -> tuple[Results, LatencyReport]:
+    """Recognises every utterance of a set, ``num_streams`` at once.
+
+    Args:
+      piece: seconds of audio that arrive at a time.
+      partial: print results as they grow.
+    """
+    audience = Audience(audio, pool, num_streams, piece)
+    report = LatencyReport(pool.bytes_per_stream())
+    progress = tqdm(desc=audio.name, unit="utt", disable=None)
+    while True:
+        audience.fill()
+        if not len(pool):
+            break
         start = time.perf_counter()
         ended = pool.step()
-        results.elapsed += time.perf_counter() - start
+        audience.results.elapsed += time.perf_counter() - start
         report.num_steps += 1
-        if args.partial:
+        if partial:
             _print_partial(pool, tokenizer)
         for stream in ended:
-            results.hypotheses[stream.name] = stream.result
-            results.seconds += stream.seconds
+            audience.leave(stream)
             report.add(stream)
-            del speakers[stream.name]
             progress.update()
     progress.close()
-    return results, report
+    return audience.results, report
 
 
 def _print_partial(pool: StreamPool, tokenizer: Tokenizer) -> None:
@@ -141,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     scores = []
     for audio in audio_sets(options, args.wavs):
         pool = StreamPool(model, search)
-        results, report = decode_set(audio, pool, loaded.tokenizer, args)
+        results, report = decode_set(
+            audio, pool, loaded.tokenizer, args.num_decode_streams, args.piece, args.partial
+        )
         if not audio.has_text:
             results.print_texts(loaded.tokenizer)
             continue

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         has_ctc=loss.ctc_loss_scale > 0,
     )
     _keep_settings(loop.exp_dir, config, data_options, loop, optim, loss)
-    model = _initial_model(config, xlsr, args.init_from)
+    model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     save_below_cut(xlsr, config, loop.exp_dir)
     data = DataModule(data_options, folder, tokenizer)
     splits = load_splits(data_options.data_dir)
@@ -128,20 +128,21 @@ def _model_input(
 
 
 def _initial_model(
-    config: ModelConfig, xlsr: XlsrCheckpoint, init_from: Path | None
+    config: ModelConfig, xlsr: XlsrCheckpoint, init_from: Path | None, tokens: list[str]
 ) -> Transducer:
+    """Pretrained XLSR, new heads; or what ``init_from`` has of both."""
     model = build_model(config)
+    part = model.encoder.xlsr.state_dict()
+    model.encoder.xlsr.load_state_dict({name: xlsr.weights[name] for name in part})
     if init_from is None:
-        part = model.encoder.xlsr.state_dict()
-        model.encoder.xlsr.load_state_dict({name: xlsr.weights[name] for name in part})
         return model
     content = read_checkpoint(init_from)
+    if content["tokens"] != tokens:
+        raise UserError(f"--init-from {init_from}: was trained with another BPE model")
     weights = {**model.state_dict(), **content["model"]}
-    if weights.keys() != model.state_dict().keys():
-        extra = sorted(weights.keys() - model.state_dict().keys())
-        raise UserError(
-            f"--init-from {init_from}: made for another cut or other options: {extra[0]}"
-        )
+    extra = sorted(weights.keys() - model.state_dict().keys())
+    if extra:
+        raise UserError(f"--init-from {init_from}: made with other options: {extra[0]} is new")
     wrong = [k for k, v in model.state_dict().items() if v.shape != weights[k].shape]
     if wrong:
         raise UserError(f"--init-from {init_from}: {wrong[0]} has another shape")

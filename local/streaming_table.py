@@ -1,0 +1,162 @@
+"""One model, many latencies: WER for each chunk setting, simulated and really streamed.
+
+    python -m local.streaming_table --exp-dir exp/streaming --data-dir data
+
+prints a table, writes it to EXP/streaming_table.txt with a picture beside it, and fails if any
+utterance's tokens or their times differ between simulation and streaming.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from local.manifests import replacing
+from xlsr_transducer import decode, streaming_decode
+from xlsr_transducer.decoding import AudioSet, DecodeOptions, Results, audio_sets, decode_device
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.scoring import ErrorRate, error_rate
+from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.streaming import StreamPool
+from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
+
+FRAME_MS = 20
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--split", default="", help="default: all test splits and val")
+    for name, values in (("chunks", "16,32,64"), ("lefts", "1,2,4"), ("sinks", "0,4,16")):
+        parser.add_argument(f"--{name}", default=values, help=f"(default: {values})")
+    parser.add_argument("--num-decode-streams", type=int, default=16)
+    for cls in (CheckpointOptions, SearchOptions):
+        add_options(parser, cls)
+    return parser
+
+
+def word_errors(results: Results, loaded: LoadedModel) -> ErrorRate:
+    """WER of a set."""
+    decode_tokens = loaded.tokenizer.decode
+    pairs = [
+        (results.texts[i].split(), decode_tokens(h.tokens).split())
+        for i, h in results.hypotheses.items()
+    ]
+    return error_rate(pairs)
+
+
+def differing(a: Results, b: Results) -> list[str]:
+    """Utterances whose tokens or times are not the same."""
+    keys = a.hypotheses.keys() | b.hypotheses.keys()
+    both = {k: (a.hypotheses.get(k), b.hypotheses.get(k)) for k in keys}
+    return sorted(
+        k
+        for k, (x, y) in both.items()
+        if x is None or y is None or (x.tokens, x.frames) != (y.tokens, y.frames)
+    )
+
+
+class Table:
+    """Runs the settings and collects the rows."""
+
+    def __init__(self, loaded: LoadedModel, sets: list[AudioSet], args: argparse.Namespace):
+        self.loaded, self.sets, self.args = loaded, sets, args
+        model = loaded.model
+        self.search = make_search(from_args(SearchOptions, args), model.decoder, model.joiner)
+        self.rows: list[tuple[ChunkSettings, list[ErrorRate]]] = []
+        self.different: list[str] = []
+
+    def run(self, chunk: ChunkSettings) -> None:
+        """Simulates one setting, and streams it if it can stream."""
+        rates = []
+        for audio in self.sets:
+            simulated = decode.decode_set(audio, self.loaded, self.search, chunk, 100.0, 0)
+            rates.append(word_errors(simulated, self.loaded))
+            if chunk.is_full_context:
+                continue
+            self.loaded.model.encoder.set_chunk(chunk)
+            pool = StreamPool(self.loaded.model, self.search)
+            streamed, _ = streaming_decode.decode_set(
+                audio, pool, self.loaded.tokenizer, self.args.num_decode_streams, 0.1
+            )
+            for name in differing(simulated, streamed):
+                self.different.append(f"{audio.name} {chunk.describe()} {name}")
+        self.rows.append((chunk, rates))
+        logging.info(f"{chunk.describe()}: " + ", ".join(f"{r.percent:.2f} %" for r in rates))
+
+    def format(self) -> str:
+        """The table as text."""
+        names = [a.name for a in self.sets]
+        words = [str(rate.num_ref) for rate in self.rows[0][1]]
+        lines = [f"{'chunk':>16}{'left':>6}{'sinks':>7}" + "".join(f"{n:>14}" for n in names)]
+        lines.append(f"{'words':>29}" + "".join(f"{w:>14}" for w in words))
+        for chunk, rates in self.rows:
+            cells = f"{chunk.chunk_size:>6} ({chunk.chunk_size * FRAME_MS:>4} ms)"
+            cells = "whole utterance" if chunk.is_full_context else cells
+            left = "" if chunk.is_full_context else str(chunk.left_context_chunks)
+            sinks = "" if chunk.is_full_context else str(chunk.attention_sink_size)
+            line = f"{cells:>16}{left:>6}{sinks:>7}"
+            lines.append(line + "".join(f"{r.percent:>14.2f}" for r in rates))
+        return "\n".join(lines)
+
+    def plot(self, path: Path) -> None:
+        """WER over the chunk size, one line per left context, as PNG."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.5 * len(self.sets), 3.6), layout="tight")
+        axes = figure.subplots(1, len(self.sets), squeeze=False)[0]
+        for number, (axis, audio) in enumerate(zip(axes, self.sets)):
+            for chunk, rates in self.rows:
+                if chunk.is_full_context:
+                    label = "whole utterance"
+                    axis.axhline(rates[number].percent, color="gray", ls=":", label=label)
+            self._lines(axis, number)
+            axis.set(title=audio.name, xlabel="chunk (ms)", ylabel="WER (%)", ylim=(0, None))
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize=7)
+        figure.savefig(path, dpi=120, format="png")
+
+    def _lines(self, axis, number: int) -> None:
+        chunked = [(c, r[number].percent) for c, r in self.rows if not c.is_full_context]
+        kinds = sorted({(c.left_context_chunks, c.attention_sink_size) for c, _ in chunked})
+        for left, sinks in kinds:
+            points = [
+                (c.chunk_size * FRAME_MS, percent)
+                for c, percent in chunked
+                if (c.left_context_chunks, c.attention_sink_size) == (left, sinks)
+            ]
+            axis.plot(*zip(*sorted(points)), "o-", ms=3, label=f"left {left}, sinks {sinks}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    checkpoint = from_args(CheckpointOptions, args)
+    set_up_logging(checkpoint.exp_dir, "streaming-table")
+    loaded = load_model(checkpoint, streaming=True)
+    loaded.model.to(decode_device())
+    sets = audio_sets(DecodeOptions(data_dir=args.data_dir, split=args.split), [])
+    table = Table(loaded, sets, args)
+    table.run(ChunkSettings())
+    lists = [[int(v) for v in text.split(",")] for text in (args.chunks, args.lefts, args.sinks)]
+    for values in itertools.product(*lists):
+        table.run(ChunkSettings(*values).require_streaming())
+    title = f"WER (%) of {checkpoint.exp_dir}, {table.search.options.suffix()}"
+    same = f"{len(table.different)} utterances differ between simulation and streaming"
+    text = "\n".join([title, table.format(), same, *table.different[:20]])
+    print(text)
+    with replacing(
+        checkpoint.exp_dir / "streaming_table.txt", checkpoint.exp_dir / "streaming_table.png"
+    ) as [text_file, picture]:
+        text_file.write_text(text + "\n", encoding="utf-8")
+        table.plot(picture)
+    return 1 if table.different else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

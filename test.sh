@@ -9,11 +9,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 if [[ ${1:-} == --k2 ]]; then
   shift
-  if [[ ! -d .venv-k2 ]] && ! python3.10 --version >/dev/null 2>&1; then
+  status=0
+  SETUP_ENV=k2 . local/setup_env.sh || status=$?
+  if ((status == 3)); then
     echo "no Python 3.10 here: the tests in the environment with the real k2 were not run"
     exit 0
+  elif ((status)); then
+    exit "$status"
   fi
-  SETUP_ENV=k2 . local/setup_env.sh
 else
   . local/setup_env.sh
 fi

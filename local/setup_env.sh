@@ -6,7 +6,7 @@
 # In an active virtual environment it installs there what is missing, and nothing else. Without
 # one it makes .venv with the versions of requirements-lock.txt. When all is there it installs
 # nothing; an interrupted installation is made good by the next run. On failure it says why in
-# one line and returns 2.
+# one line and returns 2; for k2, it returns 3 without a word where there is no Python 3.10.
 
 _setup_say() { echo "$(date '+%Y-%m-%d %H:%M:%S') (setup) $*" >&2; }
 _setup_fail() { echo "error: $*" >&2; return 2; }
@@ -109,7 +109,7 @@ _setup_own() {
     _setup_fail "$venv has Python $version, $minimum or newer is needed: remove it"
     return
   fi
-  _setup_say "installing $(grep -cE '^[A-Za-z]' "$lock") packages into $venv (once; minutes)"
+  _setup_say "installing $(grep -cE '^[A-Za-z]' "$lock") packages into $venv (once: some GB, some minutes)"
   : >"$venv/unfinished"
   if ! _setup_pip "$venv/bin/python" "$venv/setup.log" -r "$lock"; then
     rm -f "$venv/unfinished"
@@ -124,7 +124,12 @@ _setup_environment() {
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || return
   if [[ ${SETUP_ENV:-default} == k2 ]]; then
     venv=$root/.venv-k2
-    _setup_own "$venv" "$root/requirements-k2.txt" 3.10 python3.10 || return
+    # pyenv's python3.10 runs only where it is switched on; the real one lies here.
+    local names=(python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10*/bin/python3.10)
+    if [[ ! -d $venv ]] && ! _setup_find_python 3.10 "${names[@]}" >/dev/null; then
+      return 3
+    fi
+    _setup_own "$venv" "$root/requirements-k2.txt" 3.10 "${names[@]}" || return
   else
     # conda's base is always active for many users: not an environment they chose for this.
     if [[ -z $prefix && -n ${CONDA_PREFIX:-} && ${CONDA_DEFAULT_ENV:-base} != base ]]; then

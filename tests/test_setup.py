@@ -164,3 +164,17 @@ def test_lock_satisfies_the_ranges_of_requirements_txt():
         pin = pins[requirement.name.lower().replace("_", "-")]
         [specifier] = pin.specifier
         assert specifier.operator == "==" and requirement.specifier.contains(specifier.version)
+
+
+def test_without_python_3_10_the_k2_tests_are_said_to_be_not_run(tmp_path, template):
+    recipe = make_recipe(tmp_path / "recipe", template)
+    shutil.copy(ROOT / "test.sh", recipe / "test.sh")
+    make_program(recipe / "bin/python3.10", "exit 127")
+    path = f"{recipe}/bin:{os.defpath}:/usr/bin"
+    result = subprocess.run(
+        ["bash", str(recipe / "test.sh"), "--k2"], capture_output=True, text=True,
+        env={"PATH": path, "HOME": str(tmp_path), "PYENV_ROOT": str(tmp_path)},
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "real k2 were not run" in result.stdout
+    assert not (recipe / ".venv-k2").exists()

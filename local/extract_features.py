@@ -81,7 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--num-jobs", type=int, default=3, help="workers, of one thread each (default: 3)"
     )
     jobs.add_argument("--single-process", action="store_true", help="no workers")
-    add("--max-duration", type=float, default=60.0, help="seconds per batch (default: 60)")
+    add("--max-duration", type=float, default=30.0, help="seconds per batch (default: 30)")
     add("--subset", type=int, help="only the first N utterances of each split, for a trial")
     return parser
 

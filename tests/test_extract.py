@@ -88,6 +88,18 @@ def test_layer_features_are_those_of_hugging_face(data, xlsr):
         np.testing.assert_allclose(cut.load_features(), expected[0], rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("cut", ["2", "last"])
+def test_s3prl_gives_the_same_features(data, xlsr, cut):
+    pytest.importorskip("s3prl.nn", exc_type=Exception)
+    options = ("--cut", cut, "--normalize", "utterance")
+    ours = load_feature_cuts(extract(data, xlsr, *options), "train")
+    theirs = load_feature_cuts(extract(data, xlsr, *options, "--extractor", "s3prl"), "train")
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(
+            mine.load_features(), other.load_features(), rtol=1e-3, atol=1e-4
+        )
+
+
 def test_manifests_and_features_do_not_depend_on_the_workers(data, xlsr):
     one = extract(data, xlsr, "--cut", "2", "--name", "one")
     three = extract(data, xlsr, "--cut", "2", "--name", "three", jobs=("--num-jobs", "3"))

@@ -76,7 +76,8 @@ def test_normalizing_twice_changes_nothing():
 
 def test_uses_account_for_every_character():
     normalizer = TextNormalizer(TextOptions())
-    text = "Ää-ä - b\u2019b €!"
+    text = "Ää-ä - b\u2019b €!"  # and composed characters, however they are written:
+    assert normalizer("o\u0303") == "õ" and normalizer.uses.pop(CharacterUse("õ", "õ")) == 1
     assert normalizer(text) == "ää-ä b'b"
     use = {(u.character, u.becomes, u.action): n for u, n in normalizer.uses.items()}
     assert use == {

@@ -50,12 +50,15 @@ def total_scores(
 class _TotalScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, px, py, boundary, skew, return_occupation):
-        need_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         stay, move = _to_diagonals(px, py, boundary, skew)
-        scores, occupied = _run(stay, move, boundary, need_grad or return_occupation)
-        scores = scores.to(px.dtype)
-        if not occupied:
+        begin, end = (None, None) if boundary is None else (boundary[:, 0], boundary[:, 2])
+        alpha = _forward(stay, move, begin)
+        last = alpha[-1, :, 1:]
+        scores = last[:, -1] if end is None else last.gather(1, end.unsqueeze(1)).squeeze(1)
+        scores = scores.to(px.dtype, copy=True)
+        if not (return_occupation or ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
             return scores, None, None
+        _backward(alpha, stay, move, end)
         px_occ, py_occ = _from_diagonals(stay, move, px, py, boundary, skew)
         ctx.save_for_backward(px_occ, py_occ)
         if not return_occupation:
@@ -69,18 +72,6 @@ class _TotalScores(torch.autograd.Function):
         px_occ, py_occ = ctx.saved_tensors
         g = scores_grad.reshape(-1, 1, 1)
         return px_occ * g, py_occ * g, None, None, None
-
-
-def _run(stay: Tensor, move: Tensor, boundary: Tensor | None, occupation: bool):
-    """Scores (B,) in float64; with ``occupation``, overwrites the arcs by their occupations."""
-    begin, end = (None, None) if boundary is None else (boundary[:, 0], boundary[:, 2])
-    alpha = _forward(stay, move, begin)
-    last = alpha[-1, :, 1:]
-    scores = last[:, -1] if end is None else last.gather(1, end.unsqueeze(1)).squeeze(1)
-    scores = scores.clone()
-    if occupation:
-        _backward(alpha, stay, move, end)
-    return scores, occupation
 
 
 def _diagonal_view(lattice: Tensor, first: int, shape: tuple[int, int, int], skew: int) -> Tensor:

@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
-# Trains a model: every option of `python -m xlsr_transducer.train` works here.
-# Relative paths count from the recipe's folder.
+# Stage 5: trains a model. All options: ./train.sh --help. Paths count from the recipe's folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -f .venv/bin/activate ]; then
-  . .venv/bin/activate
-fi
-exec python3 -m xlsr_transducer.train "$@"
+. local/activate.sh
+exec python -m xlsr_transducer.train "$@"

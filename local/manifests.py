@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.errors import UserError
 
 REJECTED_HEADER = ("line", "reason", "content")
@@ -26,17 +27,9 @@ def rejected_path(data_dir: Path, split: str) -> Path:
     return data_dir / "manifests" / f"rejected_{split}.tsv"
 
 
-def read_splits(data_dir: Path) -> dict[str, list[str]]:
-    """{"train": [...], "val": [...], "test": [...]}: the names of the splits in use."""
-    path = data_dir / "manifests" / "splits.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run ./prepare.sh --data-dir {data_dir} first")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def split_names(data_dir: Path) -> list[str]:
     """All splits, training first."""
-    splits = read_splits(data_dir)
+    splits = load_splits(data_dir)
     return [*splits["train"], *splits["val"], *splits["test"]]
 
 

@@ -17,14 +17,15 @@ from pathlib import Path
 
 import sentencepiece
 
-from local.manifests import manifest_path, read_jsonl_gz, read_splits, replacing
+from local.manifests import manifest_path, read_jsonl_gz, replacing
+from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
 from xlsr_transducer.errors import UserError, run_command
 
 
 def training_texts(data_dir: Path) -> Iterator[str]:
     """The normalized texts of the training cuts."""
-    for split in read_splits(data_dir)["train"]:
+    for split in load_splits(data_dir)["train"]:
         for cut in read_jsonl_gz(manifest_path(data_dir, "cuts", split)):
             yield cut["supervisions"][0]["text"]
 

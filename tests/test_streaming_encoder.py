@@ -275,8 +275,30 @@ def test_streams_can_be_repacked_in_any_order():
     assert torch.equal(again, out[order])
 
 
+@pytest.mark.parametrize("left", [0, 2, -1])
+def test_streams_of_different_ages_can_be_packed_together(left):
+    if left < 0 and not HAS_BLOCKS:
+        pytest.skip("attention in one piece rounds by its length")
+    encoder = tiny_encoder(chunk=ChunkSettings(8, left, 0)).double()
+    chunk = 8 * 320
+    full = torch.tensor([chunk])
+    states, expected = [], []
+    x = torch.stack([speech(5 * chunk, i) for i in range(3)])
+    with torch.inference_mode():
+        for row, age in enumerate((3, 1, 4)):
+            state = encoder.get_init_states(1, CPU)
+            for i in range(age):
+                part = x[row : row + 1, i * chunk : (i + 1) * chunk]
+                _, _, state = encoder.streaming_forward(part, full, state)
+            states.append(state)
+            out, _, _ = encoder.streaming_forward(x[row : row + 1, -chunk:], full, state)
+            expected.append(out)
+        found, _, _ = encoder.streaming_forward(x[:, -chunk:], full.repeat(3), cat_states(states))
+    assert torch.equal(found, torch.cat(expected))
+
+
 def test_idle_rows_keep_their_state_to_the_last_bit():
-    encoder = tiny_encoder(chunk=ChunkSettings(8, 1, 4)).double()
+    encoder = tiny_encoder(chunk=ChunkSettings(8, 1, 20)).double()
     x = torch.stack([speech(2560, i) for i in range(2)])
     with torch.inference_mode():
         _, _, state = encoder.streaming_forward(

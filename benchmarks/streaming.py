@@ -31,6 +31,7 @@ from torch import Tensor
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
+from xlsr_transducer.model.fast_linear import use_fast_linear
 from xlsr_transducer.model.state import EncoderState, state_bytes
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
@@ -67,7 +68,8 @@ def make_encoder(args: argparse.Namespace) -> StreamingXLSREncoder:
     """Random weights on the device, in evaluation mode."""
     torch.manual_seed(0)
     encoder = StreamingXLSREncoder(SIZES[args.size], EncoderOptions())
-    return encoder.to(device=args.device, dtype=DTYPES[args.dtype]).eval()
+    encoder = encoder.to(device=args.device, dtype=DTYPES[args.dtype]).eval()
+    return use_fast_linear(encoder) if args.linear == "fast" else encoder
 
 
 def make_hugging_face(args: argparse.Namespace) -> torch.nn.Module:
@@ -276,6 +278,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds of an utterance")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--linear",
+        choices=("fast", "plain"),
+        default="fast",
+        help="on a CPU, our linear layers by oneDNN, or as they train and export",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -295,7 +303,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} thread(s)"
     print(
         f"torch {torch.__version__}, {args.device} ({place}), {args.dtype}, size {args.size}, "
-        f"{args.seconds:g} s of audio; streams at chunk {args.streams_chunk}"
+        f"{args.linear} linear layers, {args.seconds:g} s of audio; streams at chunk "
+        f"{args.streams_chunk}"
     )
     encoder = make_encoder(args)
     for part in args.parts:

@@ -1,0 +1,40 @@
+"""The CPU's faster linear layers give the same network."""
+
+from __future__ import annotations
+
+import torch
+from stream_driver import padded, serve, speech, tiny_encoder
+from torch import nn
+
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.fast_linear import FastLinear, is_available, use_fast_linear
+
+
+def test_swapped_network_gives_the_same_numbers_and_weights():
+    setting = ChunkSettings(16, 2, 4)
+    plain, fast = tiny_encoder(chunk=setting), use_fast_linear(tiny_encoder(chunk=setting))
+    assert any(isinstance(m, FastLinear) for m in fast.modules()) == is_available()
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    waves = [speech(n, n, torch.float32) for n in (20001, 9000)]
+    x, lens = padded(waves)
+    with torch.inference_mode():
+        for view in ((-1, -1, 0), (16, 2, 4)):
+            found, expected = fast(x, lens, *view)[0], plain(x, lens, *view)[0]
+            assert float((found - expected).abs().max()) < 1e-5
+    for found, expected in zip(serve(fast, waves, [0, 1]), serve(plain, waves, [0, 1])):
+        assert float((found - expected).abs().max()) < 1e-5
+
+
+def test_layers_without_bias_and_other_shapes_of_input_work():
+    for bias in (True, False):
+        linear = nn.Linear(16, 24, bias=bias).eval()
+        model = use_fast_linear(nn.Sequential(linear).eval())
+        for shape in ((16,), (3, 16), (2, 1, 5, 16), (0, 16)):
+            x = torch.randn(shape)
+            with torch.inference_mode():
+                assert float((model(x) - linear(x)).abs().sum()) < 1e-4
+
+
+def test_other_types_and_training_are_left_alone():
+    assert type(use_fast_linear(nn.Sequential(nn.Linear(4, 4)).double().eval())[0]) is nn.Linear
+    assert type(use_fast_linear(nn.Sequential(nn.Linear(4, 4)).train())[0]) is nn.Linear

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from local.standin_pretraining import Outcome, pretrain
@@ -111,17 +111,16 @@ def write_checkpoint(out_dir: Path, config: XlsrConfig, network: Wav2Vec2, origi
     values: dict[str, Any] = {**HUGGING_FACE_CONFIG, **config.to_dict()}
     values["num_feat_extract_layers"] = len(config.conv_dim)
     millions = sum(w.numel() for w in weights.values()) / 1e6
-    texts = {
-        "preprocessor_config.json": json.dumps(PREPROCESSOR_CONFIG, indent=2) + "\n",
-        "README.md": CARD.format(millions=millions, origin=origin),
-        "config.json": json.dumps(values, indent=2, sort_keys=True) + "\n",
+    card = CARD.format(millions=millions, origin=origin)
+    files = {
+        "model.safetensors": save(weights, metadata={"format": "pt"}),
+        "preprocessor_config.json": (json.dumps(PREPROCESSOR_CONFIG, indent=2) + "\n").encode(),
+        "README.md": card.encode(),
+        "config.json": (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(),
     }
-    partial = out_dir / "model.safetensors.tmp"
-    save_file(weights, str(partial), metadata={"format": "pt"})
-    os.replace(partial, out_dir / "model.safetensors")
-    for name, text in texts.items():
+    for name, content in files.items():  # config.json last: it tells that the rest is there
         partial = out_dir / f"{name}.tmp"
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, out_dir / name)
 
 
@@ -151,10 +150,10 @@ def make_pretrained(
     network = random_network(config.without_dropout(), seed)
     outcome = pretrain(network, steps, seed)
     origin = (
-        f"pre-trained with seed {seed} for {steps} steps to tell the phonemes of "
-        f"{outcome.hours:.1f} hours of Estonian\nthat espeak-ng synthesized: random strings of "
-        "words, none of which the demo uses. With full context it\ntells the phoneme of "
-        f"{100 * outcome.accuracy:.1f} % of the frames of other such strings."
+        f"pre-trained for {steps} steps (seed {seed}) on {outcome.hours:.1f} hours of Estonian\n"
+        "that espeak-ng synthesized: random strings of words, none of which the demo uses. With\n"
+        f"full context it tells the phoneme of {100 * outcome.accuracy:.1f} % of the frames of "
+        "strings of yet other\nwords."
     )
     write_checkpoint(Path(out_dir), config, network, origin)
     return outcome

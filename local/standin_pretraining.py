@@ -8,6 +8,7 @@ Letters: N batch, n samples, T frames of 20 ms, M mel bands, D width.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -65,24 +66,40 @@ class Outcome:
 
 
 def pretrain(network: Wav2Vec2, steps: int, seed: int) -> Outcome:
-    """Trains ``network`` in place. The same seed and number of threads: the same weights."""
+    """Trains ``network`` in place, on the CPU. The same seed gives the same weights."""
     count = min(MAX_UTTERANCES, 4 * steps)
     training, held_out = synthesize(seed, count, min(HELD_OUT_UTTERANCES, count))
     inventory = phoneme_inventory(training)
     hours = sum(len(u.samples) for u in training) / SAMPLING_RATE / 3600
     logging.info("synthesized %.2f hours of speech, %d phonemes", hours, len(inventory))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with repeatable(seed):
         mel_steps = int(steps * MEL_SHARE)
         batches = endless_batches(training, inventory, np.random.default_rng([seed, 1]))
         network.train()
         mel_losses = train(MelTask(network), batches, mel_steps, "log-mel")
         task = PhonemeTask(network, len(inventory))
         phoneme_losses = train(task, batches, steps - mel_steps, "phonemes")
-    network.eval()
-    accuracy = task.accuracy(held_out, inventory, np.random.default_rng([seed, 2]))
+        network.eval()
+        accuracy = task.accuracy(held_out, inventory, np.random.default_rng([seed, 2]))
     logging.info("phoneme told in %.1f %% of held-out frames", 100 * accuracy)
     return Outcome(hours, mel_losses, phoneme_losses, accuracy)
+
+
+@contextlib.contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """Random numbers from ``seed``, and one thread.
+
+    Sums do not depend on the machine's number of cores then. Batches as small as these gain
+    little from a second thread, and lose by it where other programs run.
+    """
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def endless_batches(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.search.base import Search
+from xlsr_transducer.search.beam import BeamSearch
 from xlsr_transducer.search.fast_beam import FastBeamSearch
 from xlsr_transducer.search.greedy import GreedySearch
 from xlsr_transducer.search.hypothesis import Hypothesis
@@ -15,6 +15,7 @@ from xlsr_transducer.search.options import SearchOptions
 __all__ = ["Hypothesis", "Search", "SearchOptions", "make_search"]
 
 SEARCHES = {
+    "beam_search": BeamSearch,
     "fast_beam_search": FastBeamSearch,
     "greedy_search": GreedySearch,
     "modified_beam_search": ModifiedBeamSearch,
@@ -23,6 +24,4 @@ SEARCHES = {
 
 def make_search(options: SearchOptions, decoder: nn.Module, joiner: nn.Module) -> Search:
     """The search that ``options`` describe, over the given decoder and joiner."""
-    if options.decoding_method not in SEARCHES:
-        raise UserError(f"--decoding-method {options.decoding_method} is not available")
     return SEARCHES[options.decoding_method](options, decoder, joiner)

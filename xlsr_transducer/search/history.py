@@ -21,6 +21,14 @@ from xlsr_transducer.search.hypothesis import Hypothesis
 # Open tokens per hypothesis beyond which the common beginning moves to host memory.
 MAX_OPEN = 128
 
+# Odd multiplier of the rolling hash (Knuth's MMIX generator); products wrap modulo 2^64.
+HASH_MULTIPLIER = 6364136223846793005
+
+
+def hash_with(hashes: Tensor, tokens: Tensor) -> Tensor:
+    """Hashes of token sequences that go on with ``tokens``; int64, any shape."""
+    return hashes * HASH_MULTIPLIER + (tokens + 1)
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -64,10 +72,6 @@ class History:
             num_settled=torch.zeros(num_streams, dtype=torch.int64, device=device),
             settled=(None,) * num_streams,
         )
-
-    def total_lengths(self) -> Tensor:
-        """(N, B) tokens since the start of the stream."""
-        return self.lengths + self.num_settled.unsqueeze(1)
 
     def extend(
         self, origin: Tensor, tokens: Tensor, frames: Tensor, log_probs: Tensor, blank_id: int
@@ -173,6 +177,16 @@ class History:
                     )
                 )
         return found
+
+    def nbest(self, score: Tensor, n: int, norm: int) -> list[list[Hypothesis]]:
+        """Up to ``n`` hypotheses per stream, best score / (tokens + ``norm``) first.
+
+        Args:
+          score: (N, B) log-probs, -inf where there is no hypothesis.
+        """
+        length = self.lengths + self.num_settled.unsqueeze(1) + norm
+        which = (score / length).sort(dim=1, descending=True, stable=True).indices[:, :n]
+        return self.hypotheses(which, score.gather(1, which), norm)
 
     def select(self, indexes: Tensor) -> History:
         """The streams ``indexes`` (M,), in that order."""

@@ -18,11 +18,8 @@ from torch import Tensor
 
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.frames import search_frames
-from xlsr_transducer.search.history import History
+from xlsr_transducer.search.history import History, hash_with
 from xlsr_transducer.search.hypothesis import Hypothesis
-
-# Odd multiplier of the rolling hash (Knuth's MMIX generator); products wrap modulo 2^64.
-HASH_MULTIPLIER = 6364136223846793005
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class ModifiedBeamSearch(Search):
 
         emits = token != self.blank_id
         hashes = hashes.gather(1, parent)
-        hashes = torch.where(emits, hashes * HASH_MULTIPLIER + (token + 1), hashes)
+        hashes = torch.where(emits, hash_with(hashes, token), hashes)
         context = context.gather(1, parent.unsqueeze(2).expand(-1, -1, context.shape[2]))
         longer = torch.cat([context[:, :, 1:], token.unsqueeze(2)], 2)
         context = torch.where(emits.unsqueeze(2), longer, context)
@@ -118,9 +115,7 @@ class ModifiedBeamSearch(Search):
     def nbest(self, state: BeamState, n: int) -> list[list[Hypothesis]]:
         """Up to ``n`` different token sequences per stream, by length-normalised score."""
         score = state.score + state.offset.unsqueeze(1)
-        norm = state.history.total_lengths() + self.context_size
-        which = (score / norm).sort(dim=1, descending=True, stable=True).indices[:, :n]
-        return state.history.hypotheses(which, score.gather(1, which), self.context_size)
+        return state.history.nbest(score, n, self.context_size)
 
 
 def _merge(score: Tensor, hashes: Tensor, emits: Tensor) -> tuple[Tensor, Tensor]:

@@ -349,6 +349,25 @@ def test_script_gives_what_eager_gives():
             assert torch.equal(a, b) and torch.equal(a_lens, b_lens)
 
 
+def test_bfloat16_keeps_its_audio_in_float32_and_stays_close():
+    setting = ChunkSettings(16, 2, 4)
+    exact, rough = tiny_encoder(chunk=setting), tiny_encoder(chunk=setting).bfloat16()
+    chunk = 16 * 320
+    x, full = speech(2 * chunk, 1, SINGLE)[None], torch.tensor([chunk])
+    states = [e.get_init_states(1, CPU) for e in (exact, rough)]
+    assert states[1].xlsr.tail.dtype == SINGLE
+    with torch.inference_mode():
+        for part in x.split(chunk, dim=1):
+            steps = [e.streaming_forward(part, full, s) for e, s in zip((exact, rough), states)]
+            states = [s for _, _, s in steps]
+            assert [a.dtype for a in states[0].xlsr[1:3]] == [b.dtype for b in states[1].xlsr[1:3]]
+            assert float((steps[0][0] - steps[1][0].float()).abs().mean()) < 0.05
+        whole, _ = rough(
+            torch.cat((x[:, -80:], x), dim=1), torch.tensor([2 * chunk + 80]), 16, 2, 4
+        )
+    assert whole.dtype == torch.bfloat16 and bool(whole.isfinite().all())
+
+
 def test_one_set_of_weights_serves_both_encoders():
     streaming = tiny_encoder()
     torch.manual_seed(9)

@@ -76,7 +76,8 @@ class FeatureEncoder(nn.Module):
 
     def forward(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
         """(N, n) samples -> (N, T, D) with T = floor((n - 400) / 320) + 1, and lengths."""
-        x = x.unsqueeze(1)
+        # Audio is normalised and kept in float32 even where the network has fewer bits.
+        x = x.unsqueeze(1).to(self.conv_layers[0].conv.weight.dtype)
         for layer in self.conv_layers:
             x, lens = layer(x, lens)
         return x.transpose(1, 2), lens

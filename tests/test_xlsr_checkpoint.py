@@ -63,7 +63,9 @@ def theirs():
 @pytest.fixture(scope="module")
 def saved(theirs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    theirs.save_pretrained(folder)
+    theirs.config.save_pretrained(folder)
+    weights = {k: v.contiguous() for k, v in theirs.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
     return folder
 
 
@@ -210,7 +212,7 @@ def test_fairseq_files_load_in_their_older_and_newer_forms(tmp_path, theirs, for
         weights["w2v_encoder.proj.weight"] = torch.randn(8, HIDDEN)
     file = tmp_path / "xlsr.pt"
     torch.save({"model": weights, "optimizer_history": [{"loss": 1.0}], **FAIRSEQ[form]}, file)
-    if "args" in form and not hasattr(torch.serialization, "add_safe_globals"):
+    if torch.__version__.startswith("1."):  # it reads neither floats nor a Namespace safely
         with pytest.raises(UserError, match="refused"):
             load_xlsr(str(file))
         return

@@ -126,7 +126,12 @@ def _select(state: Any, indexes: Tensor) -> Any:
     taken = {}
     for f in dataclasses.fields(state):
         value = getattr(state, f.name)
-        taken[f.name] = value.select(indexes) if isinstance(value, History) else value[indexes]
+        if isinstance(value, History):
+            taken[f.name] = value.select(indexes)
+        elif isinstance(value, tuple):
+            taken[f.name] = tuple(value[i] for i in indexes.tolist() if value)
+        else:
+            taken[f.name] = value[indexes]
     return type(state)(**taken)
 
 
@@ -134,6 +139,10 @@ def _cat(states: Sequence[Any]) -> Any:
     joined = {}
     for f in dataclasses.fields(states[0]):
         values = [getattr(s, f.name) for s in states]
-        is_history = isinstance(values[0], History)
-        joined[f.name] = History.cat(values) if is_history else torch.cat(values)
+        if isinstance(values[0], History):
+            joined[f.name] = History.cat(values)
+        elif isinstance(values[0], tuple):
+            joined[f.name] = sum(values, ())
+        else:
+            joined[f.name] = torch.cat(values)
     return type(states[0])(**joined)

@@ -18,6 +18,7 @@ V tokens, J joiner width, H context size.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,9 @@ from xlsr_transducer.search.history import History
 from xlsr_transducer.search.hypothesis import Hypothesis
 
 NEVER = -float("inf")
+
+# PyTorch 1.13 has scatter_reduce as it stayed, but warns of it.
+warnings.filterwarnings("ignore", message=r"scatter_reduce\(\) is in beta")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Letters: N streams, A streams not yet at their end, K frames of a block, T, J, V
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,30 +62,42 @@ class GreedySearch(Search):
         score = state.score.clone()
         at = torch.zeros_like(lens)  # next frame of each stream
         here = torch.zeros_like(lens)  # tokens already emitted in that frame
-        steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        # One place for each token that a frame may hold.
+        per_frame = self.options.max_sym_per_frame
+        places = (len(lens), encoder_side.shape[1] * per_frame)
+        tokens = torch.full(places, self.blank_id, device=lens.device)
+        log_probs = torch.zeros(places, device=lens.device)
         while True:
             rows = (at < lens).nonzero()[:, 0]
             if len(rows) == 0:
                 break
+            start = at[rows]
             token, frame, log_prob, passed = self._next_token(
-                encoder_side, lens, rows, at, decoder_side
+                encoder_side, lens[rows], rows, start, decoder_side
             )
             score[rows] += passed
             emits = token != self.blank_id
-            here[rows] = torch.where(emits, here[rows] * (frame == at[rows]) + 1, 0)
-            full = here[rows] >= self.options.max_sym_per_frame
-            at[rows] = torch.where(emits & ~full, frame, frame + 1)
-            here[rows] = here[rows].masked_fill(full, 0)
+            before = here[rows] * (frame == start)
+            place = frame * per_frame + before
+            tokens[rows, place], log_probs[rows, place] = token, log_prob
+            stays = emits & (before + 1 < per_frame)
+            at[rows] = torch.where(stays, frame, frame + 1)
+            here[rows] = (before + 1) * stays
 
-            spoke = rows[emits]
-            if len(spoke):
-                said = token[emits]
-                context[spoke] = torch.cat([context[spoke][:, 1:], said.unsqueeze(1)], 1)
-                decoder_side[spoke] = self._project_context(context[spoke])
-            steps.append(_scattered(rows, token, frame, log_prob, len(lens), self.blank_id))
-        return replace(
-            state,
-            history=self._extended(state, steps),
+            chosen = emits.nonzero()[:, 0]
+            if len(chosen):
+                spoke = rows[chosen]
+                longer = torch.cat([context[spoke, 1:], token[chosen].unsqueeze(1)], 1)
+                context[spoke] = longer
+                decoder_side[spoke] = self._project_context(longer).to(decoder_side.dtype)
+        frames = torch.arange(places[1], device=lens.device).div(per_frame, rounding_mode="floor")
+        frames = (frames + state.num_frames.unsqueeze(1)).unsqueeze(1)
+        origin = torch.zeros_like(state.history.lengths)
+        history = state.history.extend(
+            origin, tokens.unsqueeze(1), frames, log_probs.unsqueeze(1), self.blank_id
+        )
+        return GreedyState(
+            history=history.settle(torch.ones_like(origin, dtype=torch.bool)),
             context=context,
             decoder_side=decoder_side,
             num_frames=state.num_frames + lens,
@@ -93,55 +105,39 @@ class GreedySearch(Search):
         )
 
     def _next_token(
-        self, encoder_side: Tensor, lens: Tensor, rows: Tensor, at: Tensor, decoder_side: Tensor
+        self, encoder_side: Tensor, ends: Tensor, rows: Tensor, start: Tensor, decoder_side: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Looks for the next token of the streams ``rows`` within a block of frames.
+
+        Args:
+          ends, start: (A,) the first frame past each stream's end, and the next one to look at.
 
         Returns:
           token (A,), blank if there is none in the block; the frame (A,) of the token, or the
           last one looked at; its log-prob (A,); the log-prob of all decisions made (A,).
         """
+        _, num_frames, width = encoder_side.shape
         budget = ROWS_PER_STEP.get(rows.device.type, ROWS_PER_STEP["cpu"])
-        block = min(max(budget // len(rows), MIN_BLOCK), MAX_BLOCK, encoder_side.shape[1])
-        frames = at[rows].unsqueeze(1) + torch.arange(block, device=rows.device)
-        ends = lens[rows].unsqueeze(1)
+        size = min(max(budget // len(rows), MIN_BLOCK), MAX_BLOCK, num_frames)
+        column = torch.arange(size, device=rows.device)
+        ends = ends.unsqueeze(1)
+        frames = start.unsqueeze(1) + column
         inside = frames < ends
         frames = torch.minimum(frames, ends - 1)
-        log_probs = self._log_probs(
-            encoder_side[rows.unsqueeze(1), frames], decoder_side[rows].unsqueeze(1)
-        )
+        index = (rows.unsqueeze(1) * num_frames + frames).flatten()
+        block = encoder_side.reshape(-1, width).index_select(0, index).view(-1, size, width)
+        log_probs = self._log_probs(block, decoder_side[rows].unsqueeze(1)).float()
         best, tokens = log_probs.max(-1)
         emits = (tokens != self.blank_id) & inside
-        emits_any = emits.any(1)
-        # The first token, else the last frame (frames past the end repeat it).
-        stop = torch.where(emits_any, emits.to(torch.int64).argmax(1), block - 1).unsqueeze(1)
-        until = torch.arange(block, device=rows.device) <= stop
-        passed = (best.to(torch.float64) * (until & inside)).sum(1)
+        # The first token; without any, the last frame (those past the end repeat it).
+        first, stop = emits.max(1)
+        stop = torch.where(first, stop, size - 1).unsqueeze(1)
+        passed = best.masked_fill(~inside | (column > stop), 0).sum(1)
         token, frame, log_prob = (x.gather(1, stop)[:, 0] for x in (tokens, frames, best))
-        return token.masked_fill(~emits_any, self.blank_id), frame, log_prob, passed
-
-    def _extended(self, state: GreedyState, steps: list[tuple[Tensor, Tensor, Tensor]]) -> History:
-        if not steps:
-            return state.history
-        tokens, frames, log_probs = (torch.stack(x, 1).unsqueeze(1) for x in zip(*steps))
-        frames = frames + state.num_frames[:, None, None]
-        origin = torch.zeros_like(state.history.lengths)
-        history = state.history.extend(origin, tokens, frames, log_probs, self.blank_id)
-        return history.settle(torch.ones_like(origin, dtype=torch.bool))
+        return token.masked_fill(~first, self.blank_id), frame, log_prob, passed
 
     def nbest(self, state: GreedyState, n: int) -> list[list[Hypothesis]]:
         """The one hypothesis of each stream, whatever ``n``."""
         return state.history.hypotheses(
             torch.zeros_like(state.history.lengths), state.score.unsqueeze(1), self.context_size
         )
-
-
-def _scattered(
-    rows: Tensor, token: Tensor, frame: Tensor, log_prob: Tensor, num_streams: int, blank_id: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Values of the streams ``rows`` as values of all streams (N,), blank elsewhere."""
-    tokens = torch.full((num_streams,), blank_id, dtype=torch.int64, device=rows.device)
-    frames = torch.zeros_like(tokens)
-    log_probs = torch.zeros(num_streams, device=rows.device)
-    tokens[rows], frames[rows], log_probs[rows] = token, frame, log_prob.float()
-    return tokens, frames, log_probs

@@ -5,21 +5,28 @@ compared: each hypothesis carries a 64-bit rolling hash, and equal hashes are me
 log-addition. The best score of a stream is kept apart in float64 and the others relative to
 it in float32, so hour-long streams lose no precision.
 
+With a ``Bias`` every hypothesis also walks along graphs of tokens, whose weights are added to
+the log-probs before the best are chosen: a hotword that the model puts low is still seen.
+
 Letters: N streams, n streams that still have frames at a step, B hypotheses per stream,
-T, J, V, C as in base.
+G graphs per hypothesis (0 without a bias), T, J, V, C as in base.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlsr_transducer.search.base import Search
+from xlsr_transducer.search.bias import Bias, Walk
 from xlsr_transducer.search.frames import search_frames
 from xlsr_transducer.search.history import History, hash_with
 from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.options import SearchOptions
+from xlsr_transducer.search.token_graph import TokenGraph
 
 
 @dataclass(frozen=True)
@@ -33,23 +40,43 @@ class BeamState:
     offset: Tensor  # (N,) float64
     hashes: Tensor  # (N, B) int64
     num_frames: Tensor  # (N,) int64, consumed so far
-
-    def fields(self) -> tuple[Tensor, ...]:
-        """The tensors that a step of the search changes."""
-        return self.context, self.decoder_side, self.score, self.offset, self.hashes
+    hotwords: tuple[TokenGraph, ...]  # N with a bias, else 0
+    graph_state: Tensor  # (N, B, G) int64, counted from the start of the stream's graphs
+    bias: Tensor  # (N, B, V) float32 what the graphs add to each token; V is 0 without
 
 
 class ModifiedBeamSearch(Search):
     """The winner has the largest log-prob / (tokens + context size), as icefall has it."""
 
-    def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> BeamState:
-        """The state of ``num_streams`` streams before their first frame."""
+    def __init__(
+        self,
+        options: SearchOptions,
+        decoder: nn.Module,
+        joiner: nn.Module,
+        bias: Bias | None = None,
+    ):
+        """With ``bias``, streams walk along its graphs."""
+        super().__init__(options, decoder, joiner)
+        self.bias = bias
+
+    def init_state(
+        self,
+        num_streams: int,
+        device: torch.device | str = "cpu",
+        hotwords: Sequence[TokenGraph | None] | None = None,
+    ) -> BeamState:
+        """The state of ``num_streams`` streams before their first frame.
+
+        Args:
+          hotwords: the graph of each stream; None is that of the bias.
+        """
         shape = (num_streams, self.options.beam_size)
         context = self._first_context(1, device)
         with torch.no_grad():
             decoder_side = self._project_context(context)
         score = torch.full(shape, -float("inf"), device=device)
         score[:, 0] = 0
+        graphs, graph_state, bias = self._first_graphs(num_streams, device, hotwords)
         return BeamState(
             history=History.empty(*shape, device),
             context=context.repeat(*shape, 1),
@@ -58,7 +85,34 @@ class ModifiedBeamSearch(Search):
             offset=torch.zeros(num_streams, dtype=torch.float64, device=device),
             hashes=torch.zeros(shape, dtype=torch.int64, device=device),
             num_frames=torch.zeros(num_streams, dtype=torch.int64, device=device),
+            hotwords=graphs,
+            graph_state=graph_state,
+            bias=bias,
         )
+
+    def _first_graphs(
+        self,
+        num_streams: int,
+        device: torch.device | str,
+        hotwords: Sequence[TokenGraph | None] | None,
+    ) -> tuple[tuple[TokenGraph, ...], Tensor, Tensor]:
+        """The graphs, states and weights before the first token (see ``BeamState``)."""
+        beam = self.options.beam_size
+        if self.bias is None:
+            if hotwords is not None:
+                raise ValueError("hotwords need a search that was made with a Bias")
+            nothing = torch.zeros(num_streams, beam, 0, device=device)
+            return (), nothing.to(torch.int64), nothing
+        if hotwords is None:
+            hotwords = [None] * num_streams
+        if len(hotwords) != num_streams:
+            raise ValueError(f"{num_streams} streams, but hotwords for {len(hotwords)}")
+        graphs = tuple(g or self.bias.hotwords for g in hotwords)
+        start = self.bias.start(graphs, device)
+        walk = self.bias.walk(graphs, device)
+        weights = walk.weights(walk.entered(start.unsqueeze(1))[:, 0])
+        start, weights = (x.unsqueeze(1).repeat(1, beam, 1) for x in (start, weights))
+        return graphs, start, weights
 
     @torch.no_grad()
     def advance(
@@ -69,23 +123,45 @@ class ModifiedBeamSearch(Search):
         encoder_side = self._project_encoder(encoder_out, lens)
         if encoder_side.shape[1] == 0:
             return state
+        walk = self.bias.walk(state.hotwords, lens.device) if self.bias else None
+        graph_state = walk.entered(state.graph_state) if walk else state.graph_state
+
+        def step(encoder_side: Tensor, fields: tuple[Tensor, ...], num_ending: int):
+            return self._step(encoder_side, fields, walk)
+
+        fields = (state.context, state.decoder_side, state.score, state.offset, state.hashes)
         fields, added = search_frames(
-            self._step, encoder_side, lens, state.fields(), self.options.beam_size, self.blank_id
+            step,
+            encoder_side,
+            lens,
+            (*fields, graph_state, state.bias),
+            self.options.beam_size,
+            self.blank_id,
         )
         history = state.history.extend(*added.after(state.num_frames), self.blank_id)
+        *fields, graph_state, bias = fields
         live = fields[2] > -float("inf")
-        return BeamState(history.settle(live), *fields, state.num_frames + lens)
+        return BeamState(
+            history.settle(live),
+            *fields,
+            num_frames=state.num_frames + lens,
+            hotwords=state.hotwords,
+            graph_state=walk.left(graph_state) if walk else graph_state,
+            bias=bias,
+        )
 
     def _step(
-        self, encoder_side: Tensor, fields: tuple[Tensor, ...], num_ending: int
+        self, encoder_side: Tensor, fields: tuple[Tensor, ...], walk: Walk | None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
         """One frame of n streams (see ``frames.Step``)."""
-        context, decoder_side, score, offset, hashes = fields
+        context, decoder_side, score, offset, hashes, graph_state, bias = fields
         n, beam = score.shape
         log_probs = self._log_probs(encoder_side.unsqueeze(1), decoder_side)
         vocab_size = log_probs.shape[2]
-        total = (log_probs.float() + score.unsqueeze(2)).view(n, -1)
-        score, index = total.topk(beam)
+        total = log_probs.float() + score.unsqueeze(2)
+        if walk:
+            total = total + bias
+        score, index = total.view(n, -1).topk(beam)
         parent = index.div(vocab_size, rounding_mode="floor")
         token = index - parent * vocab_size
         log_prob = log_probs.view(n, -1).gather(1, index)
@@ -100,21 +176,44 @@ class ModifiedBeamSearch(Search):
 
         # Only a context that no hypothesis of the last frame had needs the decoder.
         first = torch.arange(n, device=parent.device).unsqueeze(1) * beam
-        row = first + parent.gather(1, source)
+        row = (first + parent.gather(1, source)).flatten()
         fresh = emits.gather(1, source) & (score > -float("inf"))
         decoder_side = self._renewed(
-            decoder_side.reshape(n * beam, -1)[row.flatten()],
+            decoder_side.reshape(n * beam, -1)[row],
             context.view(n * beam, -1),
             fresh.flatten(),
         ).view(n, beam, -1)
+        if walk:
+            graph_state, bias = self._walked(
+                walk, graph_state, bias, row, token.flatten(), fresh.flatten()
+            )
         best = score.max(1).values
         score = score - best.unsqueeze(1)
-        fields = (context, decoder_side, score, offset + best, hashes)
+        fields = (context, decoder_side, score, offset + best, hashes, graph_state, bias)
         return fields, (parent, token, log_prob)
+
+    @staticmethod
+    def _walked(
+        walk: Walk, graph_state: Tensor, bias: Tensor, row: Tensor, token: Tensor, fresh: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Graph states and weights after a frame; ``row``: where each hypothesis had its own.
+
+        Those that are not ``fresh`` have the tokens, and so the states, of that row.
+        """
+        n, beam, _ = graph_state.shape
+        graph_state, bias = graph_state.flatten(0, 1)[row], bias.flatten(0, 1)[row]
+        moved = fresh.nonzero()[:, 0]
+        if len(moved):
+            graph_state[moved] = walk.step(graph_state[moved], token[moved])
+            bias[moved] = walk.weights(graph_state[moved])
+        return graph_state.view(n, beam, -1), bias.view(n, beam, -1)
 
     def nbest(self, state: BeamState, n: int) -> list[list[Hypothesis]]:
         """Up to ``n`` different token sequences per stream, by length-normalised score."""
         score = state.score + state.offset.unsqueeze(1)
+        if self.bias:
+            walk = self.bias.walk(state.hotwords, score.device)
+            score = score + walk.final(walk.entered(state.graph_state))
         return state.history.nbest(score, n, self.context_size)
 
 

@@ -1,0 +1,205 @@
+"""Speed of the searches on the same encoder output, with k2's fast_beam_search beside them.
+
+    python -m benchmarks.search [--threads 1] [--device cpu] [--streaming 8]
+
+Random networks, sharpened (large output weights) and with a blank bias searched so that greedy
+search finds about ``--tokens`` tokens per utterance. What is timed is what follows the encoder:
+projections, decoder, joiner, search and reading out the best hypotheses. The repeats of all
+contenders take turns, so that other load on the machine hits all alike, and the median counts;
+the processor time beside it hardly depends on other load. k2's search gets the same projected
+encoder output and the same networks; where k2 is not installed it is named so. Its hypotheses
+are compared with those of our 'strict' flavour.
+
+The MKL in PyTorch 1.13 takes a slow path on AMD processors, for all contenders. Its variable
+MKL_DEBUG_CPU_TYPE=5 (AVX2) more than doubles the speed of matrix products there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.model.decoder import Decoder
+from xlsr_transducer.model.joiner import Joiner
+from xlsr_transducer.search import Search, SearchOptions, make_search
+
+FAST = "fast_beam_search 20/8/64"
+K2 = f"k2 {FAST}"
+Run = Callable[[], list[list[int]]]  # token sequences of one pass over the batch
+
+
+def make_networks(args: argparse.Namespace) -> tuple[Decoder, Joiner]:
+    """Random networks, moved to the device."""
+    torch.manual_seed(args.seed)
+    decoder = Decoder(args.vocab_size, args.dim).eval()
+    joiner = Joiner(args.dim, args.dim, args.dim, args.vocab_size).eval()
+    with torch.no_grad():
+        joiner.output_linear.weight *= args.sharpness
+    return decoder.to(args.device), joiner.to(args.device)
+
+
+def run_search(search: Search, x: Tensor, lens: Tensor, piece: int) -> list[list[int]]:
+    """All frames, ``piece`` at a time (0: at once)."""
+    state = search.init_state(len(lens), x.device)
+    step = piece or x.shape[1]
+    for at in range(0, x.shape[1], step):
+        part = x[:, at : at + step]
+        state = search.advance(part, (lens - at).clamp(0, part.shape[1]), state)
+    return [h.tokens for h in search.results(state)]
+
+
+def set_blank_bias(
+    decoder: Decoder, joiner: Joiner, x: Tensor, lens: Tensor, tokens: int
+) -> float:
+    """Bisects the bias of blank until greedy search finds ``tokens`` per utterance."""
+    low, high, mean = 0.0, 100.0, 0.0
+    search = make_search(SearchOptions(), decoder, joiner)
+    for _ in range(14):
+        bias = (low + high) / 2
+        with torch.no_grad():
+            joiner.output_linear.bias[decoder.blank_id] = bias
+        found = run_search(search, x[:8], lens[:8], 0)
+        mean = sum(map(len, found)) / len(found)
+        if abs(mean - tokens) < 1:
+            break
+        low, high = (bias, high) if mean > tokens else (low, bias)
+    return mean
+
+
+@torch.no_grad()
+def run_k2(decoder: Decoder, joiner: Joiner, x: Tensor, lens: Tensor, o: SearchOptions) -> list:
+    """k2's decoding streams over the trivial graph; the best path by k2.shortest_path."""
+    import k2
+
+    vocab_size = decoder.vocab_size
+    config = k2.RnntDecodingConfig(
+        vocab_size=vocab_size,
+        decoder_history_len=decoder.context_size,
+        beam=o.beam,
+        max_states=o.max_states,
+        max_contexts=o.max_contexts,
+    )
+    graph = k2.trivial_graph(vocab_size - 1, device=x.device)
+    streams = k2.RnntDecodingStreams([k2.RnntDecodingStream(graph) for _ in lens], config)
+    encoder_side = joiner.encoder_proj(x)
+    for t in range(x.shape[1]):
+        shape, contexts = streams.get_contexts()
+        rows = shape.row_ids(1).long()
+        decoder_side = joiner.decoder_proj(decoder(contexts.long(), need_pad=False)[:, 0])
+        logits = joiner(encoder_side[rows, t], decoder_side, project_input=False)
+        streams.advance(logits.log_softmax(-1))
+    streams.terminate_and_flush_to_streams()
+    best = k2.shortest_path(streams.format_output(lens.tolist()), use_double_scores=True)
+    return [[v for v in best[n].aux_labels.tolist() if v > 0] for n in range(len(lens))]
+
+
+def k2_is_here() -> bool:
+    """Whether k2 and its libraries load."""
+    try:
+        import k2  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def contenders(args: argparse.Namespace, x: Tensor, lens: Tensor) -> tuple[dict[str, Run], float]:
+    """What is measured, by name, and the mean number of tokens that greedy search finds."""
+    decoder, joiner = make_networks(args)
+    mean = set_blank_bias(decoder, joiner, x, lens, args.tokens)
+    chosen = {
+        "greedy_search": SearchOptions(),
+        f"modified_beam_search {args.beam_size}": SearchOptions(
+            decoding_method="modified_beam_search", beam_size=args.beam_size
+        ),
+        FAST: SearchOptions(decoding_method="fast_beam_search"),
+        f"{FAST} strict": SearchOptions(
+            decoding_method="fast_beam_search", fast_beam_flavour="strict"
+        ),
+    }
+    runs: dict[str, Run] = {}
+    for name, options in chosen.items():
+        search = make_search(options, decoder, joiner)
+        runs[name] = lambda search=search: run_search(search, x, lens, args.streaming)
+    if k2_is_here():
+        runs[K2] = lambda: run_k2(decoder, joiner, x, lens, chosen[FAST])
+    return runs, mean
+
+
+def measure(runs: dict[str, Run], device: str, repeats: int) -> dict[str, tuple[float, float]]:
+    """Median seconds of each contender: on the clock, and of processor time."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start, used = time.perf_counter(), time.process_time()
+            run()  # reads hypotheses out, and so waits for a GPU
+            times[name].append((time.perf_counter() - start, time.process_time() - used))
+    medians = {}
+    for name, values in times.items():
+        clock, cpu = (statistics.median(column) for column in zip(*values))
+        medians[name] = clock, cpu
+    return medians
+
+
+def table(times: dict[str, tuple[float, float]], found: dict[str, list], batch: int) -> str:
+    """The results in markdown; ratios of time to k2's where it was measured."""
+    rows = [
+        "| search | utterances/s | ratio to k2 | per s of processor time | ratio to k2 | tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (clock, cpu) in times.items():
+        ratios = ["k2 is not installed"] * 2
+        if K2 in times:
+            ratios = [f"{k2 / own:.1f}" for k2, own in zip(times[K2], (clock, cpu))]
+        tokens = sum(map(len, found[name])) / batch
+        rows.append(
+            f"| {name} | {batch / clock:.1f} | {ratios[0]} | {batch / cpu:.1f} | {ratios[1]} "
+            f"| {tokens:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=250)
+    parser.add_argument("--vocab-size", type=int, default=500)
+    parser.add_argument("--dim", type=int, default=512, help="width of all networks")
+    parser.add_argument("--tokens", type=int, default=60, help="wanted per utterance")
+    parser.add_argument("--sharpness", type=float, default=10.0)
+    parser.add_argument("--beam-size", type=int, default=4)
+    parser.add_argument("--streaming", type=int, default=0, help="frames per piece; 0: all")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    generator = torch.Generator().manual_seed(args.seed)
+    x = torch.randn(args.batch, args.frames, args.dim, generator=generator).to(args.device)
+    lens = torch.full((args.batch,), args.frames, device=args.device)
+
+    runs, mean = contenders(args, x, lens)
+    found = {name: run() for name, run in runs.items()}  # warms up
+    times = measure(runs, args.device, args.repeats)
+    print(
+        f"torch {torch.__version__}, {args.device}, {args.threads} thread(s); batch {args.batch}, "
+        f"T {args.frames}, V {args.vocab_size}, {args.dim} wide, greedy finds {mean:.0f} tokens, "
+        f"median of {args.repeats}\n"
+    )
+    print(table(times, found, args.batch))
+    if K2 in found:
+        pairs = zip(found[K2], found[f"{FAST} strict"])
+        same = sum(a == b for a, b in pairs)
+        print(f"\nk2 and our 'strict' flavour agree on {same} of {args.batch} hypotheses.")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -17,8 +17,8 @@ from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 
 CPU = torch.device("cpu")
 DOUBLE, SINGLE = torch.float64, torch.float32
-# Where equality is asked to the last bit. Below torch 2 attention is not done in blocks.
-HAS_BLOCKS = hasattr(F, "scaled_dot_product_attention")
+# Below PyTorch 2 sums depend on the batch in their last bit; above, equality is asked for.
+IS_BITWISE = int(torch.__version__.split(".")[0]) >= 2
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,8 @@ def difference(found, expected) -> float:
 
 
 def identical(found, expected) -> bool:
+    if not IS_BITWISE:
+        return difference(found, expected) < 1e-12
     return all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
@@ -69,9 +71,7 @@ def test_every_setting_streams_what_it_simulates_in_float64(chunk_size):
         streamed = serve(encoder, waves, starts=[0, 2, 3])
         assert difference(streamed, masked(encoder, waves, setting)) < 1e-10, setting
         alone = [serve(encoder, [w], starts=[0], whole=True)[0] for w in waves]
-        if HAS_BLOCKS or setting.left_context_chunks >= 0:
-            assert identical(streamed, alone), setting
-        assert difference(streamed, alone) < 1e-13, setting
+        assert identical(streamed, alone), setting
 
 
 @pytest.mark.parametrize("chunk_size", [8, 16, 32, 64])
@@ -102,8 +102,7 @@ def test_unlimited_left_context_of_many_blocks_streams_exactly():
     streamed = serve(encoder, waves, starts=[0, 1, 2])
     assert difference(streamed, masked(encoder, waves, setting)) < 1e-10
     alone = [serve(encoder, [w], starts=[0], whole=True)[0] for w in waves]
-    assert difference(streamed, alone) < 1e-13
-    assert identical(streamed, alone) or not HAS_BLOCKS
+    assert identical(streamed, alone)
 
 
 def test_pieces_of_one_sample_give_what_the_whole_gives():
@@ -272,13 +271,11 @@ def test_streams_can_be_repacked_in_any_order():
         parts = cat_states([select_states(state, rows), select_states(state, torch.tensor([1]))])
         order = torch.tensor([2, 0, 1])
         again, _, _ = encoder.streaming_forward(x[order, chunk : 2 * chunk], full, parts)
-    assert torch.equal(again, out[order])
+    assert identical([again], [out[order]])
 
 
 @pytest.mark.parametrize("left", [0, 2, -1])
 def test_streams_of_different_ages_can_be_packed_together(left):
-    if left < 0 and not HAS_BLOCKS:
-        pytest.skip("attention in one piece rounds by its length")
     encoder = tiny_encoder(chunk=ChunkSettings(8, left, 0)).double()
     chunk = 8 * 320
     full = torch.tensor([chunk])
@@ -294,7 +291,7 @@ def test_streams_of_different_ages_can_be_packed_together(left):
             out, _, _ = encoder.streaming_forward(x[row : row + 1, -chunk:], full, state)
             expected.append(out)
         found, _, _ = encoder.streaming_forward(x[:, -chunk:], full.repeat(3), cat_states(states))
-    assert torch.equal(found, torch.cat(expected))
+    assert identical([found], [torch.cat(expected)])
 
 
 def test_idle_rows_keep_their_state_to_the_last_bit():
@@ -346,7 +343,7 @@ def test_script_gives_what_eager_gives():
         for lens in ([2560, 2560], [2560, 0], [2559, 2560]):
             a, a_lens, one = encoder.streaming_forward(x, torch.tensor(lens), one)
             b, b_lens, two = scripted.streaming_forward(x, torch.tensor(lens), two)
-            assert torch.equal(a, b) and torch.equal(a_lens, b_lens)
+            assert identical([a], [b]) and torch.equal(a_lens, b_lens)
 
 
 def test_bfloat16_keeps_its_audio_in_float32_and_stays_close():

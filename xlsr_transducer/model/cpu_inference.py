@@ -1,0 +1,80 @@
+"""Faster kernels for float32 recognition on a CPU, for the few rows of a chunk.
+
+PyTorch hands matrix products to MKL; oneDNN takes about two thirds of its time for a chunk on
+AMD CPUs. oneDNN in turn rearranges all weights of the positional convolution at each call;
+one matrix product does not. Results differ by rounding only. The swapped model neither
+trains nor exports: it is for commands that recognise.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlsr_transducer.model.wav2vec2_layers import PositionalConv
+
+MOST_ROWS = 48  # outputs of all streams, above which the convolution is faster
+
+
+class FastLinear(nn.Module):
+    """``nn.Linear`` by oneDNN; parameters keep their names."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., E)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class FastGroupedConv(nn.Module):
+    """A grouped ``nn.Conv1d`` that takes few outputs as one matrix product."""
+
+    def __init__(self, conv: nn.Conv1d):
+        super().__init__()
+        self.weight = conv.weight
+        self.bias = conv.bias
+        self.groups = conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D, T + K - 1) -> (N, D, T)."""
+        batch, width, inputs = x.shape
+        _, group_width, kernel = self.weight.shape
+        frames = inputs - kernel + 1
+        if batch * frames > MOST_ROWS:
+            return F.conv1d(x, self.weight, self.bias, groups=self.groups)
+        windows = x.unfold(2, kernel, 1).reshape(batch, self.groups, group_width, frames, kernel)
+        rows = windows.permute(1, 0, 3, 2, 4).reshape(self.groups, batch * frames, -1)
+        weight = self.weight.view(self.groups, group_width, -1).transpose(1, 2)
+        out = torch.baddbmm(self.bias.view(self.groups, 1, group_width), rows, weight)
+        out = out.view(self.groups, batch, frames, group_width).permute(1, 0, 3, 2)
+        return out.reshape(batch, width, frames)
+
+
+def has_fast_linear() -> bool:
+    """Whether this PyTorch has oneDNN and lets us call it."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def prepare_for_cpu(model: nn.Module) -> nn.Module:
+    """Swaps layers of a float32 model on a CPU in evaluation mode; returns the model.
+
+    Anything else is left as it is.
+    """
+    if model.training:
+        return model
+    for parent in list(model.modules()):
+        if isinstance(parent, PositionalConv) and _fits(parent.conv):
+            parent.conv = FastGroupedConv(parent.conv).eval()
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and _fits(child) and has_fast_linear():
+                setattr(parent, name, FastLinear(child).eval())
+    return model
+
+
+def _fits(layer: nn.Module) -> bool:
+    return layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"

@@ -29,7 +29,7 @@ from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.options import add_options, from_args
 from xlsr_transducer.scoring import format_table
-from xlsr_transducer.search import Search, SearchOptions, make_search
+from xlsr_transducer.search import BiasOptions, Search, SearchOptions, make_search
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
 
 
@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wavs", nargs="*", type=Path, help="audio files to transcribe")
     parser.add_argument("--max-duration", type=float, default=200.0, help="seconds per batch")
-    for cls in (CheckpointOptions, DecodeOptions, SearchOptions):
+    for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions):
         add_options(parser, cls)
     return parser
 
@@ -75,26 +75,31 @@ def decode_set(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    checkpoint, options, search_options = (
-        from_args(cls, args) for cls in (CheckpointOptions, DecodeOptions, SearchOptions)
+    checkpoint, options, search_options, bias_options = (
+        from_args(cls, args)
+        for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions)
     )
+    bias_options.require_supported(search_options)
     folder = checkpoint.exp_dir / search_options.decoding_method
     set_up_logging(folder, "decode")
     loaded = load_model(checkpoint)
     loaded.model.to(decode_device())
     chunk = options.chunk(loaded.config)
-    search = make_search(search_options, loaded.model.decoder, loaded.model.joiner)
-    scores = []
+    bias = bias_options.load(loaded.tokenizer)
+    search = make_search(search_options, loaded.model.decoder, loaded.model.joiner, bias)
+    scores, speeds = [], []
     for audio in audio_sets(options, args.wavs):
         results = decode_set(audio, loaded, search, chunk, args.max_duration, options.num_workers)
         if not audio.has_text:
             results.print_texts(loaded.tokenizer)
             continue
-        name = suffix(checkpoint, chunk, search_options)
+        name = suffix(checkpoint, chunk, search_options, bias_options)
         scores.append(results.write(folder, name, loaded.tokenizer))
-        logging.info(f"{audio.name}: WER {scores[-1].wer.percent:.2f} %, RTF {results.rtf:.3f}")
+        speeds.append(f"{audio.name} {results.rtf:.4f}")
+        logging.info(f"{audio.name}: WER {scores[-1].wer.percent:.2f} %")
     if scores:
         print(format_table(scores))
+        print(f"RTF on {decode_device()}: " + ", ".join(speeds))
 
 
 if __name__ == "__main__":

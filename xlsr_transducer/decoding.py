@@ -20,7 +20,7 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.options import option
 from xlsr_transducer.scoring import Score, Transcript, write_results
-from xlsr_transducer.search import Hypothesis, SearchOptions
+from xlsr_transducer.search import BiasOptions, Hypothesis, SearchOptions
 from xlsr_transducer.training.checkpoint import CheckpointOptions
 
 
@@ -152,6 +152,9 @@ class Results:
         return self.elapsed / max(self.seconds, 1e-9)
 
 
-def suffix(checkpoint: CheckpointOptions, chunk: ChunkSettings, search: SearchOptions) -> str:
+def suffix(
+    checkpoint: CheckpointOptions, chunk: ChunkSettings, search: SearchOptions, bias: BiasOptions
+) -> str:
     """The part of result file names that carries every setting."""
-    return "-".join((checkpoint.describe(), chunk.describe(), search.suffix()))
+    parts = (checkpoint.describe(), chunk.describe(), search.suffix(), *bias.suffix())
+    return "-".join(parts)

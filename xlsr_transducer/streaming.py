@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from xlsr_transducer.data.stream_buffer import AudioBuffer
 from xlsr_transducer.model.state import EncoderState, cat_states, select_states, state_bytes
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.search import Hypothesis, Search
+from xlsr_transducer.search.token_graph import TokenGraph
 
 SAMPLING_RATE = 16000
 
@@ -31,8 +33,16 @@ class Step:
 class Stream:
     """One stream: its audio on the way in, its result on the way out."""
 
-    def __init__(self, name: str, chunk_samples: int, hop: int, head: int):
+    def __init__(
+        self,
+        name: str,
+        chunk_samples: int,
+        hop: int,
+        head: int,
+        hotwords: TokenGraph | None = None,
+    ):
         self.name = name
+        self.hotwords = hotwords
         self.buffer = AudioBuffer(chunk_samples, hop, head)
         self.result = Hypothesis()
         self.steps: list[Step] = []
@@ -65,9 +75,14 @@ class StreamPool:
         self._search_state = None
         self._waiting: list[Stream] = []  # without their first samples yet
 
-    def open(self, name: str) -> Stream:
-        """A new stream, part of the pool from the next step on."""
-        stream = Stream(name, self.chunk_samples, self.hop, self.head)
+    def open(self, name: str, hotwords: TokenGraph | None = None) -> Stream:
+        """A new stream, part of the pool from the next step on.
+
+        Args:
+          hotwords: those of this stream (see ``context_graph``) instead of the search's own.
+            The search needs a ``Bias`` for them.
+        """
+        stream = Stream(name, self.chunk_samples, self.hop, self.head, hotwords)
         self._waiting.append(stream)
         return stream
 
@@ -102,12 +117,18 @@ class StreamPool:
             return
         fresh = self.encoder.get_init_states(len(started), self.device)
         fresh.xlsr.tail.copy_(torch.stack(heads))
-        search = self.search.init_state(len(started), self.device)
+        search = self._first_search_state(started)
         if self.streams:
             fresh = cat_states([self._encoder_state, fresh])
             search = self.search.cat([self._search_state, search])
         self._encoder_state, self._search_state = fresh, search
         self.streams += started
+
+    def _first_search_state(self, started: list[Stream]) -> Any:
+        hotwords = [stream.hotwords for stream in started]
+        if not any(hotwords):
+            return self.search.init_state(len(started), self.device)
+        return self.search.init_state(len(started), self.device, hotwords)
 
     def _advance(self) -> None:
         dtype = self._encoder_state.xlsr.tail.dtype

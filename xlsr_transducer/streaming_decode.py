@@ -31,7 +31,7 @@ from xlsr_transducer.latency import LatencyReport
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.options import add_options, from_args, str2bool
 from xlsr_transducer.scoring import format_table
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import BiasOptions, SearchOptions, make_search
 from xlsr_transducer.streaming import SAMPLING_RATE, Stream, StreamPool
 from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
 
@@ -48,7 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--partial", type=str2bool, default=False, help="print results as they grow"
     )
-    for cls in (CheckpointOptions, DecodeOptions, SearchOptions):
+    for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions):
         add_options(parser, cls)
     parser.add_argument(
         "--num-active-paths",
@@ -160,16 +160,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if args.num_decode_streams < 1:
         raise UserError(f"--num-decode-streams {args.num_decode_streams}: must be at least 1")
-    checkpoint, options, search_options = (
-        from_args(cls, args) for cls in (CheckpointOptions, DecodeOptions, SearchOptions)
+    checkpoint, options, search_options, bias_options = (
+        from_args(cls, args)
+        for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions)
     )
+    bias_options.require_supported(search_options)
     folder = checkpoint.exp_dir / "streaming" / search_options.decoding_method
     set_up_logging(folder, "streaming-decode")
     loaded = load_model(checkpoint, streaming=True)
     chunk = options.chunk(loaded.config).require_streaming()
     model = loaded.model.to(decode_device())
     model.encoder.set_chunk(chunk)
-    search = make_search(search_options, model.decoder, model.joiner)
+    bias = bias_options.load(loaded.tokenizer)
+    search = make_search(search_options, model.decoder, model.joiner, bias)
     scores = []
     for audio in audio_sets(options, args.wavs):
         pool = StreamPool(model, search)
@@ -179,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not audio.has_text:
             results.print_texts(loaded.tokenizer)
             continue
-        name = suffix(checkpoint, chunk, search_options)
+        name = suffix(checkpoint, chunk, search_options, bias_options)
         scores.append(results.write(folder, name, loaded.tokenizer))
         logging.info(f"{audio.name}: WER {scores[-1].wer.percent:.2f} %")
         print(report.format(audio.name, results))

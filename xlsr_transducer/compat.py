@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from xlsr_transducer.errors import UserError
 
@@ -29,6 +31,50 @@ else:
             scores = scores.masked_fill(~mask, float("-inf"))
         weights = F.dropout(scores.softmax(-1), p=dropout, training=dropout > 0.0)
         return torch.matmul(weights, v)
+
+
+if torch.__version__.startswith("1."):
+    from torch import _weights_only_unpickler
+
+    class _Operations(dict):
+        """Handlers of pickle's operations by code."""
+
+        def __missing__(self, code: int) -> Any:
+            raise pickle.UnpicklingError(f"operation {code} is not among those of plain values")
+
+    class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+        """PyTorch 1.13's own for ``weights_only`` cannot read floats. This one reads them, and
+        otherwise allows what that one does: its operations, and the types that it lists.
+        """
+
+        _NAMES = (
+            "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE "
+            "BUILD EMPTY_DICT EMPTY_LIST EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET "
+            "LONG_BINPUT MARK NEWFALSE NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS "
+            "SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3"
+        )
+        _all = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
+        dispatch = _Operations()
+        for _name in _NAMES.split():
+            dispatch[getattr(pickle, _name)[0]] = _all[getattr(pickle, _name)[0]]
+
+        def find_class(self, module: str, name: str) -> Any:
+            allowed = _weights_only_unpickler._get_allowed_globals()
+            if f"{module}.{name}" not in allowed:
+                raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+            return allowed[f"{module}.{name}"]
+
+        def load_build(self) -> None:
+            # On anything but the attributes of a state dict this could change code.
+            if type(self.stack[-2]) is not OrderedDict:
+                raise pickle.UnpicklingError(f"it changes a {type(self.stack[-2]).__name__}")
+            state = self.stack.pop()
+            self.stack[-1].__dict__.update(state)
+
+        dispatch[pickle.BUILD[0]] = load_build
+
+    # What torch.load(weights_only=True) uses.
+    _weights_only_unpickler.Unpickler = _PlainUnpickler
 
 
 def load_tensors(path: str | Path) -> Any:
@@ -63,3 +109,9 @@ def shapes_only() -> contextlib.AbstractContextManager:
     if torch.__version__.startswith("1."):
         return contextlib.nullcontext()
     return torch.device("meta")
+
+
+def fit_sampler_to_lhotse() -> None:
+    """lhotse's samplers name no data source, which PyTorch 1 asks for and does not use."""
+    if torch.__version__.startswith("1."):
+        Sampler.__init__.__defaults__ = (None,)

@@ -20,12 +20,15 @@ from lhotse.dataset.sampling.base import CutSampler, TimeConstraint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from xlsr_transducer.compat import fit_sampler_to_lhotse
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.features import FRAME_SHIFT, load_feature_cuts
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import SUBSAMPLING
 from xlsr_transducer.options import option
+
+fit_sampler_to_lhotse()
 
 
 @dataclasses.dataclass(frozen=True)

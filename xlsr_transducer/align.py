@@ -1,0 +1,196 @@
+"""Finds when given words were said: ``python -m xlsr_transducer.align --exp-dir exp``, or with
+a wav file and ``--text`` behind it.
+
+The text is what the manifests hold, spelled as in training. For each set it leaves, in
+``exp/alignments``, a CTM file of words, and a TextGrid of words and tokens per utterance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+from lhotse import CutSet
+from tqdm import tqdm
+
+from xlsr_transducer.alignment import Span, align, token_spans, word_spans
+from xlsr_transducer.data.features import FRAME_SHIFT
+from xlsr_transducer.decoding import AudioSet, DecodeOptions, audio_sets, batches, decode_device
+from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.loss.rnnt_loss import RNNT_TYPES
+from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings
+from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
+
+ENCODER_FRAME = FRAME_SHIFT * SUBSAMPLING  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """One utterance: words and tokens with their times, and how long it lasts in seconds."""
+
+    id: str
+    words: list[Span]
+    tokens: list[Span]
+    seconds: float
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.splitlines()[:2]))
+    parser.add_argument("wavs", nargs="*", type=Path, help="audio files to align")
+    parser.add_argument("--text", action="append", help="text of a file, once for each of them")
+    parser.add_argument(
+        "--rnnt-type", choices=RNNT_TYPES, default="regular", help="topology, as in training"
+    )
+    parser.add_argument("--max-duration", type=float, default=200.0, help="seconds per batch")
+    for cls in (CheckpointOptions, DecodeOptions):
+        add_options(parser, cls)
+    return parser
+
+
+def sets_to_align(options: DecodeOptions, wavs: list[Path], texts: list[str]) -> list[AudioSet]:
+    """What to align, as ``audio_sets`` finds it, with the given texts for wav files.
+
+    Raises:
+      UserError: there is not one text for each file.
+    """
+    if len(wavs) != len(texts):
+        raise UserError(f"{len(wavs)} audio files, but {len(texts)} --text: give one for each")
+    found = audio_sets(options, wavs)
+    if not wavs:
+        return found
+    cuts = list(found[0].cuts)
+    for cut, text in zip(cuts, texts):
+        cut.supervisions[0].text = " ".join(text.split())
+    return [dataclasses.replace(found[0], cuts=CutSet.from_cuts(cuts), has_text=True)]
+
+
+@torch.no_grad()
+def align_set(
+    audio: AudioSet,
+    loaded: LoadedModel,
+    chunk: ChunkSettings,
+    rnnt_type: str,
+    max_duration: float,
+    num_workers: int,
+) -> list[Aligned]:
+    """Aligns every utterance of a set, in batches; what cannot be aligned is logged by name."""
+    model, tokenizer, found = loaded.model, loaded.tokenizer, []
+    device = next(model.parameters()).device
+    settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
+    loader = batches(audio, tokenizer, max_duration, num_workers)
+    for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
+        for line in batch.skipped:
+            logging.warning(f"{audio.name}: skipped, cannot be read: {line}")
+        if not batch.ids:
+            continue
+        batch = batch.to(device)
+        out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
+        paths = align(model, out, lens, batch.tokens, batch.token_lens, rnnt_type)
+        for i, path in enumerate(paths):
+            name, text = batch.ids[i], batch.texts[i]
+            if path.score == -float("inf"):
+                logging.warning(
+                    f"{audio.name}: skipped, no path: {name}: {int(batch.token_lens[i])} tokens "
+                    f"in {int(lens[i])} frames"
+                )
+                continue
+            tokens = token_spans(path, tokenizer.tokens, ENCODER_FRAME)
+            starts = [tokenizer.word_starts[t] for t in path.tokens]
+            words = word_spans(tokens, starts, text.split())
+            seconds = max(float(batch.input_lens[i]) / 16000, int(lens[i]) * ENCODER_FRAME)
+            found.append(Aligned(name, words, tokens, seconds))
+    return sorted(found, key=lambda a: a.id)
+
+
+def ctm(alignments: Sequence[Aligned]) -> str:
+    """NIST's CTM: id, channel, start, duration, word, confidence."""
+    lines = []
+    for a in alignments:
+        for w in a.words:
+            duration = f"{w.end - w.start:.3f}"
+            line = f"{_escaped(a.id, ' ')} 1 {w.start:.3f} {duration} {w.text} {w.confidence:.3f}"
+            lines.append(line + "\n")
+    return "".join(lines)
+
+
+def text_grid(aligned: Aligned) -> str:
+    """Praat's TextGrid with a tier of words and one of tokens; silence is an empty interval."""
+    xmax = f"xmax = {aligned.seconds:.6f}"
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", xmax]
+    lines += ["tiers? <exists>", "size = 2", "item []:"]
+    tiers = ("words", aligned.words), ("tokens", aligned.tokens)
+    for number, (name, spans) in enumerate(tiers, 1):
+        intervals = _without_gaps(spans, aligned.seconds)
+        lines += [f"    item [{number}]:", '        class = "IntervalTier"']
+        lines += [f'        name = "{name}"', "        xmin = 0", f"        {xmax}"]
+        lines += [f"        intervals: size = {len(intervals)}"]
+        for i, (text, start, end) in enumerate(intervals, 1):
+            quoted = text.replace('"', '""')
+            lines += [f"        intervals [{i}]:", f"            xmin = {start:.6f}"]
+            lines += [f"            xmax = {end:.6f}", f'            text = "{quoted}"']
+    return "\n".join(lines) + "\n"
+
+
+def _without_gaps(spans: list[Span], seconds: float) -> list[tuple[str, float, float]]:
+    """The spans, and empty ones between them, from 0 to ``seconds``."""
+    intervals, now = [], 0.0
+    for span in [*spans, Span("", seconds, seconds, 0.0)]:
+        if span.start - now > 1e-6:
+            intervals.append(("", now, span.start))
+        if span.text:
+            intervals.append((span.text, span.start, span.end))
+        now = span.end
+    return intervals
+
+
+def write_alignments(folder: Path, name: str, alignments: Sequence[Aligned]) -> None:
+    """Writes ``NAME.ctm`` and ``NAME/ID.TextGrid`` into ``folder``."""
+    grids = folder / name
+    grids.mkdir(parents=True, exist_ok=True)
+    for a in alignments:
+        _write(grids / f"{_escaped(a.id, ' /:')}.TextGrid", text_grid(a))
+    _write(folder / f"{name}.ctm", ctm(alignments))
+
+
+def _escaped(name: str, characters: str) -> str:
+    """``name`` with white space and the given characters as in a URL."""
+    return re.sub(rf"[\s%{re.escape(characters)}]", lambda m: quote(m[0], safe=""), name)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    checkpoint, options = (from_args(cls, args) for cls in (CheckpointOptions, DecodeOptions))
+    folder = checkpoint.exp_dir / "alignments"
+    sets = sets_to_align(options, args.wavs, args.text or [])
+    set_up_logging(folder, "align")
+    loaded = load_model(checkpoint)
+    loaded.model.to(decode_device())
+    chunk = options.chunk(loaded.config)
+    for audio in sets:
+        found = align_set(
+            audio, loaded, chunk, args.rnnt_type, args.max_duration, options.num_workers
+        )
+        name = f"{audio.name}-{checkpoint.describe()}-{chunk.describe()}-{args.rnnt_type}"
+        write_alignments(folder, name, found)
+        logging.info(f"{audio.name}: {len(found)} utterances aligned, in {folder / name}.ctm")
+        if args.wavs:
+            print(ctm(found), end="")
+
+
+if __name__ == "__main__":
+    run_command(main)

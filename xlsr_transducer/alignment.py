@@ -1,0 +1,201 @@
+"""Forced alignment: the best path of a given text through the transducer lattice.
+
+A state is (t, s): frame t, s tokens said. Blank leads to (t + 1, s). Where the next token leads
+is what the types of the loss say: `regular` to (t, s + 1), so that a frame may hold any number
+of tokens; `modified` to (t + 1, s + 1); `constrained` likewise, with a blank behind the token.
+Source: A. Graves, "Sequence transduction with recurrent neural networks", 2012.
+
+Letters: N utterances, T frames, S tokens, J joiner width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.search.hypothesis import Hypothesis
+
+# Elements of logits made at a time.
+CHUNK_ELEMENTS = 2**24
+NEVER = -float("inf")
+
+
+@torch.no_grad()
+def align(
+    model: Transducer,
+    encoder_out: Tensor,
+    lens: Tensor,
+    tokens: Tensor,
+    token_lens: Tensor,
+    rnnt_type: str = "regular",
+) -> list[Hypothesis]:
+    """The most probable frames of given tokens.
+
+    Args:
+      encoder_out: (N, T, D); lens: (N,) int64 frames.
+      tokens: (N, S) int64 without blanks, anything beyond token_lens; token_lens: (N,) int64.
+
+    Returns:
+      For each utterance its tokens with frames and log-probs, and the log-prob of the path as
+      score, which is -inf, without any tokens, where there is no path.
+    """
+    tokens = tokens[:, : int(token_lens.max())]
+    is_token = torch.arange(tokens.shape[1], device=tokens.device) < token_lens.unsqueeze(1)
+    tokens = tokens.masked_fill(~is_token, model.decoder.blank_id)
+    lattice = lattice_log_probs(model, encoder_out[:, : int(lens.max())], tokens)
+    score, frames = best_path(*lattice, lens, token_lens, rnnt_type)
+    found = []
+    for n, count in enumerate(token_lens.tolist()):
+        if score[n] == NEVER:
+            found.append(Hypothesis(score=NEVER, norm_score=NEVER))
+            continue
+        at = frames[n, :count]
+        log_probs = lattice[1][n, at, torch.arange(count, device=at.device)]
+        value = float(score[n])
+        norm = value / (count + model.decoder.context_size)
+        found.append(
+            Hypothesis(tokens[n, :count].tolist(), at.tolist(), value, log_probs.tolist(), norm)
+        )
+    return found
+
+
+def lattice_log_probs(
+    model: Transducer, encoder_out: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of blank (N, T, S + 1) and of each next token (N, T, S), in float64.
+
+    Args:
+      encoder_out: (N, T, D); tokens: (N, S) int64.
+    """
+    blank_id = model.decoder.blank_id
+    # As in training: the first context ends in a blank.
+    decoder_out = model.decoder(F.pad(tokens, (1, 0), value=blank_id))
+    decoder_side = model.joiner.decoder_proj(decoder_out).unsqueeze(1)
+    encoder_side = model.joiner.encoder_proj(encoder_out).unsqueeze(2)
+    num_streams, num_tokens = tokens.shape
+    per_frame = num_streams * (num_tokens + 1) * model.decoder.vocab_size
+    blanks, emits = [], []
+    for part in encoder_side.split(max(1, CHUNK_ELEMENTS // max(1, per_frame)), 1):
+        logits = model.joiner(part, decoder_side, project_input=False).float()
+        norm = logits.logsumexp(-1)
+        index = tokens[:, None, :, None].expand(-1, part.shape[1], -1, -1)
+        said = logits[:, :, :num_tokens].gather(3, index)[..., 0]
+        blanks.append(logits[..., blank_id] - norm)
+        emits.append(said - norm[:, :, :num_tokens])
+    return torch.cat(blanks, 1).double(), torch.cat(emits, 1).double()
+
+
+def best_path(
+    blank: Tensor, emit: Tensor, lens: Tensor, token_lens: Tensor, rnnt_type: str = "regular"
+) -> tuple[Tensor, Tensor]:
+    """Viterbi search: all utterances and all token positions of a frame at once.
+
+    Args:
+      blank: (N, T, S + 1) log-prob of blank after s tokens.
+      emit: (N, T, S) log-prob of token s after those before it.
+      lens, token_lens: (N,) int64, up to T and S.
+
+    Returns:
+      The score of the best path (N,), -inf where there is none; the frame of each token
+      (N, S) int64, meaningless beyond token_lens.
+    """
+    num_streams, num_frames, num_states = blank.shape
+    score = blank.new_full((num_streams, num_states), NEVER)
+    score[:, 0] = 0
+    position = torch.arange(num_states, device=blank.device).expand(num_streams, -1)
+    enter = _any_number if rnnt_type == "regular" else _at_most_one
+    came_from = []
+    for t in range(num_frames):
+        new, origin = enter(score, blank[:, t], emit[:, t], rnnt_type == "constrained")
+        goes_on = (t < lens).unsqueeze(1)
+        came_from.append(torch.where(goes_on, origin, position))
+        score = torch.where(goes_on, new, score)
+
+    at = token_lens.unsqueeze(1)
+    total = score.gather(1, at)[:, 0].masked_fill(lens == 0, NEVER)
+    frames = torch.zeros(num_streams, num_states - 1, dtype=torch.int64, device=blank.device)
+    for t in range(num_frames - 1, -1, -1):
+        before = came_from[t].gather(1, at)
+        said = (before <= position[:, :-1]) & (position[:, :-1] < at)
+        frames = frames.masked_fill(said, t)
+        at = before
+    return total, frames
+
+
+def _any_number(
+    score: Tensor, blank: Tensor, emit: Tensor, constrained: bool
+) -> tuple[Tensor, Tensor]:
+    """One frame, tokens staying in it: (N, S + 1) scores behind it, and the states before it.
+
+    The best way to s begins at some s' <= s and says all tokens between them, so with the sums
+    of emissions c it has the score max over s' of (score[s'] - c[s']) + c[s].
+    """
+    c = F.pad(emit.cumsum(1), (1, 0))
+    best, origin = (score - c).cummax(1)
+    return best + c + blank, origin
+
+
+def _at_most_one(
+    score: Tensor, blank: Tensor, emit: Tensor, constrained: bool
+) -> tuple[Tensor, Tensor]:
+    """One frame, which a token ends: (N, S + 1) scores behind it, and the states before it."""
+    moved = score[:, :-1] + emit
+    if constrained:
+        moved = moved + blank[:, 1:]
+    moved = F.pad(moved, (1, 0), value=NEVER)
+    stayed = score + blank
+    position = torch.arange(score.shape[1], device=score.device)
+    return torch.maximum(stayed, moved), position - (moved > stayed).long()
+
+
+@dataclass(frozen=True)
+class Span:
+    """A word or token with its time in seconds and its confidence, the mean probability."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+def token_spans(hypothesis: Hypothesis, tokens: list[str], frame: float) -> list[Span]:
+    """When each token was said: its frame of ``frame`` seconds, shared by those in it equally.
+
+    So spans follow each other, do not overlap, and none is empty.
+    """
+    spans = []
+    frames = hypothesis.frames
+    for i, (token, at, log_prob) in enumerate(
+        zip(hypothesis.tokens, frames, hypothesis.log_probs)
+    ):
+        count, first = frames.count(at), frames.index(at)
+        start, end = ((at + (i + j - first) / count) * frame for j in (0, 1))
+        spans.append(Span(tokens[token], start, end, float(torch.tensor(log_prob).exp())))
+    return spans
+
+
+def word_spans(spans: list[Span], starts: list[bool], words: list[str]) -> list[Span]:
+    """The words that token spans make up.
+
+    A word lasts from the first frame of its first token to the end of its last token's frame:
+    a transducer knows when a token is there, not how long it lasts.
+
+    Args:
+      starts: whether each token begins a word.
+      words: their spelling.
+
+    Raises:
+      ValueError: there are not as many words as beginnings.
+    """
+    begins = [i for i, start in enumerate(starts) if start or i == 0]
+    if len(begins) != len(words):
+        raise ValueError(f"{len(words)} words, but {len(begins)} in the tokens")
+    found = []
+    for word, i, j in zip(words, begins, [*begins[1:], len(spans)]):
+        confidence = sum(s.confidence for s in spans[i:j]) / (j - i)
+        found.append(Span(word, spans[i].start, spans[j - 1].end, confidence))
+    return found

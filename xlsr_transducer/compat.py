@@ -115,3 +115,13 @@ def fit_sampler_to_lhotse() -> None:
     """lhotse's samplers name no data source, which PyTorch 1 asks for and does not use."""
     if torch.__version__.startswith("1."):
         Sampler.__init__.__defaults__ = (None,)
+
+
+def repeatable() -> contextlib.AbstractContextManager:
+    """Inside, the same numbers come out every time on a CPU, to the bit.
+
+    PyTorch 1.13's convolutions by oneDNN change their last bits with where the data lie.
+    """
+    if torch.__version__.startswith("1."):
+        return torch.backends.mkldnn.flags(enabled=False)
+    return contextlib.nullcontext()

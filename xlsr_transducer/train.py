@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from xlsr_transducer.compat import repeatable
 from xlsr_transducer.config import ModelConfig, StreamingOptions, build_model, check_features
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import FeatureInfo, find_features
@@ -91,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer.restore(loop.exp_dir / f"checkpoint-{loop.start_batch}.pt")
     elif loop.start_epoch > 1:
         trainer.restore(loop.exp_dir / f"epoch-{loop.start_epoch - 1}.pt")
-    trainer.run()
+    with repeatable():
+        trainer.run()
 
 
 def _model_input(

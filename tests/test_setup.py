@@ -178,3 +178,14 @@ def test_without_python_3_10_the_k2_tests_are_said_to_be_not_run(tmp_path, templ
     assert (result.returncode, result.stderr) == (0, "")
     assert "real k2 were not run" in result.stdout
     assert not (recipe / ".venv-k2").exists()
+
+
+@pytest.mark.parametrize("fails", ["", "--k2", "default"])
+def test_continuous_integration_runs_both_environments_and_fails_with_either(tmp_path, fails):
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
+    make_program(
+        tmp_path / "test.sh", f'which="${{1:-default}}"; echo $which; [ $which != "{fails}" ]'
+    )
+    result = subprocess.run([tmp_path / ".ci/run"], capture_output=True, text=True, cwd="/")
+    assert (result.stdout.split(), result.returncode) == (["default", "--k2"], int(bool(fails)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -248,6 +249,8 @@ class DataModule:
                     max_duration=o.max_duration, max_frames_tokens=o.max_frames_tokens
                 )
             }
+        # Files named on the command line are few: no need to read them lazily.
+        warnings.filterwarnings("ignore", message=".*eagerly read CutSet")
         # lhotse wants at least two buckets, and at least as many cuts as buckets.
         num_buckets = sum(1 for _ in islice(cuts, o.num_buckets))
         if num_buckets < 2:

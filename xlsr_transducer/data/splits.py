@@ -12,6 +12,6 @@ def load_splits(data_dir: Path) -> dict[str, list[str]]:
     """``{"train": [...], "val": [...], "test": [...]}``, names of splits by role."""
     path = data_dir / "manifests" / "splits.json"
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run ./prepare.sh first, or give --data-dir")
+        raise UserError(f"{path} is missing: run ./prepare.sh first, or give --data-dir")
     splits = json.loads(path.read_text(encoding="utf-8"))
     return {role: splits.get(role, []) for role in ("train", "val", "test")}

@@ -217,7 +217,7 @@ def streams_table(args: argparse.Namespace, encoder: StreamingXLSREncoder) -> st
     chunk_seconds = args.streams_chunk * 320 / SAMPLING_RATE
     loads = run_loads(args, encoder)
     lines = [
-        "| streams | ms p50 | p95 | p99 | CPU ms | audio s per s | gain, wall | gain, CPU | in time |",
+        "| streams | ms p50 | p95 | p99 | CPU ms | audio s/s | gain, wall | gain, CPU | in time |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     held = 0

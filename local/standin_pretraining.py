@@ -31,6 +31,7 @@ from local.standin_speech import (
     phoneme_inventory,
     synthesize,
 )
+from xlsr_transducer import compat
 from xlsr_transducer.model.normalize import normalize_cumulative, normalize_utterance
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.wav2vec2_layers import zero_padding
@@ -93,7 +94,7 @@ def repeatable(seed: int) -> Iterator[None]:
     little from a second thread, and lose by it where other programs run.
     """
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), compat.repeatable():
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         try:

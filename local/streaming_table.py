@@ -16,7 +16,7 @@ from pathlib import Path
 
 from local.manifests import replacing
 from xlsr_transducer import decode, streaming_decode
-from xlsr_transducer.decoding import AudioSet, DecodeOptions, Results, audio_sets, decode_device
+from xlsr_transducer.decoding import AudioSet, DecodeOptions, Results, audio_sets, load_recogniser
 from xlsr_transducer.errors import run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.model.chunking import ChunkSettings
@@ -24,7 +24,7 @@ from xlsr_transducer.options import add_options, from_args
 from xlsr_transducer.scoring import ErrorRate, error_rate
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.streaming import StreamPool
-from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
+from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
 FRAME_MS = 20
 
@@ -138,8 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     checkpoint = from_args(CheckpointOptions, args)
     set_up_logging(checkpoint.exp_dir, "streaming-table")
-    loaded = load_model(checkpoint, streaming=True)
-    loaded.model.to(decode_device())
+    loaded = load_recogniser(checkpoint, streaming=True)
     sets = audio_sets(DecodeOptions(data_dir=args.data_dir, split=args.split), [])
     table = Table(loaded, sets, args)
     table.run(ChunkSettings())

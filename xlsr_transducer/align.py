@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from xlsr_transducer.alignment import Span, align, token_spans, word_spans
 from xlsr_transducer.data.features import FRAME_SHIFT
-from xlsr_transducer.decoding import AudioSet, DecodeOptions, audio_sets, batches, decode_device
+from xlsr_transducer.decoding import AudioSet, DecodeOptions, audio_sets, batches, load_recogniser
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.loss.rnnt_loss import RNNT_TYPES
 from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings
 from xlsr_transducer.options import add_options, from_args
-from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
+from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
 ENCODER_FRAME = FRAME_SHIFT * SUBSAMPLING  # seconds
 
@@ -178,8 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = checkpoint.exp_dir / "alignments"
     sets = sets_to_align(options, args.wavs, args.text or [])
     set_up_logging(folder, "align")
-    loaded = load_model(checkpoint)
-    loaded.model.to(decode_device())
+    loaded = load_recogniser(checkpoint)
     chunk = options.chunk(loaded.config)
     for audio in sets:
         found = align_set(

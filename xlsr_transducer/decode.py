@@ -22,6 +22,7 @@ from xlsr_transducer.decoding import (
     audio_sets,
     batches,
     decode_device,
+    load_recogniser,
     suffix,
 )
 from xlsr_transducer.errors import run_command
@@ -30,7 +31,7 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.options import add_options, from_args
 from xlsr_transducer.scoring import format_table
 from xlsr_transducer.search import BiasOptions, Search, SearchOptions, make_search
-from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
+from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -82,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bias_options.require_supported(search_options)
     folder = checkpoint.exp_dir / search_options.decoding_method
     set_up_logging(folder, "decode")
-    loaded = load_model(checkpoint)
-    loaded.model.to(decode_device())
+    loaded = load_recogniser(checkpoint)
     chunk = options.chunk(loaded.config)
     bias = bias_options.load(loaded.tokenizer)
     search = make_search(search_options, loaded.model.decoder, loaded.model.joiner, bias)

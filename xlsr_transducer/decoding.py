@@ -17,11 +17,12 @@ from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.options import option
 from xlsr_transducer.scoring import Score, Transcript, write_results
 from xlsr_transducer.search import BiasOptions, Hypothesis, SearchOptions
-from xlsr_transducer.training.checkpoint import CheckpointOptions
+from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,15 @@ def batches(
 
 def decode_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_recogniser(options: CheckpointOptions, streaming: bool | None = None) -> LoadedModel:
+    """The model on the device where it recognises, with the kernels that are fast there."""
+    loaded = load_model(options, streaming)
+    loaded.model.to(decode_device())
+    if decode_device().type == "cpu":
+        prepare_for_cpu(loaded.model)
+    return loaded
 
 
 @dataclasses.dataclass

@@ -23,7 +23,7 @@ from xlsr_transducer.decoding import (
     DecodeOptions,
     Results,
     audio_sets,
-    decode_device,
+    load_recogniser,
     suffix,
 )
 from xlsr_transducer.errors import UserError, run_command
@@ -33,7 +33,7 @@ from xlsr_transducer.options import add_options, from_args, str2bool
 from xlsr_transducer.scoring import format_table
 from xlsr_transducer.search import BiasOptions, SearchOptions, make_search
 from xlsr_transducer.streaming import SAMPLING_RATE, Stream, StreamPool
-from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
+from xlsr_transducer.training.checkpoint import CheckpointOptions
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -167,9 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     bias_options.require_supported(search_options)
     folder = checkpoint.exp_dir / "streaming" / search_options.decoding_method
     set_up_logging(folder, "streaming-decode")
-    loaded = load_model(checkpoint, streaming=True)
+    loaded = load_recogniser(checkpoint, streaming=True)
     chunk = options.chunk(loaded.config).require_streaming()
-    model = loaded.model.to(decode_device())
+    model = loaded.model
     model.encoder.set_chunk(chunk)
     bias = bias_options.load(loaded.tokenizer)
     search = make_search(search_options, model.decoder, model.joiner, bias)

@@ -66,7 +66,7 @@ class Targets:
     last: Tensor  # (n, K) last token of the target; not valid for one that only stays
     is_stay: Tensor  # (n, K, C) whether context c, kept by blank, is this target
     arrival: Tensor  # (n, K, C) score of reaching it from c by a token, -inf if that is no arc
-    top: Tensor  # (n, max_states) best scores of all cells, best first; empty if not needed
+    top: Tensor  # best scores of all cells, best first: (n, max_states), (n, K) for 'whole'
 
 
 class FastBeamSearch(Search):

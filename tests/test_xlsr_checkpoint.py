@@ -212,7 +212,7 @@ def test_fairseq_files_load_in_their_older_and_newer_forms(tmp_path, theirs, for
         weights["w2v_encoder.proj.weight"] = torch.randn(8, HIDDEN)
     file = tmp_path / "xlsr.pt"
     torch.save({"model": weights, "optimizer_history": [{"loss": 1.0}], **FAIRSEQ[form]}, file)
-    if torch.__version__.startswith("1."):  # it reads neither floats nor a Namespace safely
+    if torch.__version__.startswith("1.") and "args" in form:  # lets no Namespace through
         with pytest.raises(UserError, match="refused"):
             load_xlsr(str(file))
         return

@@ -125,3 +125,10 @@ def repeatable() -> contextlib.AbstractContextManager:
     if torch.__version__.startswith("1."):
         return torch.backends.mkldnn.flags(enabled=False)
     return contextlib.nullcontext()
+
+
+def grad_scaler(enabled: bool) -> Any:
+    """The loss scaler for float16 on a GPU, under its name in this PyTorch."""
+    if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler("cuda", enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)

@@ -38,7 +38,9 @@ class LatencyReport:
         first = next(i for i, s in enumerate(steps) if s.num_tokens > 0)
         spoken = (frames[0] + 1) * ENCODER_FRAME
         self.first.append((steps[first].arrived - spoken, shown[first] - spoken))
-        self.last.append((steps[-1].arrived - stream.seconds, shown[-1] - stream.seconds))
+        # The last chunk is known to be the last one when the audio ends.
+        ends = [max(time, stream.seconds) for time in (steps[-1].arrived, shown[-1])]
+        self.last.append((ends[0] - stream.seconds, ends[1] - stream.seconds))
 
     def format(self, name: str, results: Results) -> str:
         """The report as text."""

@@ -147,7 +147,9 @@ class StreamPool:
         for stream, length, result in zip(self.streams, lens.tolist(), results):
             if length:
                 stream.result = result
-                arrived = stream.consumed / SAMPLING_RATE
+                is_short = length < self.chunk_samples  # computed once the audio has ended
+                samples = stream.buffer.num_samples if is_short else stream.consumed
+                arrived = samples / SAMPLING_RATE
                 stream.steps.append(Step(arrived, -1.0, len(result.tokens)))
 
     def _dismiss(self) -> list[Stream]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from xlsr_transducer.compat import grad_scaler
 from xlsr_transducer.config import ModelConfig
 from xlsr_transducer.data.datamodule import Batch, DataModule
 from xlsr_transducer.errors import UserError
@@ -93,7 +94,7 @@ class Trainer:
         self.loop, self.optim, self.loss, self.process = loop, optim, loss, process
         self.optimizer = make_optimizer(self.model, optim)
         enabled = loop.use_fp16 and process.device.type == "cuda"
-        self.scaler = torch.cuda.amp.GradScaler(enabled=enabled)
+        self.scaler = grad_scaler(enabled)
         self.progress = Progress()
         self.sums = LossSums()
         self.mean = {

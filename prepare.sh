@@ -13,8 +13,9 @@ Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is mad
   stage 2   text and BPE model                    DATA/manifests/cuts_*, DATA/lang_bpe_N/
   stage 3   features                              DATA/features/ (by ./extract_features.sh)
   stage 4   checks and statistics                 DATA/statistics.{txt,png}
+  stage 5   n-gram model, only on demand          DATA/lang_bpe_N/ngram_3.arpa
 
-  --stage N, --stop-stage M   the stages to run (default: 0 and 4)
+  --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5 runs stage 5)
   --train-list, --val-list, --test-list FILE   --test-list may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --data-dir DIR         where everything is written (default: data, beside this script)
@@ -22,6 +23,8 @@ Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is mad
   --lang CODE            language of the text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
   --lower-case 1|0       (default: 1)
+  --lm-text FILE         text of the n-gram model, a sentence a line (default: training text)
+  --ngram-order N        words of its longest n-grams (default: 3)
   --punctuation in-word|keep|drop   in-word (default): only ' and - inside words are kept
 Handed on to ./extract_features.sh (see its --help):
   --xlsr NAME_OR_DIR_OR_PT, --cut, --normalize, --num-jobs, --single-process, --device,
@@ -48,7 +51,7 @@ from_here() {
 }
 
 stage=0
-stop_stage=4
+stop_stage=
 train_list=
 val_list=
 test_lists=()
@@ -58,6 +61,7 @@ vocab_size=2500
 lang=et
 max_rejected=1
 text_options=()
+ngram_options=()
 feature_options=()
 
 whole_number() {
@@ -78,6 +82,8 @@ set_option() {
     --data-dir) data_dir=$(from_here "$value") ;;
     --lang) lang=$value ;;
     --max-rejected) max_rejected=$value ;;
+    --lm-text) ngram_options+=("$name" "$(from_here "$value")") ;;
+    --ngram-order) ngram_options+=("$name" "$value") ;;
     --lower-case | --punctuation) text_options+=("$name" "$value") ;;
     --xlsr)
       # What does not exist here may be a name of Hugging Face's hub.
@@ -102,6 +108,8 @@ while (($#)); do
     *) fail "unexpected argument '$1' (see ./prepare.sh --help)" ;;
   esac
 done
+
+stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 
 cd "$root"
 . local/activate.sh
@@ -157,4 +165,11 @@ if runs 4; then
   fi
   python -m local.validate_manifests --data-dir "$data_dir" \
     ${lang_options[@]+"${lang_options[@]}"}
+fi
+
+if runs 5; then
+  log "Stage 5: n-gram model in $data_dir/lang_bpe_$vocab_size"
+  python -m local.make_ngram --data-dir "$data_dir" --lang "$lang" \
+    --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+    ${text_options[@]+"${text_options[@]}"} ${ngram_options[@]+"${ngram_options[@]}"}
 fi

@@ -98,7 +98,7 @@ def test_bad_options_are_one_line_and_status_2(tmp_path, arguments, message):
 def test_help_names_every_stage(tmp_path):
     result = run("--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert [f"stage {i} " in result.stdout for i in range(5)] == [True] * 5
+    assert [f"stage {i} " in result.stdout for i in range(6)] == [True] * 6
 
 
 def edit_cut(data: Path, split: str, **changes) -> None:

@@ -1,0 +1,222 @@
+"""The n-gram model: its estimate, the graph read back, and what it does to a search."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from test_context_graph import MODIFIED, biased
+from test_decode import run, tokens
+from test_search_reference import LENS, add, log_probs_of
+from test_search_streaming import VOCAB, assert_same, speech, whole
+
+from local import make_ngram
+from xlsr_transducer import decode, streaming_decode
+from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.search import Bias
+from xlsr_transducer.search.context_graph import context_graph
+from xlsr_transducer.search.ngram_lm import read_ngram_lm, words_of
+
+NAMES = ["<blk>", "<sos/eos>", "<unk>", *(f"t{i}" for i in range(3, VOCAB))]
+
+
+def sentences(number: int) -> list[list[int]]:
+    """Some tokens often, some never (2 and 11), some after others; empty sentences too."""
+    generator = random.Random(number)
+    found: list[list[int]] = [[]]
+    for _ in range(number):
+        row: list[int] = []
+        for _ in range(generator.randint(0, 7)):
+            last = row[-1] if row else 3
+            row.append(generator.choice([3, 4, 5, 6, 7, 8, 9, 10, last % 8 + 3, last % 8 + 3]))
+        found.append(row)
+    return found
+
+
+class Plain:
+    """Interpolated modified Kneser-Ney by its definition, word by word."""
+
+    def __init__(self, rows: list[list[int]], order: int):
+        rows = [[0, *row, 1] for row in rows]
+        raw = [
+            Counter(tuple(r[i : i + n]) for r in rows for i in range(len(r) - n + 1))
+            for n in range(1, order + 1)
+        ]
+        self.counts = raw[:]
+        for n in range(order - 1):
+            self.counts[n] = Counter()
+            for g in raw[n]:
+                if g[0] == 0 and n:
+                    self.counts[n][g] = raw[n][g]
+                elif g != (0,):
+                    self.counts[n][g] = sum(longer[1:] == g for longer in raw[n + 1])
+        self.counts[0].pop((0,), None)
+        self.fell_back = [self.discounts(c)[0] for c in self.counts]
+
+    @staticmethod
+    def discounts(counts: Counter) -> tuple[bool, list[float]]:
+        n1, n2, n3, n4 = (sum(c == k for c in counts.values()) for k in (1, 2, 3, 4))
+        if n1 * n2 * n3:
+            y = n1 / (n1 + 2 * n2)
+            d = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+            if all(0 < x <= k for k, x in enumerate(d, start=1)):
+                return False, d
+        return True, [0.5, 1.0, 1.5]
+
+    def prob(self, history: tuple[int, ...], word: int) -> float:
+        counts = self.counts[len(history)]
+        below = self.prob(history[1:], word) if history else 1 / (VOCAB - 1)
+        follow = {g[-1]: c for g, c in counts.items() if g[:-1] == history}
+        total = sum(follow.values())
+        if not total:
+            return below
+        _, d = self.discounts(counts)
+        taken = {w: d[min(c, 3) - 1] for w, c in follow.items()}
+        own = follow[word] - taken[word] if word in follow else 0.0
+        return own / total + sum(taken.values()) / total * below
+
+
+def make_arpa(path: Path, rows: list[list[int]], order: int) -> Path:
+    levels = make_ngram.count_levels(rows, order)
+    make_ngram.write_arpa(path, levels, make_ngram.estimate(levels, VOCAB), words_of(NAMES))
+    return path
+
+
+@pytest.mark.parametrize("number, order", [(150, 3), (150, 1), (40, 2), (3, 4)])
+def test_the_model_is_modified_kneser_ney_and_the_graph_reads_it(tmp_path, number, order):
+    rows = sentences(number)
+    plain = Plain(rows, order)
+    if number >= 150 and order > 1:
+        assert not all(plain.fell_back)
+    graph = read_ngram_lm(make_arpa(tmp_path / "lm.arpa", rows, order), NAMES)
+    generator = random.Random(1)
+    for _ in range(12):
+        said = [generator.randint(2, VOCAB - 1) for _ in range(generator.randint(0, 5))]
+        state = torch.tensor([graph.start])
+        for token in said:
+            state = graph.step(state, torch.tensor([token]))
+        history = tuple([0, *said][-(order - 1) :]) if order > 1 else ()
+        expected = [plain.prob(history, w) for w in range(1, VOCAB)]
+        assert sum(expected) == pytest.approx(1)
+        weights = graph.weights(state)[0]
+        assert weights[2:].tolist() == pytest.approx([math.log(p) for p in expected[1:]], abs=1e-4)
+        assert weights[0] == 0 and weights[1] == weights[2]  # blank; sos/eos like unk
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lm")
+    return read_ngram_lm(make_arpa(folder / "lm.arpa", sentences(40), 3), NAMES)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_the_search_finds_what_the_plain_one_finds(lm, beam_size):
+    search = biased(Bias(VOCAB, None, lm.scaled(0.6)), beam_size=beam_size)
+    model = Plain(sentences(40), 3)
+    x, lens = speech(LENS)
+    for n, hyps in enumerate(search.nbest(whole(search, x, lens), 9)):
+        pool: dict = {(): (0.0, [])}
+        for t, frame in enumerate(x[n, : LENS[n]]):
+            grown = []
+            for said, (score, times) in pool.items():
+                history = (0, *said)[-2:]
+                for v, p in enumerate(log_probs_of(search, frame, said)):
+                    gain = 0.6 * math.log(model.prob(history, max(v, 2))) if v else 0.0
+                    end = ((v,), [t]) if v else ((), [])
+                    grown.append((score + p + gain, said + end[0], times + end[1]))
+            pool = {}
+            for score, said, times in sorted(grown, reverse=True)[:beam_size]:
+                add(pool, said, score, times)
+        expected = sorted(pool.items(), key=lambda h: -h[1][0] / (len(h[0]) + 2))
+        assert [tuple(h.tokens) for h in hyps] == [said for said, _ in expected]
+        scores = [score for _, (score, _) in expected]
+        assert [h.score for h in hyps] == pytest.approx(scores, abs=1e-3)
+
+
+def test_a_scale_of_zero_changes_nothing_at_all(lm):
+    x, lens = speech(LENS)
+    search, plain = biased(Bias(VOCAB, None, lm.scaled(0.0))), biased(None)
+    assert search.nbest(whole(search, x, lens), 4) == plain.nbest(whole(plain, x, lens), 4)
+
+
+def test_language_model_and_hotwords_go_together_in_batches_and_pieces(lm):
+    hotwords = context_graph([([3, 4], 1.5), ([9, 2], 3.0)], VOCAB)
+    search = biased(Bias(VOCAB, hotwords, lm.scaled(0.3)))
+    x, lens = speech([30, 12, 0, 21])
+    own = [None, hotwords, None, context_graph([([7], 2.0)], VOCAB)]
+    expected = search.results(search.advance(x, lens, search.init_state(4, hotwords=own)))
+    state = search.init_state(4, hotwords=own)
+    for at in range(0, 30, 7):
+        piece = x[:, at : at + 7]
+        state = search.advance(piece, (lens - at).clamp(0, piece.shape[1]), state)
+    assert_same(search.results(state), expected)
+    for n, graph in enumerate(own):
+        alone = search.init_state(1, hotwords=[graph])
+        alone = search.advance(x[n : n + 1], lens[n : n + 1], alone)
+        assert_same(search.results(alone), expected[n : n + 1])
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("\tt5\t", "\tT5\t", "other tokens than the model's .unigram 6 is 'T5', not 't5'"),
+        ("\\1-grams:\n", "\\1-grams:\n-1\tx\n", "unigram 1 is 'x', not '<s>'"),
+        ("\\3-grams:\n", "\\3-grams:\n-1\tt3 x t3\n", "line .* no n-gram of 3 of the model's"),
+        ("\\2-grams:\n", "\\2-grams:\nmuch\tt3 t3\n", "line .* no n-gram of 2 of the model's"),
+        ("\\end\\", "", "not an ARPA file, or not all of one"),
+    ],
+)
+def test_files_that_do_not_belong_to_the_model_are_refused(tmp_path, old, new, message):
+    path = make_arpa(tmp_path / "lm.arpa", sentences(20), 3)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        read_ngram_lm(path, NAMES)
+
+
+def test_stage_5_makes_a_model_that_both_commands_use_alike(
+    corpus, streaming_exp, tmp_path, monkeypatch
+):
+    lang_dir, method = corpus / "lang_bpe_60", MODIFIED["decoding_method"]
+    make_ngram.main([f"--data-dir={corpus}", f"--lang-dir={lang_dir}"])
+    arpa = lang_dir / "ngram_3.arpa"
+    tokenizer = Tokenizer.load(lang_dir)
+    text = tmp_path / "text.txt"
+    text.write_text("Tere, tere!\n\n")
+    other = read_ngram_lm(arpa, tokenizer.tokens)
+    make_ngram.main([f"--data-dir={corpus}", f"--lang-dir={lang_dir}", f"--lm-text={text}"])
+    assert len(read_ngram_lm(arpa, tokenizer.tokens).arc_key) < len(other.arc_key)
+
+    make_ngram.main([f"--data-dir={corpus}", f"--lang-dir={lang_dir}"])
+    options = [f"--decoding-method={method}", "--split=test_seen", "--blank-penalty=4"]
+    options.append("--num-workers=0")
+    run(decode, corpus, streaming_exp, *options)
+    before = tokens(streaming_exp / method, "test_seen")
+    options += [f"--ngram-lm={arpa}", "--ngram-lm-scale=0.5"]
+    run(decode, corpus, streaming_exp, *options)
+    run(streaming_decode, corpus, streaming_exp, *options, "--num-decode-streams=3")
+    found = tokens(streaming_exp / method, "test_seen")
+    assert found == tokens(streaming_exp / "streaming" / method, "test_seen") != before
+    assert list((streaming_exp / method).glob("recogs-test_seen-*-ngram_3-scale-0.5.txt"))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--ngram-lm=x", "--decoding-method=greedy_search"], "--ngram-lm .* not with greedy"),
+        (["--ngram-lm=x", "--decoding-method=modified_beam_search"], "x: no such file; stage 5"),
+        (["--ngram-lm-scale=3"], "needs --ngram-lm"),
+        (["--ngram-lm=x", "--ngram-lm-scale=-1"], "must be 0 or more"),
+    ],
+)
+def test_searches_that_cannot_use_a_model_refuse_it_by_name(
+    corpus, streaming_exp, options, message
+):
+    with pytest.raises(UserError, match=message):
+        run(decode, corpus, streaming_exp, *options)

@@ -19,6 +19,8 @@ from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.search import Bias, SearchOptions, make_search
 from xlsr_transducer.search.context_graph import context_graph, read_context_file
 from xlsr_transducer.search.token_graph import TokenGraph
+from xlsr_transducer.streaming import StreamPool
+from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
 
 MODIFIED = dict(decoding_method="modified_beam_search")
 PHRASES = [([3, 4], 1.5), ([3, 4, 5, 6], 2.0), ([4, 5], 1.0), ([7], 2.5), ([3, 8, 3, 4], 0.5)]
@@ -287,3 +289,26 @@ def test_searches_that_cannot_use_hotwords_refuse_them_by_name(
 ):
     with pytest.raises(UserError, match=message):
         run(command, corpus, streaming_exp, *options)
+
+
+def test_streams_of_a_pool_have_their_own_hotwords(corpus, streaming_exp, tokenizer):
+    model = load_model(CheckpointOptions(exp_dir=streaming_exp), streaming=True).model
+    options = SearchOptions(**MODIFIED, blank_penalty=4.0)
+    search = make_search(options, model.decoder, model.joiner, Bias(tokenizer.vocab_size))
+    own = context_graph([([9, 12], 8.0), ([20], 8.0)], tokenizer.vocab_size)
+    noise = 0.1 * torch.randn(24000, generator=torch.Generator().manual_seed(0))
+
+    def heard(*hotwords: TokenGraph | None) -> list[list[int]]:
+        pool = StreamPool(model, search)
+        streams = [pool.open(str(i), graph) for i, graph in enumerate(hotwords)]
+        for stream in streams:
+            stream.accept(noise)
+            stream.finish()
+        while len(pool):
+            pool.step()
+        return [stream.result.tokens for stream in streams]
+
+    together = heard(None, own, None)
+    assert together == heard(None) + heard(own) + heard(None)
+    assert together[0] == together[2] != together[1]
+    assert 20 in together[1]

@@ -40,7 +40,7 @@ SHAPE = XlsrConfig(
     attention_dropout=0.05,
     layerdrop=0.0,
 )
-DEFAULT_STEPS = 1800
+DEFAULT_STEPS = 1500
 # What Hugging Face's configuration has besides the fields of XlsrConfig.
 HUGGING_FACE_CONFIG = {
     "architectures": ["Wav2Vec2Model"],

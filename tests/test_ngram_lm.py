@@ -198,12 +198,12 @@ def test_stage_5_makes_a_model_that_both_commands_use_alike(
     options.append("--num-workers=0")
     run(decode, corpus, streaming_exp, *options)
     before = tokens(streaming_exp / method, "test_seen")
-    options += [f"--ngram-lm={arpa}", "--ngram-lm-scale=0.5"]
+    options += [f"--ngram-lm={arpa}", "--ngram-lm-scale=4.5"]
     run(decode, corpus, streaming_exp, *options)
     run(streaming_decode, corpus, streaming_exp, *options, "--num-decode-streams=3")
     found = tokens(streaming_exp / method, "test_seen")
     assert found == tokens(streaming_exp / "streaming" / method, "test_seen") != before
-    assert list((streaming_exp / method).glob("recogs-test_seen-*-ngram_3-scale-0.5.txt"))
+    assert list((streaming_exp / method).glob("recogs-test_seen-*-ngram_3-scale-4.5.txt"))
 
 
 @pytest.mark.parametrize(

@@ -264,12 +264,12 @@ def test_commands_take_hotwords_and_streaming_gives_what_decoding_gives(
     before = tokens(streaming_exp / method, "test_seen")
     path = tmp_path / "words.txt"
     path.write_text("".join(f"{tokenizer.decode(t)}\n" for t in ([9, 12], [20], [14, 30])))
-    options += [f"--context-file={path}", "--context-score=3"]
+    options += [f"--context-file={path}", "--context-score=12"]
     run(decode, corpus, streaming_exp, *options)
     run(streaming_decode, corpus, streaming_exp, *options, "--num-decode-streams=3")
     found = tokens(streaming_exp / method, "test_seen")
     assert found == tokens(streaming_exp / "streaming" / method, "test_seen") != before
-    assert list((streaming_exp / method).glob("recogs-test_seen-*-context-words-score-3.0.txt"))
+    assert list((streaming_exp / method).glob("recogs-test_seen-*-context-words-score-12.0.txt"))
 
 
 @pytest.mark.parametrize("command", [decode, streaming_decode])
@@ -295,7 +295,7 @@ def test_streams_of_a_pool_have_their_own_hotwords(corpus, streaming_exp, tokeni
     model = load_model(CheckpointOptions(exp_dir=streaming_exp), streaming=True).model
     options = SearchOptions(**MODIFIED, blank_penalty=4.0)
     search = make_search(options, model.decoder, model.joiner, Bias(tokenizer.vocab_size))
-    own = context_graph([([9, 12], 8.0), ([20], 8.0)], tokenizer.vocab_size)
+    own = context_graph([([9, 12], 20.0), ([20], 20.0)], tokenizer.vocab_size)
     noise = 0.1 * torch.randn(24000, generator=torch.Generator().manual_seed(0))
 
     def heard(*hotwords: TokenGraph | None) -> list[list[int]]:

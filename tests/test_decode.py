@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from local import compare_decodes
+from local import compare_decodes, streaming_table
 from xlsr_transducer import decode, streaming_decode
 from xlsr_transducer.errors import UserError
 
@@ -174,3 +174,16 @@ def test_compare_decodes_tells_equal_from_different(corpus: Path, streaming_exp:
     c = streaming_exp / "greedy_search" / name.format(32)
     assert not compare_decodes.main([str(a), str(b)])
     assert compare_decodes.main([str(a), str(c)]) == 1
+
+
+def test_the_streaming_table_has_a_row_per_setting_and_finds_no_difference(
+    corpus: Path, streaming_exp: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = ["--exp-dir", str(streaming_exp), "--data-dir", str(corpus), "--split=test_unseen"]
+    lists = ["--chunks=8,16", "--lefts=1", "--sinks=0,4"]
+    assert streaming_table.main([*settings, *lists, "--blank-penalty=4"]) == 0
+    printed = capsys.readouterr().out
+    assert "whole utterance" in printed and "0 utterances differ" in printed
+    assert (streaming_exp / "streaming_table.txt").read_text() == printed
+    assert sum(line.strip().startswith(("8 (", "16 (")) for line in printed.splitlines()) == 4
+    assert (streaming_exp / "streaming_table.png").read_bytes().startswith(b"\x89PNG")

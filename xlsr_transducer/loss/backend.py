@@ -5,6 +5,7 @@ Both offer the same functions with the same argument order, defaults, values and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -28,6 +29,8 @@ class LossBackend:
     rnnt_loss: Callable
 
 
+# Cached, as every training step asks twice, and a k2 that fails to import is slow to fail.
+@functools.cache
 def get_backend(name: str = "auto") -> LossBackend:
     """The loss functions to use.
 

@@ -34,6 +34,17 @@ else:
 
 
 if torch.__version__.startswith("1."):
+
+    def gelu(x: Tensor) -> Tensor:
+        """``F.gelu``, whose gradient in PyTorch 1.13 reads stray memory on a CPU when the
+        gradient that arrives is a transposed view."""
+        return 0.5 * x * (1.0 + torch.erf(x * 0.7071067811865476))
+
+else:
+    gelu = F.gelu
+
+
+if torch.__version__.startswith("1."):
     from torch import _weights_only_unpickler
 
     class _Operations(dict):

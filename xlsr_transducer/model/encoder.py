@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlsr_transducer.compat import gelu
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings, grow, roll, shrink
 from xlsr_transducer.model.normalize import check_mode
@@ -66,7 +67,7 @@ class Adapter(nn.Module):
 
     def _convolve(self, x: Tensor, past: Tensor) -> Tensor:
         y = self.conv(torch.cat((past, x), dim=1).transpose(1, 2)).transpose(1, 2)
-        return self.output_norm(self.dropout(x + F.gelu(y)))
+        return self.output_norm(self.dropout(x + gelu(y)))
 
     def forward(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
         """(N, T, D), zero at padding -> (N, ceil(T / 2), E) and lengths."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import attend
+from xlsr_transducer.compat import attend, gelu
 from xlsr_transducer.model.chunking import attention_mask, cache_mask, fill_sinks, roll
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
@@ -52,7 +52,7 @@ class ConvLayer(nn.Module):
             x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
         elif self.norm == "group":
             x = _masked_group_norm(x, lens, self.layer_norm.weight, self.layer_norm.bias)
-        return F.gelu(x), lens
+        return gelu(x), lens
 
 
 def _masked_group_norm(x: Tensor, lens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class PositionalConv(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         """(N, left + T, D) -> (N, T, D): nothing follows the input."""
         x = F.pad(x.transpose(1, 2), (0, self.right))
-        return F.gelu(self.conv(x)).transpose(1, 2)
+        return gelu(self.conv(x)).transpose(1, 2)
 
     def forward(self, x: Tensor, chunk_size: int) -> Tensor:
         """(N, T, D), zero at padding -> (N, T, D); ``chunk_size`` -1 is the whole of it."""
@@ -176,7 +176,7 @@ class FeedForward(nn.Module):
         self.output_dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation_dropout(F.gelu(self.intermediate_dense(x)))
+        x = self.activation_dropout(gelu(self.intermediate_dense(x)))
         return self.output_dropout(self.output_dense(x))
 
 

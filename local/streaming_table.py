@@ -68,7 +68,12 @@ class Table:
     def __init__(self, loaded: LoadedModel, sets: list[AudioSet], args: argparse.Namespace):
         self.loaded, self.sets, self.args = loaded, sets, args
         model = loaded.model
-        self.search = make_search(from_args(SearchOptions, args), model.decoder, model.joiner)
+        self.search = make_search(
+            from_args(SearchOptions, args),
+            model.decoder,
+            model.joiner,
+            ctc_output=model.ctc_output,
+        )
         self.rows: list[tuple[ChunkSettings, list[ErrorRate]]] = []
         self.different: list[str] = []
 

@@ -16,6 +16,7 @@ from xlsr_transducer.errors import UserError
 
 SEARCHES = {
     "greedy_search": ["--blank-penalty=4"],  # so that an untrained model says something
+    "ctc_greedy_search": ["--blank-penalty=4"],
     "modified_beam_search": ["--blank-penalty=4"],
     "fast_beam_search": ["--blank-penalty=4", "--beam=8"],
 }

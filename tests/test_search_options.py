@@ -45,6 +45,7 @@ def test_the_suffix_differs_for_every_setting_that_matters_and_no_other():
     matters = {
         "greedy_search": [dict(max_sym_per_frame=3)],
         "beam_search": [dict(beam_size=9)],
+        "ctc_greedy_search": [],
         "modified_beam_search": [dict(beam_size=9)],
         "fast_beam_search": [
             dict(beam=4.0),
@@ -60,6 +61,7 @@ def test_the_suffix_differs_for_every_setting_that_matters_and_no_other():
     assert len(set(seen)) == len(seen)
     assert all("/" not in s and " " not in s for s in seen)
     assert suffix("greedy_search", beam_size=9, beam=1.0) == suffix("greedy_search")
+    assert suffix("ctc_greedy_search", beam_size=9) == suffix("ctc_greedy_search")
     assert suffix("modified_beam_search") == "modified_beam_search-beam-size-4"
 
 

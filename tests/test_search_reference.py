@@ -8,6 +8,9 @@ import pytest
 import torch
 from test_search_streaming import make, speech, whole
 
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.search import SearchOptions, make_search
+
 LENS = [23, 9, 1, 30]
 
 
@@ -117,6 +120,39 @@ def test_batched_search_finds_what_the_plain_one_finds(plain, setting):
             assert h.log_probs == pytest.approx(probs, abs=1e-5)
         some += len(hyps[0].tokens)
     assert some > 8
+
+
+@pytest.mark.parametrize("o", [dict(), dict(blank_penalty=0.4), dict(temperature=2.5)])
+def test_ctc_search_says_the_best_labels_without_repeats_and_blanks(o):
+    search = make(dict(decoding_method="ctc_greedy_search", **o))
+    x, lens = speech(LENS)
+    # A label over several frames, and again after a blank.
+    x[3, 2:8] = 40 * search.ctc_output.weight[[0, 5, 5, 0, 5, 5]].detach()
+    repeats = 0
+    for n, found in enumerate(search.results(whole(search, x, lens))):
+        logits = search.ctc_output(x[n, : LENS[n]]).detach()
+        logits[:, 0] -= search.options.blank_penalty
+        probs, labels = (logits / search.options.temperature).log_softmax(1).max(1)
+        starts = [
+            t
+            for t in range(LENS[n])
+            if labels[t] != 0 and (t == 0 or labels[t - 1] != labels[t])
+        ]
+        assert found.frames == starts
+        assert found.tokens == labels[starts].tolist()
+        assert found.log_probs == pytest.approx(probs[starts].tolist(), abs=1e-5)
+        assert found.score == pytest.approx(float(probs.sum()), abs=1e-9)
+        repeats += int((labels != 0).sum()) - len(starts)
+        if n == 3:
+            assert found.tokens[found.frames.index(3) :][:2] == [5, 5] and 6 in found.frames
+    assert repeats
+
+
+def test_ctc_search_without_a_ctc_head_is_refused_by_name():
+    search = make(dict())
+    options = SearchOptions(decoding_method="ctc_greedy_search")
+    with pytest.raises(UserError, match="ctc_greedy_search needs a model with a CTC head"):
+        make_search(options, search.decoder, search.joiner)
 
 
 def test_nbest_gives_as_many_as_asked_and_starts_with_the_result():

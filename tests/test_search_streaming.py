@@ -14,6 +14,7 @@ SETTINGS = {
     "greedy": dict(),
     "greedy-3-per-frame": dict(max_sym_per_frame=3),
     "beam": dict(decoding_method="beam_search", beam_size=2, blank_penalty=-5.0),
+    "ctc-greedy": dict(decoding_method="ctc_greedy_search"),
     "modified-beam": dict(decoding_method="modified_beam_search"),
     "modified-beam-1": dict(decoding_method="modified_beam_search", beam_size=1),
     "modified-beam-wider-than-vocabulary": dict(
@@ -37,10 +38,12 @@ def make(setting: dict, blank_bias: float = 2.0, context_size: int = 2):
     torch.manual_seed(20)
     decoder = Decoder(VOCAB, DIM, context_size).double().eval()
     joiner = Joiner(DIM, DIM, 24, VOCAB).double().eval()
+    ctc_output = torch.nn.Linear(DIM, VOCAB).double()
     with torch.no_grad():
         joiner.output_linear.weight *= 12
         joiner.output_linear.bias[0] += blank_bias
-    return make_search(SearchOptions(**setting), decoder, joiner)
+        ctc_output.bias[0] += 0.5
+    return make_search(SearchOptions(**setting), decoder, joiner, ctc_output=ctc_output)
 
 
 def speech(lens: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

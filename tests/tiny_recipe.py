@@ -109,15 +109,18 @@ def streaming_exp(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def sharpen(exp: Path, wav: Path) -> None:
-    """Puts a joiner into the best checkpoint that answers to the encoder's deviations."""
+    """Puts a joiner and a CTC head into the best checkpoint that answer to the encoder's
+    deviations."""
     encoder = load_model(CheckpointOptions(exp_dir=exp)).model.encoder
     samples = torch.from_numpy(read_audio(wav)).unsqueeze(0)
     with torch.no_grad():
         frames = encoder(samples, torch.tensor([samples.shape[1]]))[0][0]
     content = read_checkpoint(exp / BEST)
     weights, generator = content["model"], torch.Generator().manual_seed(1)
-    for name in ("joiner.encoder_proj.weight", "joiner.output_linear.weight"):
+    inputs = ("joiner.encoder_proj", "ctc_output")
+    for name in (f"{inputs[0]}.weight", "joiner.output_linear.weight", f"{inputs[1]}.weight"):
         weights[name].copy_(torch.randn(weights[name].shape, generator=generator))
-    weights["joiner.encoder_proj.weight"].div_(frames.std(0) * frames.shape[1] ** 0.5)
-    weights["joiner.encoder_proj.bias"] = -weights["joiner.encoder_proj.weight"] @ frames.mean(0)
+    for name in inputs:
+        weights[f"{name}.weight"].div_(frames.std(0) * frames.shape[1] ** 0.5)
+        weights[f"{name}.bias"] = -weights[f"{name}.weight"] @ frames.mean(0)
     save_atomically(content, exp / BEST)

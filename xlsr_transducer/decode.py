@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded = load_recogniser(checkpoint)
     chunk = options.chunk(loaded.config)
     bias = bias_options.load(loaded.tokenizer)
-    search = make_search(search_options, loaded.model.decoder, loaded.model.joiner, bias)
+    model = loaded.model
+    search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output)
     scores, speeds = [], []
     for audio in audio_sets(options, args.wavs):
         results = decode_set(audio, loaded, search, chunk, args.max_duration, options.num_workers)

@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = loaded.model
     model.encoder.set_chunk(chunk)
     bias = bias_options.load(loaded.tokenizer)
-    search = make_search(search_options, model.decoder, model.joiner, bias)
+    search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output)
     scores = []
     for audio in audio_sets(options, args.wavs):
         pool = StreamPool(model, search)

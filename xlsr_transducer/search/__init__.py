@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from xlsr_transducer.errors import UserError
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.beam import BeamSearch
 from xlsr_transducer.search.bias import SUPPORTED, Bias, BiasOptions
+from xlsr_transducer.search.ctc_greedy import CtcGreedySearch
 from xlsr_transducer.search.fast_beam import FastBeamSearch
 from xlsr_transducer.search.greedy import GreedySearch
 from xlsr_transducer.search.hypothesis import Hypothesis
@@ -24,16 +26,27 @@ SEARCHES = {
 
 
 def make_search(
-    options: SearchOptions, decoder: nn.Module, joiner: nn.Module, bias: Bias | None = None
+    options: SearchOptions,
+    decoder: nn.Module,
+    joiner: nn.Module,
+    bias: Bias | None = None,
+    ctc_output: nn.Module | None = None,
 ) -> Search:
-    """The search that ``options`` describe, over the given decoder and joiner.
+    """The search that ``options`` describe, over the given decoder, joiner and CTC head.
 
     Raises:
+      UserError: the search needs a CTC head, and there is none.
       ValueError: the search takes no ``bias``.
     """
-    search = SEARCHES[options.decoding_method]
-    if bias is None:
-        return search(options, decoder, joiner)
-    if options.decoding_method not in SUPPORTED:
-        raise ValueError(f"{options.decoding_method} takes no bias; {SUPPORTED} do")
-    return search(options, decoder, joiner, bias)
+    method = options.decoding_method
+    if bias is not None and method not in SUPPORTED:
+        raise ValueError(f"{method} takes no bias; {SUPPORTED} do")
+    if method == "ctc_greedy_search":
+        if ctc_output is None:
+            raise UserError(
+                f"--decoding-method {method} needs a model with a CTC head: train it with "
+                "--ctc-loss-scale above 0"
+            )
+        return CtcGreedySearch(options, decoder, joiner, ctc_output)
+    more = [] if bias is None else [bias]
+    return SEARCHES[method](options, decoder, joiner, *more)

@@ -78,8 +78,8 @@ class Search(ABC):
         start = [-1] * (self.context_size - 1) + [self.blank_id]
         return torch.tensor(start, device=device).repeat(num_streams, 1)
 
-    def _project_encoder(self, encoder_out: Tensor, encoder_out_lens: Tensor) -> Tensor:
-        """(N, T', J) encoder side of the joiner, T' the longest length; checks the shapes."""
+    def _frames(self, encoder_out: Tensor, encoder_out_lens: Tensor) -> Tensor:
+        """(N, T', D) encoder output up to the longest length T'; checks the shapes."""
         num_streams, num_frames, _ = encoder_out.shape
         if encoder_out_lens.shape != (num_streams,):
             raise ValueError(
@@ -89,8 +89,12 @@ class Search(ABC):
         longest = int(encoder_out_lens.max()) if num_streams else 0
         if longest > num_frames:
             raise ValueError(f"length {longest} exceeds the {num_frames} frames given")
-        weight = next(self.joiner.parameters())
-        return self.joiner.encoder_proj(encoder_out[:, :longest].to(weight.dtype))
+        return encoder_out[:, :longest]
+
+    def _project_encoder(self, encoder_out: Tensor, encoder_out_lens: Tensor) -> Tensor:
+        """(N, T', J) encoder side of the joiner, T' the longest length; checks the shapes."""
+        frames = self._frames(encoder_out, encoder_out_lens)
+        return self.joiner.encoder_proj(frames.to(next(self.joiner.parameters()).dtype))
 
     def _project_context(self, context: Tensor) -> Tensor:
         """(M, J) decoder side of the joiner for contexts (M, C)."""
@@ -112,7 +116,10 @@ class Search(ABC):
 
     def _log_probs(self, encoder_side: Tensor, decoder_side: Tensor) -> Tensor:
         """(*, V) log-probs after blank penalty and temperature, in float32 at least."""
-        logits = self.joiner(encoder_side, decoder_side, project_input=False)
+        return self._normalised(self.joiner(encoder_side, decoder_side, project_input=False))
+
+    def _normalised(self, logits: Tensor) -> Tensor:
+        """Log-probs of ``logits`` (*, V), which it may change, as ``_log_probs`` has them."""
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if self.options.blank_penalty != 0:

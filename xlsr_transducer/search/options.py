@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.options import option
 
-METHODS = ("greedy_search", "beam_search", "modified_beam_search", "fast_beam_search")
+METHODS = (
+    "greedy_search",
+    "beam_search",
+    "modified_beam_search",
+    "fast_beam_search",
+    "ctc_greedy_search",
+)
 FLAVOURS = ("whole", "strict", "partial")
 
 
@@ -73,7 +79,7 @@ class SearchOptions:
             parts.append(f"max-contexts-{self.max_contexts}-max-states-{self.max_states}")
             if self.fast_beam_flavour != "whole":
                 parts.append(self.fast_beam_flavour)
-        else:
+        elif self.decoding_method != "ctc_greedy_search":
             parts.append(f"beam-size-{self.beam_size}")
         if self.blank_penalty != 0:
             parts.append(f"blank-penalty-{self.blank_penalty}")

@@ -1,0 +1,78 @@
+"""Greedy search by the CTC head: the best label of each frame, repeats and blanks taken out.
+
+A. Graves et al., "Connectionist temporal classification", ICML 2006. Decoder and joiner have no
+say in it.
+
+Letters: N streams, T frames, V tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xlsr_transducer.search.base import Search
+from xlsr_transducer.search.history import History
+from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.options import SearchOptions
+
+
+@dataclass(frozen=True)
+class CtcState:
+    """Per stream: what it has said, and the label of its last frame, which is not said again."""
+
+    history: History  # N streams, one hypothesis each
+    label: Tensor  # (N,) int64
+    num_frames: Tensor  # (N,) int64, consumed so far
+    score: Tensor  # (N,) float64, log-prob of the best label of every frame
+
+
+class CtcGreedySearch(Search):
+    """A token's frame and log-prob are those of the first frame that has its label."""
+
+    def __init__(
+        self, options: SearchOptions, decoder: nn.Module, joiner: nn.Module, ctc_output: nn.Module
+    ):
+        """``ctc_output``: from encoder output (*, D) to logits (*, V)."""
+        super().__init__(options, decoder, joiner)
+        self.ctc_output = ctc_output
+
+    def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> CtcState:
+        """The state of ``num_streams`` streams before their first frame."""
+        return CtcState(
+            history=History.empty(num_streams, 1, device),
+            label=torch.full((num_streams,), self.blank_id, device=device),
+            num_frames=torch.zeros(num_streams, dtype=torch.int64, device=device),
+            score=torch.zeros(num_streams, dtype=torch.float64, device=device),
+        )
+
+    @torch.no_grad()
+    def advance(self, encoder_out: Tensor, encoder_out_lens: Tensor, state: CtcState) -> CtcState:
+        """Consumes the next frames of each stream (see ``Search.advance``)."""
+        lens = encoder_out_lens.to(encoder_out.device)
+        frames = self._frames(encoder_out, lens).to(next(self.ctc_output.parameters()).dtype)
+        log_probs, labels = self._normalised(self.ctc_output(frames)).max(-1)
+        column = torch.arange(labels.shape[1], device=lens.device)
+        inside = column < lens.unsqueeze(1)
+        labels = torch.cat([state.label.unsqueeze(1), labels], 1)
+        repeats = labels[:, 1:] == labels[:, :-1]
+        tokens = labels[:, 1:].masked_fill(repeats | ~inside, self.blank_id)
+        at = (column + state.num_frames.unsqueeze(1)).unsqueeze(1)
+        origin = torch.zeros_like(state.history.lengths)
+        history = state.history.extend(
+            origin, tokens.unsqueeze(1), at, log_probs.unsqueeze(1), self.blank_id
+        )
+        return CtcState(
+            history=history.settle(torch.ones_like(origin, dtype=torch.bool)),
+            label=labels.gather(1, lens.unsqueeze(1))[:, 0],
+            num_frames=state.num_frames + lens,
+            score=state.score + log_probs.masked_fill(~inside, 0).double().sum(1),
+        )
+
+    def nbest(self, state: CtcState, n: int) -> list[list[Hypothesis]]:
+        """The one hypothesis of each stream, whatever ``n``."""
+        return state.history.hypotheses(
+            torch.zeros_like(state.history.lengths), state.score.unsqueeze(1), self.context_size
+        )

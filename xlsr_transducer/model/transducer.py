@@ -55,6 +55,15 @@ class LossOptions:
         done = min(step / self.warm_step, 1.0) if self.warm_step > 0 else 1.0
         return 1.0 + done * (self.simple_loss_scale - 1.0), 0.1 + done * 0.9
 
+    def weighted(self, losses: TransducerLosses, step: int) -> Tensor:
+        """The loss of each utterance that training lowers: (N,)."""
+        simple_scale, pruned_scale = self.scales(step)
+        return (
+            losses.simple * simple_scale
+            + losses.pruned * pruned_scale
+            + losses.ctc * self.ctc_loss_scale
+        )
+
 
 class TransducerLosses(NamedTuple):
     """Per utterance, (N,) float32: negative log-probabilities in nats."""

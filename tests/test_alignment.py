@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer import align as command
-from xlsr_transducer.alignment import align, best_path, token_spans, word_spans
+from xlsr_transducer.alignment import (
+    align,
+    align_ctc,
+    best_path,
+    ctc_best_path,
+    token_spans,
+    word_spans,
+)
 from xlsr_transducer.decode import main as decode
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.loss.rnnt_loss import RNNT_TYPES, rnnt_loss
@@ -61,14 +68,55 @@ def test_the_path_is_the_best_of_all_paths_in_a_ragged_batch(rnnt_type: str, see
         assert tuple(frames[n, :S].tolist()) == best
 
 
+def all_ctc_paths(log_probs: Tensor, tokens: list[int]) -> dict[tuple[int, ...], float]:
+    """Score of every row of labels (T, V) that says ``tokens``, blank being 0."""
+    found = {}
+    for labels in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        if [k for k, _ in itertools.groupby(labels) if k] == tokens:
+            found[labels] = sum(float(log_probs[t, k]) for t, k in enumerate(labels))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_ctc_path_is_the_best_of_all_paths_in_a_ragged_batch(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    texts = [[1, 2, 3], [], [1, 1], [2, 2, 1], [1, 1], [3], [1, 2, 1], [2], [2, 2, 2]]
+    lens = torch.tensor([6, 5, 3, 6, 2, 1, 3, 0, 6])
+    log_probs = (3 * torch.randn(len(texts), 6, 4, generator=g).double()).log_softmax(-1)
+    tokens = torch.zeros(len(texts), 4, dtype=torch.int64)
+    for row, text in zip(tokens, texts):
+        row[: len(text)] = torch.tensor(text)
+    token_lens = torch.tensor([len(text) for text in texts])
+    score, frames = ctc_best_path(log_probs, lens, tokens, token_lens, 0)
+    infeasible = 0
+    for n, text in enumerate(texts):
+        paths = all_ctc_paths(log_probs[n, : lens[n]], text) if lens[n] else {}
+        if not paths:
+            assert score[n] == -float("inf")
+            infeasible += 1
+            continue
+        best = max(paths, key=paths.__getitem__)
+        assert float(score[n]) == pytest.approx(paths[best], abs=1e-9)
+        begins = [t for t, k in enumerate(best) if k and (t == 0 or best[t - 1] != k)]
+        assert frames[n, : len(text)].tolist() == begins
+        if text:
+            args = (torch.tensor([text]), lens[n : n + 1], token_lens[n : n + 1])
+            loss = nn.functional.ctc_loss(log_probs[n].unsqueeze(1), *args, reduction="sum")
+            everything = torch.tensor(list(paths.values()), dtype=torch.float64).logsumexp(0)
+            assert float(everything) == pytest.approx(-float(loss), abs=1e-9)
+    assert infeasible == 2  # no blank fits between equal tokens; no frames
+
+
 class Network(nn.Module):
-    """Decoder and joiner with random weights, sharp enough to prefer some paths."""
+    """Decoder, joiner and CTC head with random weights, sharp enough to prefer some paths."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(5)
         self.decoder, self.joiner = Decoder(9, 8), Joiner(6, 8, 16, 9)
         self.joiner.output_linear.weight.data *= 8
+        self.ctc_output = nn.Linear(6, 9)
+        self.ctc_output.weight.data *= 8
 
 
 def test_the_score_is_one_term_of_the_loss_of_the_same_logits() -> None:
@@ -87,7 +135,8 @@ def test_the_score_is_one_term_of_the_loss_of_the_same_logits() -> None:
     assert float(everything) == pytest.approx(-float(loss), abs=1e-5)
 
 
-def test_a_batch_gives_what_each_utterance_gives_alone() -> None:
+@pytest.mark.parametrize("align", [align, align_ctc])
+def test_a_batch_gives_what_each_utterance_gives_alone(align) -> None:
     network = Network()
     out, tokens = torch.randn(4, 20, 6), torch.randint(1, 9, (4, 7))
     lens, token_lens = torch.tensor([20, 13, 1, 8]), torch.tensor([7, 4, 1, 0])
@@ -112,6 +161,22 @@ def test_no_search_finds_a_better_path_for_its_own_text() -> None:
         assert found.score >= hypothesis.score - 1e-4
 
 
+def test_the_ctc_path_of_what_the_ctc_head_says_is_that_of_its_best_labels() -> None:
+    network = Network()
+    out, lens = torch.randn(3, 25, 6), torch.tensor([25, 11, 18])
+    options = SearchOptions(decoding_method="ctc_greedy_search")
+    parts = (network.decoder, network.joiner)
+    search = make_search(options, *parts, ctc_output=network.ctc_output)
+    said = search.results(search.advance(out, lens, search.init_state(3)))
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(h.tokens) for h in said], batch_first=True)
+    counts = torch.tensor([len(h.tokens) for h in said])
+    assert int(counts.min()) > 2
+    for hypothesis, found in zip(said, align_ctc(network, out, lens, tokens, counts)):
+        assert (found.tokens, found.frames) == (hypothesis.tokens, hypothesis.frames)
+        assert found.log_probs == pytest.approx(hypothesis.log_probs, abs=1e-5)
+        assert found.score == pytest.approx(hypothesis.score, abs=1e-4)
+
+
 def test_spans_follow_each_other_and_share_a_frame() -> None:
     path = Hypothesis([1, 2, 1, 2], [3, 5, 5, 9], 0.0, [0.0, 0.0, -1e9, 0.0])
     spans = token_spans(path, ["<blk>", "\u2581a", "b"], 0.04)
@@ -126,11 +191,12 @@ def test_spans_follow_each_other_and_share_a_frame() -> None:
         word_spans(spans, [True, False, True, False], ["ab"])
 
 
+@pytest.mark.parametrize("method, topology", [("transducer", "regular"), ("ctc", "ctc")])
 def test_every_word_of_a_split_gets_a_time_in_ctm_and_textgrid(
-    corpus: Path, streaming_exp: Path
+    corpus: Path, streaming_exp: Path, method: str, topology: str
 ) -> None:
     arguments = [f"--exp-dir={streaming_exp}", f"--data-dir={corpus}", "--num-workers=0"]
-    command.main([*arguments, "--split=test_seen"])
+    command.main([*arguments, "--split=test_seen", f"--method={method}"])
     decode([*arguments, "--split=test_seen"])
     recogs = next((streaming_exp / "greedy_search").glob("recogs-test_seen-*")).read_text()
     texts = {
@@ -138,7 +204,7 @@ def test_every_word_of_a_split_gets_a_time_in_ctm_and_textgrid(
         for line in recogs.splitlines()
         if "\tref=" in line
     }
-    [path] = (streaming_exp / "alignments").glob("test_seen-*.ctm")
+    [path] = (streaming_exp / "alignments").glob(f"test_seen-*-{topology}.ctm")
     said: dict[str, list[str]] = {}
     ends: dict[str, float] = {}
     for line in path.read_text().splitlines():
@@ -172,3 +238,11 @@ def test_text_without_a_path_is_left_out_by_name(
     assert printed.out == "" and re.search(rf"skipped, no path: {wav}: \d+ tokens", printed.err)
     with pytest.raises(UserError, match="1 audio files, but 2 --text"):
         command.main([*arguments, "--text", "a", "--text", "b"])
+
+
+def test_what_the_ctc_lattice_lacks_is_refused_by_name(corpus: Path, streaming_exp: Path) -> None:
+    arguments = [f"--exp-dir={streaming_exp}", f"--data-dir={corpus}", "--method=ctc"]
+    with pytest.raises(UserError, match="--rnnt-type modified works with --method transducer"):
+        command.main([*arguments, "--rnnt-type=modified"])
+    with pytest.raises(UserError, match="--method ctc needs a model with a CTC head"):
+        command._topology("ctc", "regular", has_ctc=False)

@@ -20,7 +20,7 @@ import torch
 from lhotse import CutSet
 from tqdm import tqdm
 
-from xlsr_transducer.alignment import Span, align, token_spans, word_spans
+from xlsr_transducer.alignment import Span, align, align_ctc, token_spans, word_spans
 from xlsr_transducer.data.features import FRAME_SHIFT
 from xlsr_transducer.decoding import AudioSet, DecodeOptions, audio_sets, batches, load_recogniser
 from xlsr_transducer.errors import UserError, run_command
@@ -30,6 +30,7 @@ from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings
 from xlsr_transducer.options import add_options, from_args
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
+METHODS = ("transducer", "ctc")
 ENCODER_FRAME = FRAME_SHIFT * SUBSAMPLING  # seconds
 
 
@@ -47,6 +48,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.splitlines()[:2]))
     parser.add_argument("wavs", nargs="*", type=Path, help="audio files to align")
     parser.add_argument("--text", action="append", help="text of a file, once for each of them")
+    parser.add_argument(
+        "--method", choices=METHODS, default=METHODS[0], help="whose lattice: the CTC head's too"
+    )
     parser.add_argument(
         "--rnnt-type", choices=RNNT_TYPES, default="regular", help="topology, as in training"
     )
@@ -78,11 +82,15 @@ def align_set(
     audio: AudioSet,
     loaded: LoadedModel,
     chunk: ChunkSettings,
-    rnnt_type: str,
+    topology: str,
     max_duration: float,
     num_workers: int,
 ) -> list[Aligned]:
-    """Aligns every utterance of a set, in batches; what cannot be aligned is logged by name."""
+    """Aligns every utterance of a set, in batches; what cannot be aligned is logged by name.
+
+    Args:
+      topology: `ctc`, or a type of the transducer's loss.
+    """
     model, tokenizer, found = loaded.model, loaded.tokenizer, []
     device = next(model.parameters()).device
     settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
@@ -94,7 +102,8 @@ def align_set(
             continue
         batch = batch.to(device)
         out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
-        paths = align(model, out, lens, batch.tokens, batch.token_lens, rnnt_type)
+        given = (model, out, lens, batch.tokens, batch.token_lens)
+        paths = align_ctc(*given) if topology == "ctc" else align(*given, topology)
         for i, path in enumerate(paths):
             name, text = batch.ids[i], batch.texts[i]
             if path.score == -float("inf"):
@@ -172,6 +181,18 @@ def _write(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def _topology(method: str, rnnt_type: str, has_ctc: bool) -> str:
+    if method == "transducer":
+        return rnnt_type
+    if rnnt_type != "regular":
+        raise UserError(f"--rnnt-type {rnnt_type} works with --method transducer only")
+    if not has_ctc:
+        raise UserError(
+            "--method ctc needs a model with a CTC head: train it with --ctc-loss-scale above 0"
+        )
+    return "ctc"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     checkpoint, options = (from_args(cls, args) for cls in (CheckpointOptions, DecodeOptions))
@@ -180,11 +201,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging(folder, "align")
     loaded = load_recogniser(checkpoint)
     chunk = options.chunk(loaded.config)
+    topology = _topology(args.method, args.rnnt_type, loaded.config.has_ctc)
     for audio in sets:
         found = align_set(
-            audio, loaded, chunk, args.rnnt_type, args.max_duration, options.num_workers
+            audio, loaded, chunk, topology, args.max_duration, options.num_workers
         )
-        name = f"{audio.name}-{checkpoint.describe()}-{chunk.describe()}-{args.rnnt_type}"
+        name = f"{audio.name}-{checkpoint.describe()}-{chunk.describe()}-{topology}"
         write_alignments(folder, name, found)
         logging.info(f"{audio.name}: {len(found)} utterances aligned, in {folder / name}.ctm")
         if args.wavs:

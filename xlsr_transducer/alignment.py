@@ -1,11 +1,15 @@
-"""Forced alignment: the best path of a given text through the transducer lattice.
+"""Forced alignment: the best path of a given text through the transducer's lattice or CTC's.
 
-A state is (t, s): frame t, s tokens said. Blank leads to (t + 1, s). Where the next token leads
-is what the types of the loss say: `regular` to (t, s + 1), so that a frame may hold any number
-of tokens; `modified` to (t + 1, s + 1); `constrained` likewise, with a blank behind the token.
-Source: A. Graves, "Sequence transduction with recurrent neural networks", 2012.
+The transducer's: a state is (t, s): frame t, s tokens said. Blank leads to (t + 1, s). Where
+the next token leads is what the types of the loss say: `regular` to (t, s + 1), so that a frame
+may hold any number of tokens; `modified` to (t + 1, s + 1); `constrained` likewise, with a blank
+behind the token. Source: A. Graves, "Sequence transduction with recurrent neural networks", 2012.
 
-Letters: N utterances, T frames, S tokens, J joiner width, V vocabulary.
+CTC's: each frame has one label of `blank, token, blank, token, ..., blank`, from left to right;
+only a blank between different tokens may be left out. Source: A. Graves et al., "Connectionist
+temporal classification", ICML 2006.
+
+Letters: N utterances, T frames, S tokens, L = 2 S + 1 labels of CTC, J joiner width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -43,23 +47,52 @@ def align(
       For each utterance its tokens with frames and log-probs, and the log-prob of the path as
       score, which is -inf, without any tokens, where there is no path.
     """
+    tokens = _without_padding(tokens, token_lens, model.decoder.blank_id)
+    blank, emit = lattice_log_probs(model, encoder_out[:, : int(lens.max())], tokens)
+    score, frames = best_path(blank, emit, lens, token_lens, rnnt_type)
+    norm = model.decoder.context_size
+    return _hypotheses(tokens, token_lens, score, frames, emit, norm)
+
+
+@torch.no_grad()
+def align_ctc(
+    model: Transducer, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
+) -> list[Hypothesis]:
+    """The same as ``align`` by the CTC head, which the model has to have.
+
+    A token's frame is the first one that has it as its label.
+    """
+    blank_id = model.decoder.blank_id
+    tokens = _without_padding(tokens, token_lens, blank_id)
+    logits = model.ctc_output(encoder_out[:, : int(lens.max())])
+    log_probs = logits.double().log_softmax(-1)
+    score, frames = ctc_best_path(log_probs, lens, tokens, token_lens, blank_id)
+    emit = log_probs.gather(2, tokens.unsqueeze(1).expand(-1, log_probs.shape[1], -1))
+    norm = model.decoder.context_size
+    return _hypotheses(tokens, token_lens, score, frames, emit, norm)
+
+
+def _without_padding(tokens: Tensor, token_lens: Tensor, blank_id: int) -> Tensor:
+    """(N, S) with S the longest of ``token_lens``, and blanks beyond each of them."""
     tokens = tokens[:, : int(token_lens.max())]
     is_token = torch.arange(tokens.shape[1], device=tokens.device) < token_lens.unsqueeze(1)
-    tokens = tokens.masked_fill(~is_token, model.decoder.blank_id)
-    lattice = lattice_log_probs(model, encoder_out[:, : int(lens.max())], tokens)
-    score, frames = best_path(*lattice, lens, token_lens, rnnt_type)
+    return tokens.masked_fill(~is_token, blank_id)
+
+
+def _hypotheses(
+    tokens: Tensor, token_lens: Tensor, score: Tensor, frames: Tensor, emit: Tensor, norm: int
+) -> list[Hypothesis]:
+    """Paths as hypotheses; ``emit`` (N, T, S) has the log-prob of each token in each frame."""
     found = []
     for n, count in enumerate(token_lens.tolist()):
-        if score[n] == NEVER:
+        value = float(score[n])
+        if value == NEVER:
             found.append(Hypothesis(score=NEVER, norm_score=NEVER))
             continue
         at = frames[n, :count]
-        log_probs = lattice[1][n, at, torch.arange(count, device=at.device)]
-        value = float(score[n])
-        norm = value / (count + model.decoder.context_size)
-        found.append(
-            Hypothesis(tokens[n, :count].tolist(), at.tolist(), value, log_probs.tolist(), norm)
-        )
+        log_probs = emit[n, at, torch.arange(count, device=at.device)].tolist()
+        said = tokens[n, :count].tolist()
+        found.append(Hypothesis(said, at.tolist(), value, log_probs, value / (count + norm)))
     return found
 
 
@@ -152,6 +185,50 @@ def _at_most_one(
     return torch.maximum(stayed, moved), position - (moved > stayed).long()
 
 
+def ctc_best_path(
+    log_probs: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor, blank_id: int
+) -> tuple[Tensor, Tensor]:
+    """Viterbi search through CTC's lattice: all labels of a frame at once.
+
+    Args:
+      log_probs: (N, T, V).
+      tokens: (N, S) int64 without blanks, anything but tokens beyond token_lens.
+      lens, token_lens: (N,) int64, up to T and S.
+
+    Returns:
+      As ``best_path``; the frame of a token is the first that has it as its label.
+    """
+    num_streams, num_tokens = tokens.shape
+    labels = F.pad(tokens.unsqueeze(2), (1, 0), value=blank_id).flatten(1)
+    labels = F.pad(labels, (0, 1), value=blank_id)
+    two_before = F.pad(labels, (2, 0), value=blank_id)[:, :-2]
+    leaps = (labels != blank_id) & (labels != two_before)
+    emit = log_probs.gather(2, labels.unsqueeze(1).expand(-1, log_probs.shape[1], -1))
+    position = torch.arange(labels.shape[1], device=labels.device).expand(num_streams, -1)
+    # Before the first frame a blank has been said: it leads to both labels that may come first.
+    score = emit.new_full(labels.shape, NEVER)
+    score[:, 0] = 0
+    came_from = []
+    for t in range(emit.shape[1]):
+        moved = F.pad(score, (1, 0), value=NEVER)[:, :-1]
+        leapt = F.pad(score, (2, 0), value=NEVER)[:, :-2].masked_fill(~leaps, NEVER)
+        best, back = torch.stack([score, moved, leapt]).max(0)
+        goes_on = (t < lens).unsqueeze(1)
+        came_from.append(torch.where(goes_on, position - back, position))
+        score = torch.where(goes_on, best + emit[:, t], score)
+
+    ends = torch.stack([2 * token_lens, (2 * token_lens - 1).clamp(min=0)], 1)
+    total, which = score.gather(1, ends).max(1)
+    at = ends.gather(1, which.unsqueeze(1))
+    frames = torch.zeros_like(tokens)
+    for t in range(emit.shape[1] - 1, -1, -1):
+        before = came_from[t].gather(1, at)
+        begins = (before != at) & (position[:, 1::2] == at)
+        frames = frames.masked_fill(begins, t)
+        at = before
+    return total.masked_fill(lens == 0, NEVER), frames
+
+
 @dataclass(frozen=True)
 class Span:
     """A word or token with its time in seconds and its confidence, the mean probability."""
@@ -182,7 +259,7 @@ def word_spans(spans: list[Span], starts: list[bool], words: list[str]) -> list[
     """The words that token spans make up.
 
     A word lasts from the first frame of its first token to the end of its last token's frame:
-    a transducer knows when a token is there, not how long it lasts.
+    the model knows when a token is there, not how long it lasts.
 
     Args:
       starts: whether each token begins a word.

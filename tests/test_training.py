@@ -24,7 +24,6 @@ from xlsr_transducer.training.checkpoint import (
     read_checkpoint,
     save_atomically,
 )
-from xlsr_transducer.training.optim import OptimOptions, tri_stage
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -143,13 +142,6 @@ def test_a_vanished_feature_file_is_a_named_skip(corpus: Path, tmp_path: Path) -
     features[0].unlink()
     skipped = [line for b in data_module(copy).train_loader(["train"], 1, 1) for line in b.skipped]
     assert len(skipped) == 1 and features[0].stem in skipped[0]
-
-
-def test_the_schedule_rises_holds_and_decays_at_the_named_points() -> None:
-    options = OptimOptions(warmup_fraction=0.1, hold_fraction=0.4)
-    points = {0.0: 0.01, 0.05: 0.505, 0.1: 1.0, 0.3: 1.0, 0.5: 1.0, 0.75: 0.05**0.5, 1.0: 0.05}
-    for progress, factor in points.items():
-        assert tri_stage(progress, options) == pytest.approx(factor, rel=1e-9)
 
 
 def test_chunk_settings_are_drawn_the_same_for_a_seed_and_step() -> None:

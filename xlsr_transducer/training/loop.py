@@ -29,6 +29,7 @@ from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.metrics import Clock, LossSums, append_history, plot_history
 from xlsr_transducer.training.optim import (
     OptimOptions,
+    limit_gradient,
     make_optimizer,
     set_learning_rate,
     set_trainable,
@@ -152,8 +153,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        trained = [p for p in self.model.parameters() if p.grad is not None]
-        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, self.optim.clip_grad))
+        self.grad_norm = limit_gradient(self.model, self.optim)
         if self.scaler.is_enabled() or torch.isfinite(torch.tensor(self.grad_norm)):
             self.scaler.step(self.optimizer)
         else:

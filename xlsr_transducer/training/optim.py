@@ -1,8 +1,9 @@
-"""What is trained, how fast, and when: freezing, parameter groups, schedule."""
+"""What is trained, how fast, and when: freezing, parameter groups, optimizer, schedule."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,52 +11,100 @@ from torch import nn
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.options import option
+from xlsr_transducer.training.scaled_adam import ScaledAdam
+from xlsr_transducer.training.schedules import eden, tri_stage
 
-FINAL_RATE = 0.05  # of the base rate, at the end
+ADAMW, SCALED_ADAM = "adamw", "scaled_adam"
+# What an option that is not given means to each optimizer; one that is missing does not apply.
+DEFAULTS: dict[str, dict[str, float]] = {
+    ADAMW: {
+        "base_lr": 0.001,
+        "weight_decay": 0.01,
+        "clip_grad": 2.0,
+        "warmup_fraction": 0.1,
+        "hold_fraction": 0.4,
+    },
+    SCALED_ADAM: {
+        "base_lr": 0.045,
+        "clipping_scale": 2.0,
+        "warmup_fraction": 0.01,
+        "lr_batches_fraction": 0.1,
+        "lr_epochs_fraction": 0.12,
+    },
+}
+
+
+def _own(name: str, help: str) -> Any:
+    """An option whose default depends on the optimizer."""
+    values = [f"{o}: {DEFAULTS[o][name]}" for o in DEFAULTS if name in DEFAULTS[o]]
+    return option(None, f"{help} ({', '.join(values)})")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimOptions:
-    """Optimization."""
+    """Optimization. The schedule is the optimizer's: tri-stage, or Eden with scaled_adam."""
 
-    base_lr: float = option(0.001, "peak learning rate of adapter, decoder and joiner")
+    optimizer: str = option(ADAMW, "how steps are taken", (ADAMW, SCALED_ADAM))
+    base_lr: float | None = _own(
+        "base_lr", "peak rate of adapter, decoder and joiner; of scaled_adam a relative change"
+    )
     encoder_lr_scale: float = option(0.1, "rate of XLSR's layers relative to --base-lr")
-    weight_decay: float = option(0.01, "AdamW's decay of matrices")
-    warmup_fraction: float = option(0.1, "share of the training in which the rate rises")
-    hold_fraction: float = option(0.4, "share of the training at the peak rate, after that")
-    clip_grad: float = option(2.0, "longest gradient of the loss per token")
+    layer_lr_decay: float = option(
+        1.0, "rate of each layer of XLSR relative to the layer above it"
+    )
+    weight_decay: float | None = _own("weight_decay", "decay of matrices")
+    warmup_fraction: float | None = _own(
+        "warmup_fraction", "share of the training's data in which the rate rises"
+    )
+    hold_fraction: float | None = _own("hold_fraction", "share at the peak rate, after that")
+    lr_batches_fraction: float | None = _own(
+        "lr_batches_fraction", "Eden's lr_batches as a share of all batches"
+    )
+    lr_epochs_fraction: float | None = _own(
+        "lr_epochs_fraction", "Eden's lr_epochs as a share of all epochs"
+    )
+    clip_grad: float | None = _own("clip_grad", "longest gradient of the loss per token")
+    clipping_scale: float | None = _own(
+        "clipping_scale", "longest gradient, in medians of the last 100"
+    )
     freeze_encoder_steps: int = option(0, "steps before XLSR's layers are trained too")
     trainable_layers: int = option(-1, "top layers of XLSR that are trained; -1: all, 0: none")
 
     def __post_init__(self) -> None:
-        if self.warmup_fraction + self.hold_fraction > 1 or self.warmup_fraction < 0:
+        for name in {name for defaults in DEFAULTS.values() for name in defaults}:
+            default = DEFAULTS[self.optimizer].get(name)
+            given = getattr(self, name)
+            if given is None:
+                object.__setattr__(self, name, default)
+            elif default is None:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} {given} does not apply to --optimizer {self.optimizer}")
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        if not 0 < self.layer_lr_decay <= 1:
             raise UserError(
-                f"--warmup-fraction {self.warmup_fraction} and --hold-fraction "
-                f"{self.hold_fraction} must be shares of one training"
+                f"--layer-lr-decay {self.layer_lr_decay}: must be above 0 and at most 1"
+            )
+        for name in ("lr_batches_fraction", "lr_epochs_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 10:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} {value}: a share of the training's data, such as 0.1")
+        hold = self.hold_fraction or 0.0
+        if min(self.warmup_fraction, hold) < 0 or self.warmup_fraction + hold > 1:
+            raise UserError(
+                f"--warmup-fraction {self.warmup_fraction} and --hold-fraction {hold} must be "
+                "shares of one training"
             )
 
-
-def tri_stage(progress: float, options: OptimOptions) -> float:
-    """Factor of the learning rate: rise, hold, decay (the recipe of XLS-R).
-
-    Linear from 1 % to 1, then 1, then exponential to 5 %.
-
-    Args:
-      progress: share of the training's data that has been seen, 0 to 1.
-    """
-    progress = min(progress, 1.0)
-    if progress < options.warmup_fraction:
-        return 0.01 + 0.99 * progress / options.warmup_fraction
-    decay = 1.0 - options.warmup_fraction - options.hold_fraction
-    into_decay = progress - options.warmup_fraction - options.hold_fraction
-    if into_decay <= 0 or decay <= 0:
-        return 1.0
-    return FINAL_RATE ** (into_decay / decay)
-
-
-def xlsr_parameters(model: Transducer) -> list[nn.Parameter]:
-    """The parameters of the model's part of XLSR."""
-    return list(model.encoder.xlsr.parameters())
+    def rate_factor(self, progress: float) -> float:
+        """The schedule's factor of the rate when a share ``progress`` of the data is seen."""
+        if self.optimizer == SCALED_ADAM:
+            return eden(
+                progress, self.warmup_fraction, self.lr_batches_fraction, self.lr_epochs_fraction
+            )
+        return tri_stage(progress, self.warmup_fraction, self.hold_fraction)
 
 
 def set_trainable(model: Transducer, options: OptimOptions, step: int) -> None:
@@ -66,45 +115,82 @@ def set_trainable(model: Transducer, options: OptimOptions, step: int) -> None:
     xlsr = model.encoder.xlsr
     frozen_now = step < options.freeze_encoder_steps or options.trainable_layers == 0
     for name, parameter in xlsr.named_parameters():
-        parameter.requires_grad_(not frozen_now and _is_trained(name, xlsr, options))
+        parameter.requires_grad_(not frozen_now and _is_trained(name, model, options))
     model.train()
     if not any(p.requires_grad for p in xlsr.parameters()):
         xlsr.eval()
 
 
-def _is_trained(name: str, xlsr: nn.Module, options: OptimOptions) -> bool:
+def _is_trained(name: str, model: Transducer, options: OptimOptions) -> bool:
     if name.startswith("feature_extractor."):
         return False
     if options.trainable_layers < 0:
         return True
     if name.startswith("encoder.layers."):
-        numbers = sorted(int(n) for n in xlsr.encoder.layers)
+        numbers = sorted(int(n) for n in model.encoder.xlsr.encoder.layers)
         return int(name.split(".")[2]) in numbers[-options.trainable_layers :]
-    return name.startswith("encoder.layer_norm.")
+    return _is_top_norm(name, model)
 
 
-def make_optimizer(model: Transducer, options: OptimOptions) -> torch.optim.AdamW:
-    """AdamW with four groups: XLSR and the rest, with and without weight decay."""
-    of_xlsr = {id(p) for p in xlsr_parameters(model)}
-    groups = []
-    for is_xlsr in (True, False):
-        scale = options.encoder_lr_scale if is_xlsr else 1.0
-        for is_matrix in (True, False):
-            chosen = [
-                p
-                for p in model.parameters()
-                if (id(p) in of_xlsr) == is_xlsr and (p.dim() > 1) == is_matrix
-            ]
-            decay = options.weight_decay if is_matrix else 0.0
-            groups.append({"params": chosen, "lr_scale": scale, "weight_decay": decay})
-    return torch.optim.AdamW(groups, lr=options.base_lr, betas=(0.9, 0.98))
+def _is_top_norm(name: str, model: Transducer) -> bool:
+    """Whether it is of the norm behind XLSR's last layer (wav2vec2-base has it at the bottom)."""
+    return name.startswith("encoder.layer_norm.") and model.encoder.config.do_stable_layer_norm
+
+
+def rate_scales(model: Transducer, options: OptimOptions) -> dict[str, float]:
+    """Of each parameter, by name, its rate relative to ``--base-lr``.
+
+    The top layer of XLSR has ``encoder_lr_scale``, the layer below ``layer_lr_decay`` of that, and
+    so on; what lies below the lowest layer has a further factor, what stands around all of them
+    the rate of its end.
+    """
+    prefix, scales = "encoder.xlsr.", {}
+    layers = model.encoder.config.num_hidden_layers
+    for name, _ in model.named_parameters():
+        if not name.startswith(prefix):
+            scales[name] = 1.0
+            continue
+        part = name[len(prefix) :]
+        if part.startswith("encoder.layers."):
+            below_top = layers - 1 - int(part.split(".")[2])
+        else:
+            below_top = 0 if _is_top_norm(part, model) else layers
+        scales[name] = options.encoder_lr_scale * options.layer_lr_decay**below_top
+    return scales
+
+
+def make_optimizer(model: Transducer, options: OptimOptions) -> torch.optim.Optimizer:
+    """The optimizer, with a group for each rate, and for parameters with and without decay."""
+    scales = rate_scales(model, options)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decay = (options.weight_decay or 0.0) if parameter.dim() > 1 else 0.0
+        groups.setdefault((scales[name], decay), []).append(parameter)
+    if options.optimizer == SCALED_ADAM:
+        groups_of_rates = [{"params": p, "lr_scale": s} for (s, _), p in groups.items()]
+        return ScaledAdam(groups_of_rates, options.base_lr, clipping_scale=options.clipping_scale)
+    return torch.optim.AdamW(
+        [{"params": p, "lr_scale": s, "weight_decay": d} for (s, d), p in groups.items()],
+        lr=options.base_lr,
+        betas=(0.9, 0.98),
+    )
+
+
+def limit_gradient(model: Transducer, options: OptimOptions) -> float:
+    """Shortens the gradient to ``--clip-grad``; returns its norm before that.
+
+    ScaledAdam does so itself, by the median of recent norms.
+    """
+    trained = [p for p in model.parameters() if p.grad is not None]
+    longest = float("inf") if options.clip_grad is None else options.clip_grad
+    return float(torch.nn.utils.clip_grad_norm_(trained, longest))
 
 
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, options: OptimOptions, progress: float
 ) -> float:
     """Sets the rate of every group for this point of the training; returns the base rate."""
-    rate = options.base_lr * tri_stage(progress, options)
+    rate = options.base_lr * options.rate_factor(progress)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     return rate

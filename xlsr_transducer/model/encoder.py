@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xlsr_transducer.compat import gelu
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings, grow, roll, shrink
+from xlsr_transducer.model.masking import draw_spans
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.state import EncoderState, with_cache
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
@@ -36,9 +37,23 @@ class EncoderOptions:
     xlsr_dropout: float = option(0.1, "dropout inside the trained part of XLSR")
     layerdrop: float = option(0.0, "probability to skip a trained XLSR layer in training")
     time_mask_prob: float = option(
-        0.05, "share of frames at which a time mask starts, times its length"
+        0.05, "share of frames hidden from XLSR in training, if no two masks overlap; 0: none"
     )
     time_mask_length: int = option(10, "longest time mask, in XLSR frames")
+    channel_mask_prob: float = option(
+        0.0, "share of XLSR's input channels hidden in training, if no two masks overlap; 0: none"
+    )
+    channel_mask_length: int = option(64, "longest block of hidden channels")
+
+    def __post_init__(self) -> None:
+        for name in ("layerdrop", "time_mask_prob", "channel_mask_prob"):
+            flag, value = "--" + name.replace("_", "-"), getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise UserError(f"{flag} {value}: must be from 0 to 1")
+        for name in ("time_mask_length", "channel_mask_length"):
+            flag, value = "--" + name.replace("_", "-"), getattr(self, name)
+            if value < 1:
+                raise UserError(f"{flag} {value}: must be at least 1")
 
 
 class Adapter(nn.Module):
@@ -98,13 +113,14 @@ class XLSREncoder(nn.Module):
             config,
             hidden_dropout=options.xlsr_dropout,
             attention_dropout=options.xlsr_dropout,
-            layerdrop=options.layerdrop,
         )
         self.cut = cut
         self.output_dim = options.encoder_dim
         self.subsampling_factor = SUBSAMPLING
         self.time_mask_prob = options.time_mask_prob
         self.time_mask_length = options.time_mask_length
+        self.channel_mask_prob = options.channel_mask_prob
+        self.channel_mask_length = options.channel_mask_length
         self.xlsr = Wav2Vec2(self.config, start=cut, normalize=normalize)
         self.adapter = Adapter(config.hidden_size, options)
 
@@ -125,26 +141,35 @@ class XLSREncoder(nn.Module):
         Returns:
           (N, ceil(T / 2), E), zero at padding, and lengths (N,) int64.
         """
-        time_mask = self._draw_time_mask(x, x_lens) if self.training else None
+        time_mask = self._draw_time_mask(x) if self.training else None
+        channel_mask = self._draw_channel_mask(x) if self.training else None
         x, lens = self.xlsr(
-            x, x_lens, chunk_size, left_context_chunks, attention_sink_size, time_mask
+            x,
+            x_lens,
+            chunk_size,
+            left_context_chunks,
+            attention_sink_size,
+            time_mask,
+            channel_mask,
         )
         return self.adapter(x, lens)
 
-    def _draw_time_mask(self, x: Tensor, lens: Tensor) -> Optional[Tensor]:
-        """(N, T) bool: random spans of up to ``time_mask_length`` frames."""
-        if self.time_mask_prob <= 0.0 or self.time_mask_length <= 0:
+    def _draw_time_mask(self, x: Tensor) -> Optional[Tensor]:
+        """(N, T) bool for an input (N, n) or (N, T, D)."""
+        if self.time_mask_prob <= 0.0:
             return None
         frames = x.shape[1]
         if self.xlsr.from_waveform:
             frames = max((frames - self.xlsr.head) // self.xlsr.hop, 1)
-        mean_length = (1 + self.time_mask_length) / 2
-        starts = torch.rand(x.shape[0], frames) < self.time_mask_prob / mean_length
-        lengths = torch.randint(1, self.time_mask_length + 1, (x.shape[0], frames))
-        left = torch.where(starts, lengths, torch.zeros_like(lengths))
-        mask = torch.zeros(x.shape[0], frames, dtype=torch.bool)
-        for shift in range(self.time_mask_length):
-            mask |= F.pad(left > shift, (shift, 0))[:, :frames]
+        mask = draw_spans(x.shape[0], frames, self.time_mask_prob, self.time_mask_length)
+        return mask.to(x.device)
+
+    def _draw_channel_mask(self, x: Tensor) -> Optional[Tensor]:
+        """(N, D) bool for an input of N rows."""
+        if self.channel_mask_prob <= 0.0:
+            return None
+        width = self.xlsr.hidden_size
+        mask = draw_spans(x.shape[0], width, self.channel_mask_prob, self.channel_mask_length)
         return mask.to(x.device)
 
 

@@ -70,6 +70,7 @@ class Wav2Vec2(nn.Module):
         left_context_chunks: int = -1,
         sink_size: int = 0,
         time_mask: Optional[Tensor] = None,
+        channel_mask: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
         """Whole utterances, each frame seeing what the chunk settings let it see.
 
@@ -77,6 +78,7 @@ class Wav2Vec2(nn.Module):
           x: (N, n) samples at 16 kHz in [-1, 1], or (N, T, D) features at the start cut.
           lens: (N,) int64, valid samples or frames; what lies beyond does not matter.
           time_mask: (N, T) bool, frames to hide from the transformer (training).
+          channel_mask: (N, D) bool, channels of its input to hide (training).
 
         Returns:
           (N, T, D) at the end cut, zero at padding, and its lengths (N,).
@@ -88,6 +90,8 @@ class Wav2Vec2(nn.Module):
         if time_mask is not None:
             hidden = self.masked_spec_embed.to(x.dtype) if self.from_frontend else x.new_zeros(1)
             x = torch.where(time_mask.unsqueeze(2), hidden, x)
+        if channel_mask is not None:
+            x = x.masked_fill(channel_mask.unsqueeze(1), 0.0)
         x = zero_padding(x, lens)
         if self.has_layers:
             x = self.encoder(x, lens, chunk_size, left_context_chunks, sink_size)

@@ -14,6 +14,7 @@ from typing import List, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from xlsr_transducer.compat import attend, gelu
 from xlsr_transducer.model.chunking import attention_mask, cache_mask, fill_sinks, roll
@@ -186,6 +187,8 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: XlsrConfig):
         super().__init__()
         self.norm_first = config.do_stable_layer_norm
+        self.is_dropped = False  # left out of this training step, see masking.py
+        self.is_recomputed = False  # in the backward pass, which saves memory
         self.attention = Attention(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -201,6 +204,12 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Optional[Tensor]) -> Tensor:
         """(N, T, D) -> (N, T, D)."""
+        if not torch.jit.is_scripting():
+            if self.is_recomputed and self.training:
+                return checkpoint(self._compute, x, mask, use_reentrant=False)
+        return self._compute(x, mask)
+
+    def _compute(self, x: Tensor, mask: Optional[Tensor]) -> Tensor:
         normed = self.layer_norm(x) if self.norm_first else x
         keys, values = self.attention.keys_values(normed)
         return self._finish(x, self.attention(normed, keys, values, mask))
@@ -233,7 +242,6 @@ class Encoder(nn.Module):
     def __init__(self, config: XlsrConfig, first: int, last: int):
         super().__init__()
         self.norm_first = config.do_stable_layer_norm
-        self.layerdrop = config.layerdrop
         self.has_bottom = first < 0
         self.has_top = first < last == config.num_hidden_layers
         if self.has_bottom:
@@ -257,8 +265,7 @@ class Encoder(nn.Module):
             x = self.dropout(x)
         mask = attention_mask(lens, x.shape[1], chunk_size, left_context_chunks, sink_size)
         for layer in self.layers.values():
-            dropped = self.training and bool(torch.rand(1) < self.layerdrop)
-            if not dropped:
+            if not (self.training and layer.is_dropped):
                 x = layer(x, mask)
         if self.has_top and self.norm_first:
             x = self.layer_norm(x)

@@ -15,6 +15,7 @@ from xlsr_transducer.compat import grad_scaler
 from xlsr_transducer.config import ModelConfig
 from xlsr_transducer.data.datamodule import Batch, DataModule
 from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.masking import drop_layers
 from xlsr_transducer.model.transducer import LossOptions, Transducer
 from xlsr_transducer.options import option
 from xlsr_transducer.training.checkpoint import (
@@ -146,6 +147,8 @@ class Trainer:
         """One update of the weights; returns the batch's losses."""
         progress = self.progress
         set_trainable(self.model, self.optim, progress.step)
+        layerdrop = self.config.encoder.layerdrop
+        drop_layers(self.model.encoder.xlsr, layerdrop, self.loop.seed, progress.step)
         self.rate = set_learning_rate(
             self.optimizer, self.optim, progress.seconds / self.total_seconds
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from xlsr_transducer.compat import fit_sampler_to_lhotse
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.features import FRAME_SHIFT, load_feature_cuts
+from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import SUBSAMPLING
@@ -38,6 +38,11 @@ class DataOptions:
 
     data_dir: Path = option(Path("data"), "what prepare.sh and extract_features.sh wrote")
     max_duration: float = option(200.0, "seconds of audio per batch")
+    total_duration: float = option(
+        0.0,
+        "most seconds of audio per optimizer step, over all processes: so that any number of them "
+        "takes the same steps; 0: one batch per process",
+    )
     max_frames_tokens: float = option(
         0.0, "bound on encoder frames x tokens of a padded batch, in millions; 0: none"
     )
@@ -59,6 +64,7 @@ class Batch:
     ids: list[str]
     seconds: float  # of audio, without padding
     skipped: list[str]  # "id: reason" of utterances that could not be read
+    place: Place | None = None  # in the training
 
     def to(self, device: torch.device) -> Batch:
         """The same with its tensors on ``device``."""
@@ -99,19 +105,15 @@ class FramesTokensConstraint(TimeConstraint):
         self.most_tokens = 0
 
 
-def num_tokens(cut: Cut) -> int:
-    """Tokens of a cut's text, as ``tokenized`` noted them."""
-    return len(cut.supervisions[0].custom["tokens"])
-
-
 class SpeechDataset(Dataset):
-    """Maps the cuts of a batch, which the sampler chose, to a ``Batch``."""
+    """Maps the cuts of a batch, which the sampler chose, and its place to a ``Batch``."""
 
     def __init__(self, from_waveform: bool):
         self.from_waveform = from_waveform
 
-    def __getitem__(self, cuts: CutSet) -> Batch | None:
-        """The batch, or None when none of its utterances can be read."""
+    def __getitem__(self, item: tuple[CutSet, Place | None]) -> Batch:
+        """The batch; without utterances where none can be read."""
+        cuts, place = item
         rows, kept, skipped = [], [], []
         for cut in sorted(cuts, key=lambda c: -c.duration):
             try:
@@ -120,7 +122,7 @@ class SpeechDataset(Dataset):
             except (OSError, ValueError, EOFError) as e:
                 skipped.append(f"{cut.id}: {e}")
         if not kept:
-            return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped)
+            return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped, place)
         tokens = [
             torch.tensor(c.supervisions[0].custom["tokens"], dtype=torch.int64) for c in kept
         ]
@@ -133,6 +135,7 @@ class SpeechDataset(Dataset):
             ids=[c.id for c in kept],
             seconds=sum(c.duration for c in kept),
             skipped=skipped,
+            place=place,
         )
 
     def _read(self, cut: Cut) -> np.ndarray:
@@ -215,8 +218,16 @@ class DataModule:
             raise UserError(f"the {split} split has no usable utterance; see the warnings above")
         return SplitSummary(utterances, seconds, {k: len(v) for k, v in left_out.items()})
 
-    def train_loader(self, splits: list[str], epoch: int, seed: int, skip: int = 0) -> DataLoader:
-        """Shuffled batches of an epoch, the same for the same seed.
+    def train_loader(
+        self,
+        splits: list[str],
+        epoch: int,
+        seed: int,
+        skip: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> DataLoader:
+        """Shuffled batches of an epoch, the same for the same seed; this process's share of them.
 
         Args:
           skip: batches of the epoch that were trained on before, not read again.
@@ -224,15 +235,16 @@ class DataModule:
         cuts = self._joined(splits).filter(self.is_fit)
         sampler = self._sampler(cuts, shuffle=True, seed=seed)
         sampler.set_epoch(epoch)
-        return self._loader(_Rest(sampler, skip))
+        return self._loader(Turns(sampler, self.options.total_duration, rank, world_size, skip))
 
-    def valid_loader(self, splits: list[str]) -> DataLoader:
-        """All utterances of the splits, in a fixed order."""
-        return self.fixed_loader(self._joined(splits))
+    def valid_loader(self, splits: list[str], rank: int = 0, world_size: int = 1) -> DataLoader:
+        """All utterances of the splits, in a fixed order; this process's share of them."""
+        sampler = self._sampler(self._joined(splits), shuffle=False, seed=0)
+        return self._loader(Deal(sampler, rank, world_size))
 
     def fixed_loader(self, cuts: CutSet) -> DataLoader:
         """All utterances of ``cuts``, which must carry tokens, in a fixed order."""
-        return self._loader(self._sampler(cuts, shuffle=False, seed=0))
+        return self._loader(Deal(self._sampler(cuts, shuffle=False, seed=0)))
 
     def _joined(self, splits: list[str]) -> CutSet:
         cuts = self.cuts(splits[0])
@@ -242,6 +254,8 @@ class DataModule:
 
     def _sampler(self, cuts: CutSet, shuffle: bool, seed: int) -> CutSampler:
         o = self.options
+        # lhotse must not deal the batches to the processes: that is done where steps are formed.
+        whole = {"rank": 0, "world_size": 1}
         limit: dict = {"max_duration": o.max_duration}
         if o.max_frames_tokens > 0:
             limit = {
@@ -254,12 +268,12 @@ class DataModule:
         # lhotse wants at least two buckets, and at least as many cuts as buckets.
         num_buckets = sum(1 for _ in islice(cuts, o.num_buckets))
         if num_buckets < 2:
-            return DynamicCutSampler(cuts, shuffle=shuffle, seed=seed, **limit)
+            return DynamicCutSampler(cuts, shuffle=shuffle, seed=seed, **limit, **whole)
         return DynamicBucketingSampler(
-            cuts, num_buckets=num_buckets, shuffle=shuffle, seed=seed, **limit
+            cuts, num_buckets=num_buckets, shuffle=shuffle, seed=seed, **limit, **whole
         )
 
-    def _loader(self, batches: Iterable[CutSet]) -> DataLoader:
+    def _loader(self, batches: Turns | Deal) -> DataLoader:
         return DataLoader(
             SpeechDataset(from_waveform=self.features is None),
             sampler=batches,
@@ -267,15 +281,3 @@ class DataModule:
             num_workers=self.options.num_workers,
             generator=torch.Generator(),  # leave the global one alone: it must resume exactly
         )
-
-
-class _Rest:
-    """The batches of a sampler behind the first ``skip``, which are chosen but not read."""
-
-    def __init__(self, sampler: CutSampler, skip: int):
-        self.sampler, self.skip = sampler, skip
-
-    def __iter__(self) -> Iterator[CutSet]:
-        for i, batch in enumerate(self.sampler):
-            if i >= self.skip:
-                yield batch

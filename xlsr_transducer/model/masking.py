@@ -2,8 +2,8 @@
 
 Spans and blocks as in wav2vec 2.0 and SpecAugment (D. Park et al., Interspeech 2019), layers as
 in LayerDrop (A. Fan et al., ICLR 2020). Spans are drawn from PyTorch's generator of the CPU,
-which checkpoints hold. Layers are drawn from the number of the step, because every process of
-a training must leave out the same ones: a layer that one process lacks has no gradient there.
+which every batch seeds anew. Layers are drawn from the number of the step: all of its batches
+leave out the same ones, on every process.
 """
 
 from __future__ import annotations

@@ -158,7 +158,8 @@ class FailedBatches:
 
     def _content(self, attempt: Attempt, reason: str) -> dict[str, Any]:
         weights = {k: v.cpu() for k, v in self.model.state_dict().items()}
-        batch = {f.name: getattr(attempt.batch, f.name) for f in dataclasses.fields(Batch)}
+        names = [f.name for f in dataclasses.fields(Batch) if f.name != "place"]
+        batch = {name: getattr(attempt.batch, name) for name in names}
         batch = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in batch.items()}
         return {
             **model_content(self.config, self.tokenizer, weights),

@@ -1,0 +1,84 @@
+"""The state of a training: all that changes from step to step, and what a checkpoint keeps of it.
+
+Random numbers are not part of it: every batch draws them anew from the seed, the epoch and the
+batch's place there (``seed_batch``). So a resumed training draws what an uninterrupted one would
+have drawn, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.training.checkpoint import Weights
+from xlsr_transducer.training.metrics import LossSums
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where the training is."""
+
+    step: int = 0
+    epoch: int = 1
+    batches: int = 0  # of this epoch, over all processes
+    seconds: float = 0.0  # of audio, over all epochs
+    best_wer: float = float("inf")
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """All that changes from step to step."""
+
+    model: Transducer
+    optimizer: torch.optim.Optimizer
+    scaler: Any  # of losses in float16
+    mean: Weights  # float64: the running mean of the weights over all steps
+    progress: Progress
+    epoch_sums: LossSums  # losses of this epoch
+
+    @classmethod
+    def initial(
+        cls, model: Transducer, optimizer: torch.optim.Optimizer, scaler: Any
+    ) -> TrainingState:
+        """Before the first step."""
+        mean = {
+            name: torch.zeros_like(value, dtype=torch.float64)
+            for name, value in model.state_dict().items()
+            if value.is_floating_point()
+        }
+        return cls(model, optimizer, scaler, mean, Progress(), LossSums())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights, on the CPU."""
+        return {name: value.cpu() for name, value in self.model.state_dict().items()}
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds beside configuration, tokens and weights."""
+        return {
+            "model_avg": {name: value.cpu() for name, value in self.mean.items()},
+            "step": self.progress.step,
+            "progress": dataclasses.asdict(self.progress),
+            "epoch_sums": dataclasses.asdict(self.epoch_sums),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Takes over what a checkpoint holds."""
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        for name, value in content["model_avg"].items():
+            self.mean[name].copy_(value)
+        self.progress = Progress(**content["progress"])
+        self.epoch_sums = LossSums(**content["epoch_sums"])
+
+
+def seed_batch(seed: int, epoch: int, index: int) -> None:
+    """Seeds the random numbers that a batch will draw: dropout, masks, dropped layers."""
+    torch.manual_seed(random.Random(f"{seed} {epoch} {index}").getrandbits(63))

@@ -1,0 +1,125 @@
+"""One optimizer step: losses of its batches, the gradient over all processes, the update.
+
+The gradient is that of the loss per token over all batches of the step, whichever process had
+them. So the step is the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.config import ModelConfig
+from xlsr_transducer.data.datamodule import Batch
+from xlsr_transducer.model.masking import drop_layers
+from xlsr_transducer.model.transducer import LossOptions
+from xlsr_transducer.training.distributed import Process
+from xlsr_transducer.training.metrics import LossSums
+from xlsr_transducer.training.optim import (
+    OptimOptions,
+    limit_gradient,
+    set_learning_rate,
+    set_trainable,
+)
+from xlsr_transducer.training.state import TrainingState, seed_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """What a step has to tell."""
+
+    sums: LossSums  # over all processes
+    grad_norm: float
+    rate: float  # base learning rate
+
+
+class Stepper:
+    """Takes the batches of a step one by one (``add``), then updates the weights (``update``)."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        config: ModelConfig,
+        optim: OptimOptions,
+        loss: LossOptions,
+        process: Process,
+        seed: int,
+        autocast_dtype: torch.dtype | None,
+        total_seconds: float,
+    ):
+        """
+        Args:
+          total_seconds: of audio in the whole training, which the schedule spans.
+        """
+        self.state, self.config, self.optim, self.loss = state, config, optim, loss
+        self.process, self.seed, self.total_seconds = process, seed, total_seconds
+        self.autocast_dtype = autocast_dtype
+        self.sums = LossSums()
+
+    def add(self, batch: Batch) -> None:
+        """Adds the gradient of a batch; one without utterances adds none."""
+        for line in batch.skipped:
+            logging.warning(f"skipped, cannot be read: {line}")
+        if not batch.ids:
+            return
+        progress = self.state.progress
+        set_trainable(self.state.model, self.optim, progress.step)
+        layerdrop = self.config.encoder.layerdrop
+        drop_layers(self.state.model.encoder.xlsr, layerdrop, self.seed, progress.step)
+        seed_batch(self.seed, progress.epoch, batch.place.index)
+        loss, sums = self._loss(batch.to(self.process.device))
+        self.state.scaler.scale(loss / max(batch.place.tokens, 1)).backward()
+        self.sums.merge(sums)
+
+    def update(self, last: Batch) -> StepReport:
+        """The update behind the step's last batch."""
+        state, progress = self.state, self.state.progress
+        sums, self.sums = self.sums, LossSums()
+        rate = set_learning_rate(
+            state.optimizer, self.optim, progress.seconds / self.total_seconds
+        )
+        self._divide(max(sums.tokens, 1) / max(last.place.tokens, 1))
+        state.scaler.unscale_(state.optimizer)
+        grad_norm = limit_gradient(state.model, self.optim)
+        if state.scaler.is_enabled() or torch.isfinite(torch.tensor(grad_norm)):
+            state.scaler.step(state.optimizer)
+        else:
+            logging.warning(f"step {progress.step}: gradient not finite, no update; {last.ids}")
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.batches += last.place.batches
+        progress.seconds += sums.seconds
+        return StepReport(sums, grad_norm, rate)
+
+    def _divide(self, divisor: float) -> None:
+        """Corrects the gradients by the share of the tokens that had a loss."""
+        if divisor != 1.0:
+            for parameter in self.state.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(divisor)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, LossSums]:
+        """The sum of the losses to go down, and the sums to report."""
+        dtype, progress = self.autocast_dtype, self.state.progress
+        chunk = self.config.streaming.draw(self.seed, progress.step)
+        with torch.autocast(self.process.device.type, dtype=dtype, enabled=dtype is not None):
+            losses = self.state.model(
+                batch.inputs,
+                batch.input_lens,
+                batch.tokens,
+                batch.token_lens,
+                self.loss,
+                chunk,
+            )
+        is_finite = torch.stack([torch.isfinite(x) for x in losses]).all(0)
+        if not bool(is_finite.all()):
+            named = [i for i, ok in zip(batch.ids, is_finite.tolist()) if not ok]
+            logging.warning(f"step {progress.step}: loss not finite, left out: {named}")
+        total = self.loss.weighted(losses, progress.step)
+        sums = LossSums()
+        sums.add(losses, is_finite, batch.token_lens, batch.seconds)
+        return torch.where(is_finite, total, torch.zeros_like(total)).sum(), sums

@@ -6,13 +6,9 @@ import torch
 from stream_driver import padded, serve, speech, tiny_encoder
 from torch import nn
 
+from xlsr_transducer.compat import has_fast_linear
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.cpu_inference import (
-    FastGroupedConv,
-    FastLinear,
-    has_fast_linear,
-    prepare_for_cpu,
-)
+from xlsr_transducer.model.cpu_inference import FastGroupedConv, FastLinear, prepare_for_cpu
 
 
 def test_swapped_network_gives_the_same_numbers_and_weights():
@@ -35,7 +31,7 @@ def test_layers_without_bias_and_other_shapes_of_input_work():
     for bias in (True, False):
         linear = nn.Linear(16, 24, bias=bias).eval()
         model = prepare_for_cpu(nn.Sequential(linear).eval())
-        for shape in ((16,), (3, 16), (2, 1, 5, 16), (0, 16)):
+        for shape in ((16,), (3, 16), (2, 1, 5, 16), (100, 16), (0, 16)):
             x = torch.randn(shape)
             with torch.inference_mode():
                 assert float((model(x) - linear(x)).abs().sum()) < 1e-4

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlsr_transducer.compat import fast_linear, has_fast_linear
 from xlsr_transducer.model.wav2vec2_layers import PositionalConv
 
 MOST_ROWS = 48  # outputs of all streams, above which the convolution is faster
@@ -24,10 +25,12 @@ class FastLinear(nn.Module):
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
+        self._linear = fast_linear(linear.weight.detach(), linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., E)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        return self._linear(rows).view(x.shape[:-1] + self.weight.shape[:1])
 
 
 class FastGroupedConv(nn.Module):
@@ -52,12 +55,6 @@ class FastGroupedConv(nn.Module):
         out = torch.baddbmm(self.bias.view(self.groups, 1, group_width), rows, weight)
         out = out.view(self.groups, batch, frames, group_width).permute(1, 0, 3, 2)
         return out.reshape(batch, width, frames)
-
-
-def has_fast_linear() -> bool:
-    """Whether this PyTorch has oneDNN and lets us call it."""
-    mkldnn = torch.backends.mkldnn
-    return mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def prepare_for_cpu(model: nn.Module) -> nn.Module:

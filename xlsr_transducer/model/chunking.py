@@ -114,7 +114,7 @@ def attention_mask(
             return None
         return is_key.unsqueeze(1).unsqueeze(1)
     seen = chunk_mask(num_frames, chunk_size, left_context_chunks, sink_size, lens.device)
-    itself = torch.eye(num_frames, dtype=torch.bool, device=lens.device)
+    itself = frames.unsqueeze(1) == frames
     return ((seen & is_key.unsqueeze(1)) | itself).unsqueeze(1)
 
 

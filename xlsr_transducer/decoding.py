@@ -26,18 +26,14 @@ from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, 
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeOptions:
-    """Decoding."""
+class ChunkOptions:
+    """What each frame sees."""
 
-    data_dir: Path = option(Path("data"), "what prepare.sh wrote")
-    split: str = option("", "splits to decode, such as val,test (default: all but training)")
-    manifest: Path | None = option(None, "decode this lhotse cut manifest instead of splits")
     decode_chunk_len: int | None = option(
         None, "chunk size in XLSR frames (20 ms); -1: whole utterance (default: the model's)"
     )
     left_context_chunks: int | None = option(None, "earlier chunks seen (default: the model's)")
     attention_sink_size: int | None = option(None, "first frames seen (default: the model's)")
-    num_workers: int = option(2, "processes that read audio")
 
     def chunk(self, config: ModelConfig) -> ChunkSettings:
         """What each frame may see: the model's setting, changed by what was given.
@@ -68,6 +64,16 @@ class DecodeOptions:
         elif chunk not in config.streaming.all_settings():
             logging.warning(f"the model was not trained with {chunk.describe()}")
         return chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions(ChunkOptions):
+    """Decoding."""
+
+    data_dir: Path = option(Path("data"), "what prepare.sh wrote")
+    split: str = option("", "splits to decode, such as val,test (default: all but training)")
+    manifest: Path | None = option(None, "decode this lhotse cut manifest instead of splits")
+    num_workers: int = option(2, "processes that read audio")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from xlsr_transducer.errors import UserError
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"
 WORD_START = "\u2581"  # sentencepiece writes a word's leading space as this
+UNK_TEXT = " \u2047 "  # and an unknown token in texts as this
 
 
 class Tokenizer:
@@ -78,6 +79,13 @@ class Tokenizer:
         """Writes tokens.txt."""
         lines = [f"{token} {i}\n" for i, token in enumerate(self.tokens)]
         Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def text_of(tokens: Iterable[str]) -> str:
+    """``Tokenizer.decode`` without a BPE model, from the tokens themselves."""
+    spoken = [t for t in tokens if t not in (BLANK, SOS_EOS)]
+    pieces = [UNK_TEXT if t == UNK else t for t in spoken]
+    return " ".join("".join(pieces).replace(WORD_START, " ").split())
 
 
 def read_tokens(path: str | Path) -> list[str]:

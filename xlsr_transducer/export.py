@@ -1,0 +1,100 @@
+"""Writes a trained model in the formats of other programs, each checked against the checkpoint:
+``python -m xlsr_transducer.export --exp-dir exp --jit 1``.
+
+Every file is loaded again in a fresh process and run on audio; one whose encoder output or text
+is not the checkpoint's is deleted, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.decoding import ChunkOptions
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.exporting.formats import FormatOptions, Job, chosen_formats
+from xlsr_transducer.exporting.parity import (
+    Reference,
+    Verdict,
+    built_in_audio,
+    check,
+    format_table,
+)
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out-dir", type=Path, help="where the files go (default: --exp-dir)")
+    parser.add_argument(
+        "--wav", type=Path, nargs="+", default=[], help="audio to compare on (default: built in)"
+    )
+    for cls in (CheckpointOptions, ChunkOptions, FormatOptions):
+        add_options(parser, cls)
+    return parser
+
+
+def load_job(
+    checkpoint: CheckpointOptions, chunk_options: ChunkOptions, formats: FormatOptions
+) -> Job:
+    """The model as it is exported: plain layers on the CPU, without gradients."""
+    loaded = load_model(checkpoint)
+    chunk = chunk_options.chunk(loaded.config)
+    if not chunk.is_full_context:
+        if not isinstance(loaded.model.encoder, StreamingXLSREncoder):
+            loaded = load_model(checkpoint, streaming=True)
+        loaded.model.encoder.set_chunk(chunk)
+    loaded.model.requires_grad_(False)
+    return Job(loaded, chunk, checkpoint.describe(), checkpoint.exp_dir, formats)
+
+
+def export(job: Job, out_dir: Path, reference: Reference) -> list[Verdict]:
+    """Writes and checks all formats; what passes is put into ``out_dir``."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    verdicts = []
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out_dir) as scratch:
+        for number, write in enumerate(chosen_formats(job.options)):
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            for artifact in write(job, folder):
+                logging.info(f"checking {', '.join(artifact.files)} in a fresh process")
+                verdict = check(artifact, folder, reference)
+                verdicts.append(verdict)
+                for name in artifact.files if verdict.is_passed else ():
+                    os.replace(folder / name, out_dir / name)
+        tokens = Path(scratch) / "tokens.txt"
+        job.loaded.tokenizer.write_tokens(tokens)
+        os.replace(tokens, out_dir / tokens.name)
+        bpe = Path(scratch) / "bpe.model"
+        bpe.write_bytes(job.loaded.tokenizer.to_bytes())
+        os.replace(bpe, out_dir / bpe.name)
+    return verdicts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    checkpoint, chunk, formats = (
+        from_args(cls, args) for cls in (CheckpointOptions, ChunkOptions, FormatOptions)
+    )
+    waves = [torch.from_numpy(read_audio(path)) for path in args.wav] or built_in_audio()
+    job = load_job(checkpoint, chunk, formats)
+    verdicts = export(job, args.out_dir or checkpoint.exp_dir, Reference(job.loaded, waves))
+    print(format_table(verdicts))
+    failed = [name for v in verdicts if not v.is_passed for name in v.artifact.files]
+    if failed:
+        print(f"deleted, as they do not give what the checkpoint gives: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

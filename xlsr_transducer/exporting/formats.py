@@ -1,0 +1,69 @@
+"""What every export format is made of, and the list of formats.
+
+A format is a module of this room with ``write(job, folder)``, which writes files into an empty
+folder and returns an ``Artifact`` for each set of files that only work together. An artifact
+names the function that runs those files again: ``parity.py`` calls it in a fresh process and
+compares what it gives with the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from xlsr_transducer.inference import Output
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.options import option
+from xlsr_transducer.training.checkpoint import LoadedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatOptions:
+    """Formats."""
+
+    pretrained: bool = option(True, "write pretrained.pt, a checkpoint without what trains")
+    jit: bool = option(False, "write cpu_jit.pt, and jit_script_chunk_*.pt of a streaming model")
+
+
+# The option that asks for a format, and the module that writes it.
+FORMATS = {
+    "pretrained": "xlsr_transducer.exporting.pretrained",
+    "jit": "xlsr_transducer.exporting.torchscript",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is exported."""
+
+    loaded: LoadedModel  # float32 on the CPU, in evaluation mode, with PyTorch's own layers
+    chunk: ChunkSettings  # what each frame sees; full context for a full-context model
+    name: str  # of the weights, for file names: epoch-30-avg-9
+    exp_dir: Path
+    options: FormatOptions
+
+
+# Gives the outputs for utterances, (n,) samples each, one by one; the files as absolute paths.
+Runner = Callable[[Sequence[Path], Sequence[Tensor]], list[Output]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """Files that only work together: put in place together if they pass, else deleted."""
+
+    files: tuple[str, ...]  # names in the folder
+    run: Runner  # a module's function, called in a fresh process
+    chunk: ChunkSettings  # what the checkpoint is to see when it is compared
+    is_streaming: bool = False  # compare with the checkpoint's chunk by chunk computation
+    tolerance: float = 0.0  # largest difference of the encoder output; 0: equal to the last bit
+    same_text: bool = True  # tokens and their frames must be equal
+
+
+def chosen_formats(options: FormatOptions) -> list[Callable[[Job, Path], list[Artifact]]]:
+    """The ``write`` functions of the formats asked for."""
+    modules = [module for name, module in FORMATS.items() if getattr(options, name)]
+    return [importlib.import_module(module).write for module in modules]

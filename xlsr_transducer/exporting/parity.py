@@ -1,0 +1,149 @@
+"""The check of every export: fresh process, the same audio, compared with the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.compat import load_tensors
+from xlsr_transducer.exporting.formats import Artifact, Runner
+from xlsr_transducer.inference import Output, recognise
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.pretrained import offline, streaming
+from xlsr_transducer.search import SearchOptions
+from xlsr_transducer.training.checkpoint import LoadedModel
+
+BUILT_IN_SECONDS = (0.02, 0.025, 0.7, 2.345, 5.0)  # the first is too short for any frame
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How an artifact compares with the checkpoint."""
+
+    artifact: Artifact
+    sizes: tuple[int, ...]  # of its files, in bytes
+    num_tokens: int  # that the checkpoint gives
+    num_different: int  # utterances with other tokens or frames
+    difference: float | None  # largest of any encoder output; None where the files give none
+    problem: str = ""  # why it failed; empty: passed
+
+    @property
+    def is_passed(self) -> bool:
+        return not self.problem
+
+
+def built_in_audio() -> list[Tensor]:
+    """Tones and noise of several lengths, the same every time; (n,) samples each."""
+    waves = []
+    for seed, seconds in enumerate(BUILT_IN_SECONDS):
+        time = torch.arange(int(seconds * 16000), dtype=torch.float64) / 16000
+        noise = torch.randn(len(time), generator=torch.Generator().manual_seed(seed))
+        level = 0.05 * (1.1 + torch.sin(2 * torch.pi * 1.7 * time))
+        chirp = torch.sin(2 * torch.pi * (150 + 250 * time) * time)
+        waves.append((level * (chirp + 0.5 * noise)).float())
+    return waves
+
+
+class Reference:
+    """The checkpoint's own outputs, for whole and for streamed audio."""
+
+    def __init__(self, loaded: LoadedModel, waves: Sequence[Tensor]):
+        self.loaded = loaded
+        self.waves = waves
+        self._known: dict[tuple[ChunkSettings, bool], list[Output]] = {}
+
+    def outputs(self, chunk: ChunkSettings, is_streaming: bool) -> list[Output]:
+        """One output per utterance; a streaming encoder has ``chunk`` set already."""
+        key = (chunk, is_streaming)
+        if key not in self._known:
+            model = streaming(self.loaded) if is_streaming else offline(self.loaded, chunk)
+            self._known[key] = list(recognise(model, self.waves, SearchOptions()))
+        return self._known[key]
+
+
+def check(artifact: Artifact, folder: Path, reference: Reference) -> Verdict:
+    """Runs an artifact in a fresh process and compares it with the checkpoint."""
+    expected = reference.outputs(artifact.chunk, artifact.is_streaming)
+    num_tokens = sum(len(e.tokens) for e in expected)
+    files = [folder / name for name in artifact.files]
+    sizes = tuple(f.stat().st_size for f in files)
+    found, problem = run_fresh(artifact.run, files, reference.waves)
+    if problem:
+        return Verdict(artifact, sizes, num_tokens, len(expected), None, problem)
+    pairs = list(zip(expected, found))
+    different = sum((e.tokens, e.frames) != (f.tokens, f.frames) for e, f in pairs)
+    difference = None
+    if all(f.encoder_out is not None for f in found):
+        difference = max(_difference(e.encoder_out, f.encoder_out) for e, f in pairs)
+    if different and artifact.same_text:
+        problem = f"{different} of {len(pairs)} utterances give other tokens"
+    if difference is not None and not difference <= artifact.tolerance:
+        problem = f"the encoder differs by {difference:.1e}, allowed: {artifact.tolerance:.1e}"
+    return Verdict(artifact, sizes, num_tokens, different, difference, problem)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    if a.numel() == b.numel() == 0:
+        return 0.0
+    if a.shape != b.shape:
+        return float("inf")
+    return float((a.double() - b.double()).abs().max())
+
+
+def run_fresh(
+    run: Runner, files: Sequence[Path], waves: Sequence[Tensor]
+) -> tuple[list[Output], str]:
+    """What ``run`` gives in a process of its own, or what went wrong there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        audio, result = Path(scratch) / "audio.pt", Path(scratch) / "result.pt"
+        torch.save(list(waves), audio)
+        command = [sys.executable, "-m", "xlsr_transducer.exporting.parity"]
+        command += [f"{run.__module__}:{run.__name__}", str(audio), str(result)]
+        done = subprocess.run(
+            [*command, *(str(f.resolve()) for f in files)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            return [], f"it does not run in a fresh process: {lines[-1]}"
+        return [Output(**values) for values in load_tensors(result)], ""
+
+
+def format_table(verdicts: Sequence[Verdict]) -> str:
+    """A plain text table, one line per file."""
+    rows = [("file", "size", "compared", "tokens", "max difference", "result")]
+    for v in verdicts:
+        for name, size in zip(v.artifact.files, v.sizes):
+            how = "chunk by chunk" if v.artifact.is_streaming else "whole utterances"
+            difference = "" if v.difference is None else f"{v.difference:.1e}"
+            cells = (name, f"{size / 1e6:.1f} MB", how, str(v.num_tokens), difference)
+            rows.append((*cells, v.problem or "equal"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def main(argv: Sequence[str]) -> None:
+    """The fresh process: MODULE:FUNCTION AUDIO RESULT FILES..."""
+    name, audio, result, *files = argv
+    module, function = name.split(":")
+    run: Runner = getattr(importlib.import_module(module), function)
+    outputs = run([Path(f) for f in files], load_tensors(audio))
+    torch.save([vars(output) for output in outputs], result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,30 @@
+"""``pretrained.pt``: weights, configuration and tokens, for every command of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from xlsr_transducer.exporting.formats import Artifact, Job
+from xlsr_transducer.inference import Output, recognise
+from xlsr_transducer.pretrained import PretrainedOptions, load
+from xlsr_transducer.search import SearchOptions
+from xlsr_transducer.training.checkpoint import model_content, save_atomically
+
+NAME = "pretrained.pt"
+
+
+def write(job: Job, folder: Path) -> list[Artifact]:
+    """Writes the file into ``folder``."""
+    loaded = job.loaded
+    weights = loaded.model.state_dict()
+    save_atomically(model_content(loaded.config, loaded.tokenizer, weights), folder / NAME)
+    return [Artifact((NAME,), run, loaded.config.streaming.default())]
+
+
+def run(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
+    """Runs the file as ``python -m xlsr_transducer.pretrained`` does."""
+    recogniser = load(PretrainedOptions(files[0]))
+    return list(recognise(recogniser, waves, SearchOptions()))

@@ -1,0 +1,161 @@
+"""What goes into TorchScript files: modules that keep the call contracts of k2's servers.
+
+sherpa calls an offline transducer as ``encoder.forward(x, x_lens)``, and a streaming one, by
+the name of its encoder's class, as it calls a streaming zipformer; see docs/deploy.md. Both
+take samples at 16 kHz: as (N, n), as (N, n, 1), or framed, (N, n / 160, 160), which servers
+that know features only can carry. Letters: N batch, n samples, T encoder frames, E width of
+the encoder, L layers, H heads, P cached frames, C chunk size in XLSR frames.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
+from xlsr_transducer.model.transducer import Transducer
+
+
+
+def as_samples(x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    """(N, n) samples and their numbers from any of the shapes that servers can carry.
+
+    Anything else comes from a server that warms up with made-up features: silence.
+    """
+    if x.dim() == 2:
+        return x, lens
+    width = x.shape[2]
+    if width == 1 or width == 160:
+        return x.flatten(1), lens * width
+    return torch.zeros(x.shape[0], x.shape[1] * 160, device=x.device), lens * 160
+
+
+class OfflineEncoder(nn.Module):
+    """Whole utterances, each frame seeing what ``chunk`` lets it see."""
+
+    def __init__(self, encoder: XLSREncoder, chunk: ChunkSettings):
+        super().__init__()
+        self.encoder = encoder
+        self.chunk_size = chunk.chunk_size
+        self.left_context_chunks = chunk.left_context_chunks
+        self.attention_sink_size = chunk.attention_sink_size
+
+    def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """Samples and int64 lengths -> (N, T, E) and int64 lengths (N,).
+
+        What lies beyond a length does not matter.
+        """
+        x, x_lens = as_samples(x, x_lens)
+        return self.encoder(
+            x, x_lens, self.chunk_size, self.left_context_chunks, self.attention_sink_size
+        )
+
+
+class StreamingEncoderModel(nn.Module):
+    """Chunk by chunk; servers know by this name how to call it.
+
+    A window has 2 C + 1 frames of 10 ms, the next one begins 2 C frames later: a stream's
+    first window holds the 80 samples more that its first frame sees, and in the others they
+    are passed over.
+    """
+
+    def __init__(self, encoder: StreamingXLSREncoder):
+        super().__init__()
+        self.encoder = encoder
+        self.chunk_size = encoder.chunk_size
+        self.pad_length = 1
+        self.left_context_chunks = encoder.left_context_chunks
+        self.attention_sink_size = encoder.attention_sink_size
+        self.head = encoder.xlsr.head
+        self.chunk_samples = encoder.chunk_size * encoder.xlsr.hop
+
+    @torch.jit.export
+    def get_init_states(
+        self,
+        batch_size: int = 1,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  as TorchScript wants it
+    ) -> List[Tensor]:
+        """The states of streams that have heard nothing."""
+        return pack_states(self.encoder.get_init_states(batch_size, device))
+
+    def forward(
+        self, features: Tensor, feature_lengths: Tensor, states: Optional[List[Tensor]] = None
+    ) -> Tuple[Tensor, Tensor, List[Tensor]]:
+        """The next window of each stream, or whole utterances where no states are given.
+
+        Args:
+          features: samples in any of the shapes; a window's missing end may be left out.
+          feature_lengths: (N,) int64, what is valid; a window that is not full is the last.
+
+        Returns:
+          (N, T, E); lengths (N,) int64; the new states.
+        """
+        x, lens = as_samples(features, feature_lengths)
+        if states is None:
+            out, out_lens = self.encoder(
+                x, lens, self.chunk_size, self.left_context_chunks, self.attention_sink_size
+            )
+            nothing: List[Tensor] = []
+            return out, out_lens, nothing
+        x = F.pad(x, (0, max(self.head + self.chunk_samples - x.shape[1], 0)))
+        state = unpack_states(states)
+        is_first = (state.xlsr.done == 0).unsqueeze(1)
+        tail = torch.where(is_first, x[:, : self.head].to(state.xlsr.tail.dtype), state.xlsr.tail)
+        heard = state.xlsr
+        heard = Wav2Vec2State(heard.done, heard.stats, tail, heard.history, heard.cache)
+        out, out_lens, state = self.encoder.streaming_forward(
+            x[:, self.head : self.head + self.chunk_samples],
+            (lens - self.head).clamp(0, self.chunk_samples),
+            EncoderState(heard, state.adapter),
+        )
+        return out, out_lens, pack_states(state)
+
+    @torch.jit.export
+    def streaming_forward(
+        self, x: Tensor, x_lens: Tensor, states: List[Tensor]
+    ) -> Tuple[Tensor, Tensor, List[Tensor]]:
+        """``forward`` with states, under the name that it has in this project."""
+        return self.forward(x, x_lens, states)
+
+
+def pack_states(state: EncoderState) -> List[Tensor]:
+    """The tensors of a state, laid out as a streaming zipformer's are.
+
+    Six tensors per layer, the batch in dimension 1 of the first four and 0 of the others, then
+    two with the batch in dimension 0; servers join and part streams by that.
+    """
+    heard = state.xlsr
+    batch = heard.done.shape[0]
+    packed: List[Tensor] = []
+    for layer in heard.cache.unbind(1):
+        empty = layer.new_zeros(batch, 0)
+        packed += [layer[:, 0].transpose(0, 1), layer[:, 1].transpose(0, 1)]  # (H, N, P, D / H)
+        packed += [empty.t(), empty.t(), empty, empty]
+    packed[4], packed[5] = heard.history, state.adapter
+    return packed + [torch.cat((heard.stats, heard.tail.double()), dim=1), heard.done]
+
+
+def unpack_states(packed: List[Tensor]) -> EncoderState:
+    """What ``pack_states`` packed."""
+    layers: List[Tensor] = []
+    for i in range((len(packed) - 2) // 6):
+        keys, values = packed[6 * i].transpose(0, 1), packed[6 * i + 1].transpose(0, 1)
+        layers.append(torch.stack((keys, values), dim=1))
+    stats, tail = packed[-2][:, :2], packed[-2][:, 2:].float()
+    cache = torch.stack(layers, dim=1)
+    return EncoderState(Wav2Vec2State(packed[-1], stats, tail, packed[4], cache), packed[5])
+
+
+class ScriptedTransducer(nn.Module):
+    """Encoder, decoder and joiner side by side, without what only training needs."""
+
+    def __init__(self, encoder: nn.Module, model: Transducer):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = model.decoder
+        self.joiner = model.joiner

@@ -1,0 +1,47 @@
+"""``cpu_jit.pt``, and ``jit_script_chunk_C_left_L.pt`` of a model that streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.exporting.formats import Artifact, Job
+from xlsr_transducer.exporting.scripted import (
+    OfflineEncoder,
+    ScriptedTransducer,
+    StreamingEncoderModel,
+)
+from xlsr_transducer.inference import Output, recognise
+from xlsr_transducer.jit_pretrained import load
+from xlsr_transducer.jit_pretrained_streaming import load as load_streaming
+from xlsr_transducer.search import SearchOptions
+
+OFFLINE = "cpu_jit.pt"
+
+
+def write(job: Job, folder: Path) -> list[Artifact]:
+    """Writes the files into ``folder``."""
+    model = job.loaded.model
+    offline = ScriptedTransducer(OfflineEncoder(model.encoder, job.chunk), model)
+    torch.jit.script(offline.eval()).save(str(folder / OFFLINE))
+    artifacts = [Artifact((OFFLINE,), run_offline, job.chunk)]
+    if not job.chunk.is_full_context:
+        chunk = job.chunk
+        name = f"jit_script_chunk_{chunk.chunk_size}_left_{chunk.left_context_chunks}.pt"
+        streaming = ScriptedTransducer(StreamingEncoderModel(model.encoder), model)
+        torch.jit.script(streaming.eval()).save(str(folder / name))
+        artifacts.append(Artifact((name,), run_streaming, chunk, is_streaming=True))
+    return artifacts
+
+
+def run_offline(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
+    """Runs ``cpu_jit.pt``."""
+    return list(recognise(load(files[0]), waves, SearchOptions()))
+
+
+def run_streaming(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
+    """Runs ``jit_script_chunk_*.pt``."""
+    return list(recognise(load_streaming(files[0]), waves, SearchOptions()))

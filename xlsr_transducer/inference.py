@@ -1,0 +1,122 @@
+"""What the commands share that recognise files with an exported model and nothing else:
+``pretrained``, ``jit_pretrained``, ``jit_pretrained_streaming``, ``jit_trace_pretrained``.
+
+Neither this nor what it imports needs lhotse, k2 or anything of training. Letters: n samples,
+T encoder frames, E width of the encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlsr_transducer.compat import repeatable
+from xlsr_transducer.data.audio_file import read_audio_file
+from xlsr_transducer.data.tokenizer import read_tokens, text_of
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.options import add_options, from_args, str2bool
+from xlsr_transducer.search import SearchOptions, make_search
+
+FRAME_SECONDS = 0.04  # of an encoder frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Recogniser:
+    """An exported model, whatever file it came from."""
+
+    encode: Callable[[Tensor], Iterable[Tensor]]  # (n,) samples -> (T, E), whole or in pieces
+    decoder: nn.Module
+    joiner: nn.Module
+    tokens: Sequence[str] = ()  # may be left out where no text is asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a model says to one utterance."""
+
+    tokens: list[int]
+    frames: list[int]  # the encoder frame of each token
+    encoder_out: Tensor | None = None  # (T, E), where the files give it
+
+
+def recognise(
+    recogniser: Recogniser, waves: Iterable[Tensor], options: SearchOptions
+) -> Iterator[Output]:
+    """Searches utterances, (n,) samples at 16 kHz each, one by one."""
+    search = make_search(options, recogniser.decoder, recogniser.joiner)
+    for wave in waves:
+        with torch.no_grad(), repeatable():
+            state, pieces = search.init_state(1), []
+            for piece in recogniser.encode(wave):
+                pieces.append(piece)
+                lens = torch.tensor([len(piece)])
+                state = search.advance(piece.unsqueeze(0), lens, state)
+        best = search.results(state)[0]
+        yield Output(best.tokens, best.frames, torch.cat(pieces) if pieces else torch.zeros(0, 0))
+
+
+def run(
+    argv: Sequence[str] | None, about: str, options: type, load: Callable[[Any], Recogniser]
+) -> None:
+    """A command: prints a line per file, its name, a tab and its text.
+
+    Args:
+      about: what the command is for.
+      options: the dataclass of options that ``load`` takes.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("wavs", nargs="+", type=Path, help="wav, flac, ogg or mp3, of any rate")
+    parser.add_argument(
+        "--timestamps", type=str2bool, default=False, help="print the tokens with their seconds"
+    )
+    for cls in (options, SearchOptions):
+        add_options(parser, cls)
+    parser.add_argument(
+        "--method", dest="decoding_method", default=argparse.SUPPRESS, help="the same"
+    )
+    args = parser.parse_args(argv)
+    search_options = from_args(SearchOptions, args)
+    recogniser = load(from_args(options, args))
+    waves = (torch.from_numpy(read_audio_file(path)) for path in args.wavs)
+    for path, output in zip(args.wavs, recognise(recogniser, waves, search_options)):
+        tokens = [recogniser.tokens[i] for i in output.tokens]
+        line = f"{path}\t{text_of(tokens)}"
+        if args.timestamps:
+            times = [f"{frame * FRAME_SECONDS:.2f} {t}" for frame, t in zip(output.frames, tokens)]
+            line += "\t" + " ".join(times)
+        print(line, flush=True)
+
+
+def tokens_beside(model: Path, tokens: Path | None) -> list[str]:
+    """The tokens in the file ``tokens``, by default in tokens.txt beside the model.
+
+    Raises:
+      UserError: there is no such file, or it is broken.
+    """
+    path = tokens or model.parent / "tokens.txt"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the tokens of the model with --tokens")
+    return read_tokens(path)
+
+
+def load_script(path: Path) -> torch.jit.ScriptModule:
+    """A TorchScript file on the CPU.
+
+    Raises:
+      UserError: it is missing, damaged or no TorchScript.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return torch.jit.load(str(path), map_location="cpu").eval()
+    except (RuntimeError, ValueError, EOFError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{path}: no TorchScript file, or damaged ({reason}); export it again"
+        ) from e

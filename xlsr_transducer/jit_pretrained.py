@@ -1,0 +1,60 @@
+"""Recognises audio files with cpu_jit.pt:
+``python -m xlsr_transducer.jit_pretrained --nn-model-filename exp/cpu_jit.pt a.wav b.flac``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.inference import Recogniser, load_script, run, tokens_beside
+from xlsr_transducer.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptOptions:
+    """Model."""
+
+    nn_model_filename: Path = option(Path("exp/cpu_jit.pt"), "what export --jit 1 wrote")
+    tokens: Path | None = option(None, "tokens.txt (default: the one beside the model)")
+
+
+def load_transducer(path: Path) -> torch.jit.ScriptModule:
+    """A TorchScript file with an encoder, a decoder and a joiner.
+
+    Raises:
+      UserError: it is none.
+    """
+    model = load_script(path)
+    missing = [name for name in ("encoder", "decoder", "joiner") if not hasattr(model, name)]
+    if missing:
+        raise UserError(f"{path}: has no {missing[0]}; give a file that export --jit 1 wrote")
+    return model
+
+
+def load(path: Path, tokens: Sequence[str] = ()) -> Recogniser:
+    """The model in a cpu_jit.pt."""
+    model = load_transducer(path)
+
+    def encode(wave: Tensor) -> Iterator[Tensor]:
+        out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
+        yield out[0, : lens[0]]
+
+    return Recogniser(encode, model.decoder, model.joiner, tokens)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    def load_both(options: ScriptOptions) -> Recogniser:
+        path = options.nn_model_filename
+        return load(path, tokens_beside(path, options.tokens))
+
+    run(argv, __doc__.splitlines()[0], ScriptOptions, load_both)
+
+
+if __name__ == "__main__":
+    run_command(main)

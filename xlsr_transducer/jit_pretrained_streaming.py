@@ -1,0 +1,72 @@
+"""Recognises audio files chunk by chunk, as a live server does, with jit_script_chunk_*.pt:
+``python -m xlsr_transducer.jit_pretrained_streaming --nn-model-filename FILE a.wav b.flac``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.inference import Recogniser, run, tokens_beside
+from xlsr_transducer.jit_pretrained import load_transducer
+from xlsr_transducer.options import option
+
+FRAME = 160  # samples: chunk_size and pad_length count 20 ms and 10 ms
+SHORTEST = 400  # samples that give a frame
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptOptions:
+    """Model."""
+
+    nn_model_filename: Path = option(
+        Path("exp/jit_script_chunk_32_left_2.pt"), "what export --jit 1 wrote"
+    )
+    tokens: Path | None = option(None, "tokens.txt (default: the one beside the model)")
+
+
+def windows(wave: Tensor, chunk_size: int, pad_length: int) -> Iterator[tuple[Tensor, int]]:
+    """What a streaming encoder takes, one after the other: (n,), and how much of it is valid."""
+    shift = 2 * chunk_size * FRAME
+    size = shift + pad_length * FRAME
+    for start in range(0, len(wave) - SHORTEST + 1, shift):
+        window = wave[start : start + size]
+        yield F.pad(window, (0, size - len(window))), len(window)
+
+
+def load(path: Path, tokens: Sequence[str] = ()) -> Recogniser:
+    """The model in a jit_script_chunk_*.pt.
+
+    Raises:
+      UserError: the file's model does not stream.
+    """
+    model = load_transducer(path)
+    encoder = model.encoder
+    if not hasattr(encoder, "get_init_states"):
+        raise UserError(f"{path}: does not stream; use jit_pretrained for it")
+
+    def encode(wave: Tensor) -> Iterator[Tensor]:
+        states = encoder.get_init_states(1)
+        for window, valid in windows(wave, encoder.chunk_size, encoder.pad_length):
+            out, lens, states = encoder(window.unsqueeze(0), torch.tensor([valid]), states)
+            yield out[0, : lens[0]]
+
+    return Recogniser(encode, model.decoder, model.joiner, tokens)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    def load_both(options: ScriptOptions) -> Recogniser:
+        path = options.nn_model_filename
+        return load(path, tokens_beside(path, options.tokens))
+
+    run(argv, __doc__.splitlines()[0], ScriptOptions, load_both)
+
+
+if __name__ == "__main__":
+    run_command(main)

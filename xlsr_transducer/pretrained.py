@@ -1,0 +1,84 @@
+"""Recognises audio files with pretrained.pt, or any checkpoint:
+``python -m xlsr_transducer.pretrained --checkpoint exp/pretrained.pt a.wav b.flac``.
+
+A streaming model sees what it would see live. ``export`` compares every format with this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.data.stream_buffer import AudioBuffer
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.inference import Recogniser, run
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.options import option
+from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedOptions:
+    """Model."""
+
+    checkpoint: Path = option(Path("exp/pretrained.pt"), "what export wrote")
+
+
+def offline(loaded: LoadedModel, chunk: ChunkSettings) -> Recogniser:
+    """A model that hears whole utterances."""
+    model, settings = loaded.model, dataclasses.astuple(chunk)
+
+    def encode(wave: Tensor) -> Iterator[Tensor]:
+        out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]), *settings)
+        yield out[0, : lens[0]]
+
+    return Recogniser(encode, model.decoder, model.joiner, loaded.tokenizer.tokens)
+
+
+def streaming(loaded: LoadedModel) -> Recogniser:
+    """A model with a streaming encoder that hears chunk after chunk."""
+    model = loaded.model
+    return Recogniser(
+        lambda wave: encode_chunks(model.encoder, wave),
+        model.decoder,
+        model.joiner,
+        loaded.tokenizer.tokens,
+    )
+
+
+def encode_chunks(encoder: StreamingXLSREncoder, wave: Tensor) -> Iterator[Tensor]:
+    """(n,) samples -> (T, E) of each chunk, with the state carried along."""
+    hop, head = encoder.xlsr.hop, encoder.xlsr.head
+    buffer = AudioBuffer(encoder.chunk_size * hop, hop, head)
+    buffer.add(wave)
+    buffer.finish()
+    first = buffer.pop_head()
+    if first is None:
+        return
+    state = encoder.get_init_states(1, wave.device)
+    state.xlsr.tail[0] = first
+    while buffer.has_chunk():
+        samples, valid = buffer.pop_chunk()
+        out, lens, state = encoder.streaming_forward(
+            samples.unsqueeze(0), torch.tensor([valid]), state
+        )
+        yield out[0, : lens[0]]
+
+
+def load(options: PretrainedOptions) -> Recogniser:
+    """The model in a checkpoint, with the chunk settings that it was validated with."""
+    loaded = load_model(CheckpointOptions(checkpoint=options.checkpoint))
+    return offline(loaded, loaded.config.streaming.default())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run(argv, __doc__.splitlines()[0], PretrainedOptions, load)
+
+
+if __name__ == "__main__":
+    run_command(main)

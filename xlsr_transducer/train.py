@@ -27,7 +27,7 @@ from xlsr_transducer.options import add_options, from_args, str2bool
 from xlsr_transducer.training.checkpoint import read_checkpoint, save_below_cut
 from xlsr_transducer.training.distributed import this_process
 from xlsr_transducer.training.loop import LoopOptions, Trainer
-from xlsr_transducer.training.optim import OptimOptions
+from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 
 OPTION_GROUPS = (
     DataOptions,
@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     _keep_settings(loop.exp_dir, config, data_options, loop, optim, loss)
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
+    prepare_lora(model, optim)
     save_below_cut(xlsr, config, loop.exp_dir)
     data = DataModule(data_options, folder, tokenizer)
     splits = load_splits(data_options.data_dir)

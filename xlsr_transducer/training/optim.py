@@ -11,6 +11,7 @@ from torch import nn
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.options import option
+from xlsr_transducer.training.lora import add_lora
 from xlsr_transducer.training.scaled_adam import ScaledAdam
 from xlsr_transducer.training.schedules import eden, tri_stage
 
@@ -69,6 +70,10 @@ class OptimOptions:
     )
     freeze_encoder_steps: int = option(0, "steps before XLSR's layers are trained too")
     trainable_layers: int = option(-1, "top layers of XLSR that are trained; -1: all, 0: none")
+    lora_rank: int = option(
+        0, "train only products of two matrices of this rank in XLSR's attention; 0: all weights"
+    )
+    lora_alpha: float | None = option(None, "LoRA's scale times its rank (twice the rank)")
 
     def __post_init__(self) -> None:
         for name in {name for defaults in DEFAULTS.values() for name in defaults}:
@@ -80,6 +85,7 @@ class OptimOptions:
                 flag = "--" + name.replace("_", "-")
                 raise UserError(f"{flag} {given} does not apply to --optimizer {self.optimizer}")
         self._check_ranges()
+        self._check_lora()
 
     def _check_ranges(self) -> None:
         if not 0 < self.layer_lr_decay <= 1:
@@ -97,6 +103,16 @@ class OptimOptions:
                 f"--warmup-fraction {self.warmup_fraction} and --hold-fraction {hold} must be "
                 "shares of one training"
             )
+
+    def _check_lora(self) -> None:
+        if self.lora_rank < 0:
+            raise UserError(f"--lora-rank {self.lora_rank}: must be at least 0")
+        if self.lora_rank == 0 and self.lora_alpha is not None:
+            raise UserError(f"--lora-alpha {self.lora_alpha} needs --lora-rank")
+        if self.lora_rank > 0 and self.trainable_layers == 0:
+            raise UserError(f"--lora-rank {self.lora_rank} contradicts --trainable-layers 0")
+        if self.lora_rank > 0 and self.lora_alpha is None:
+            object.__setattr__(self, "lora_alpha", 2.0 * self.lora_rank)
 
     def rate_factor(self, progress: float) -> float:
         """The schedule's factor of the rate when a share ``progress`` of the data is seen."""
@@ -124,12 +140,33 @@ def set_trainable(model: Transducer, options: OptimOptions, step: int) -> None:
 def _is_trained(name: str, model: Transducer, options: OptimOptions) -> bool:
     if name.startswith("feature_extractor."):
         return False
+    if options.lora_rank > 0:
+        return ".lora_" in name
     if options.trainable_layers < 0:
         return True
     if name.startswith("encoder.layers."):
-        numbers = sorted(int(n) for n in model.encoder.xlsr.encoder.layers)
-        return int(name.split(".")[2]) in numbers[-options.trainable_layers :]
+        return name.split(".")[2] in _trained_layers(model, options)
     return _is_top_norm(name, model)
+
+
+def _trained_layers(model: Transducer, options: OptimOptions) -> dict[str, nn.Module]:
+    """The layers of XLSR, by number, that ``--trainable-layers`` asks for."""
+    layers = model.encoder.xlsr.encoder.layers if model.encoder.xlsr.has_layers else {}
+    first = 0 if options.trainable_layers < 0 else max(0, len(layers) - options.trainable_layers)
+    return dict(list(layers.items())[first:])
+
+
+def prepare_lora(model: Transducer, options: OptimOptions) -> None:
+    """Gives the trained layers of XLSR their small matrices, if ``--lora-rank`` asks for them."""
+    if options.lora_rank == 0:
+        return
+    layers = _trained_layers(model, options)
+    if not layers:
+        raise UserError(
+            f"--lora-rank {options.lora_rank}: the features come from the top of XLSR and leave "
+            "no layer to train; use features of --cut frontend"
+        )
+    add_lora(layers.values(), options.lora_rank, options.lora_alpha)
 
 
 def _is_top_norm(name: str, model: Transducer) -> bool:

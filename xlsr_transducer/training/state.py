@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.checkpoint import Weights
+from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.metrics import LossSums
 
 
@@ -64,6 +65,7 @@ class TrainingState:
             "step": self.progress.step,
             "progress": dataclasses.asdict(self.progress),
             "epoch_sums": dataclasses.asdict(self.epoch_sums),
+            "lora": lora_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -71,6 +73,7 @@ class TrainingState:
     def load(self, content: dict[str, Any]) -> None:
         """Takes over what a checkpoint holds."""
         self.model.load_state_dict(content["model"])
+        load_lora_state(self.model, content["lora"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         for name, value in content["model_avg"].items():

@@ -1,4 +1,4 @@
-"""The few differences between PyTorch 1.13 (the k2 environment) and current PyTorch."""
+"""What differs between environments: PyTorch 1.13 or a current one, with k2 or without."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Optional
 
 import torch
@@ -182,3 +183,20 @@ def grad_scaler(enabled: bool) -> Any:
     if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):
         return torch.amp.GradScaler("cuda", enabled=enabled)
     return torch.cuda.amp.GradScaler(enabled=enabled)
+
+
+def import_k2(wanted_by: str) -> ModuleType:
+    """The module k2.
+
+    Raises:
+      UserError: it does not import; names what is ``wanted_by``, and what to install.
+    """
+    try:
+        import k2
+    except Exception as e:  # a k2 built for another torch fails with more than ImportError
+        raise UserError(
+            f"{wanted_by}: k2 does not import ({type(e).__name__}: {e}); install the k2 wheel "
+            "made for this torch and CUDA (https://k2-fsa.github.io/k2/installation), or "
+            "Python 3.10 with requirements-k2.txt"
+        ) from e
+    return k2

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
+from xlsr_transducer.compat import import_k2
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.loss import rnnt_loss
 
@@ -45,15 +46,11 @@ def get_backend(name: str = "auto") -> LossBackend:
     if name == "torch":
         return _collect("torch", rnnt_loss)
     try:
-        import k2
-    except Exception as e:  # a k2 built for another torch fails with more than ImportError
+        k2 = import_k2("--loss-backend k2")
+    except UserError as e:
         if name == "auto":
             return _collect("torch", rnnt_loss)
-        raise UserError(
-            f"--loss-backend k2: k2 does not import ({type(e).__name__}: {e}); install the k2 "
-            "wheel made for this torch and CUDA (https://k2-fsa.github.io/k2/installation), or "
-            "Python 3.10 with requirements-k2.txt, or use --loss-backend torch"
-        ) from e
+        raise UserError(f"{e}, or use --loss-backend torch") from e
     return _collect("k2", k2)
 
 

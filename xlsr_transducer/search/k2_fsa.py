@@ -1,0 +1,142 @@
+"""Searches over k2's graphs and lattices; k2 is imported once one of them is made.
+
+k2 walks all streams along a graph, frame by frame, and gives the lattice of all paths that it
+kept. Its rules on the trivial graph, and what it makes of the last frame, are told in
+tests/golden/README.md. As the result is read off the lattice of whole utterances, the state
+of a stream is all that was heard of it.
+
+Letters: N streams, T frames, J joiner width, V tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from xlsr_transducer.compat import import_k2
+from xlsr_transducer.search.base import Search
+from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.options import SearchOptions
+
+NEVER = -float("inf")
+# Log-prob of all tokens but blank on a frame behind the last one.
+IMPOSSIBLE = -1e4
+
+
+@dataclass(frozen=True)
+class HeardState:
+    """Per stream: all its frames so far."""
+
+    frames: tuple[Tensor, ...]  # N of (T_n, J), the encoder side of the joiner
+
+
+class LatticeSearch(Search):
+    """The best path through the lattice; on the trivial graph k2's own fast_beam_search.
+
+    ``fast_beam_flavour`` says what becomes of the last frame, whose arcs k2 leaves out: with
+    'whole' that is one more frame, on which nothing but blank is possible; and if no path ends
+    where the graph does, the best of all is taken, as with 'partial'. With 'strict' there is
+    no result then. A token of the last frame is never found by 'strict' and 'partial'.
+    """
+
+    def __init__(
+        self, options: SearchOptions, decoder: nn.Module, joiner: nn.Module, graph: Any = None
+    ):
+        """``graph``: a k2.Fsa over tokens with ``lm_scores``; by default the trivial one.
+
+        Raises:
+          UserError: k2 does not import.
+        """
+        super().__init__(options, decoder, joiner)
+        self.k2 = import_k2(f"--decoding-method {options.decoding_method}")
+        if graph is None:
+            graph = self.k2.trivial_graph(decoder.vocab_size - 1)
+            graph.lm_scores = graph.scores.clone()
+        self.graph = graph.to(self._device())
+
+    def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> HeardState:
+        """The state of ``num_streams`` streams before their first frame."""
+        weight = self.joiner.encoder_proj.weight
+        nothing = torch.zeros(0, len(weight), device=device, dtype=weight.dtype)
+        return HeardState((nothing,) * num_streams)
+
+    @torch.no_grad()
+    def advance(
+        self, encoder_out: Tensor, encoder_out_lens: Tensor, state: HeardState
+    ) -> HeardState:
+        """Consumes the next frames of each stream (see ``Search.advance``)."""
+        encoder_side = self._project_encoder(encoder_out, encoder_out_lens)
+        pieces = zip(state.frames, encoder_side, encoder_out_lens.tolist())
+        return HeardState(tuple(torch.cat([old, new[:n]]) for old, new, n in pieces))
+
+    @torch.no_grad()
+    def nbest(self, state: HeardState, n: int) -> list[list[Hypothesis]]:
+        """Up to ``n`` hypotheses per stream, best first; there is one unless paths are drawn."""
+        heard = [i for i, frames in enumerate(state.frames) if len(frames)]
+        found = [[Hypothesis()] for _ in state.frames]
+        if heard:
+            hyps = self._read(self.lattice([state.frames[i] for i in heard]))
+            for i, best in zip(heard, hyps):
+                found[i] = best[:n] or [Hypothesis(score=NEVER, norm_score=NEVER)]
+        return found
+
+    def lattice(self, frames: Sequence[Tensor]) -> Any:
+        """k2's lattices, an FsaVec, of streams of (T_n, J) frames, T_n at least 1.
+
+        Every arc is a frame, and the last one leads to the final state: arc t of a path has
+        the token of frame t as its label, or 0.
+        """
+        k2, options = self.k2, self.options
+        is_whole = options.fast_beam_flavour == "whole"
+        lens = torch.tensor([len(f) for f in frames], device=self.graph.device)
+        encoder_side = F.pad(pad_sequence(list(frames), batch_first=True), (0, 0, 0, is_whole))
+        config = k2.RnntDecodingConfig(
+            vocab_size=self.decoder.vocab_size,
+            decoder_history_len=self.context_size,
+            beam=options.beam,
+            max_states=options.max_states,
+            max_contexts=options.max_contexts,
+        )
+        parts = [k2.RnntDecodingStream(self.graph) for _ in frames]
+        streams = k2.RnntDecodingStreams(parts, config)
+        for t in range(encoder_side.shape[1]):
+            shape, contexts = streams.get_contexts()
+            row = shape.row_ids(1).long()
+            decoder_side = self._project_context(contexts.long())
+            log_probs = self._log_probs(encoder_side[row, t], decoder_side).float()
+            if is_whole:
+                is_over = lens[row] <= t
+                log_probs[is_over] = IMPOSSIBLE
+                log_probs[is_over, self.blank_id] = 0
+            streams.advance(log_probs)
+        streams.terminate_and_flush_to_streams()
+        num_frames = (lens + is_whole).tolist()
+        return streams.format_output(num_frames, options.fast_beam_flavour != "strict")
+
+    def _read(self, lattice: Any) -> list[list[Hypothesis]]:
+        """The hypotheses of each stream, best first; none where no path ends."""
+        best = self.k2.shortest_path(lattice, use_double_scores=True)
+        scores = best.get_tot_scores(use_double_scores=True, log_semiring=False)
+        return [
+            [self._hypothesis(path, score)] if path.num_arcs else []
+            for path, score in zip((best[i] for i in range(len(scores))), scores.tolist())
+        ]
+
+    def _hypothesis(self, path: Any, score: float) -> Hypothesis:
+        """What a linear lattice says."""
+        labels = path.labels.tolist()
+        log_probs = (path.scores - path.lm_scores).tolist()
+        frames = [t for t, token in enumerate(labels) if token > 0]
+        return Hypothesis(
+            tokens=[labels[t] for t in frames],
+            frames=frames,
+            score=score,
+            log_probs=[log_probs[t] for t in frames],
+            norm_score=score / (len(frames) + self.context_size),
+        )

@@ -13,6 +13,7 @@ import torch
 
 from xlsr_transducer.compat import repeatable
 from xlsr_transducer.config import ModelConfig, StreamingOptions, build_model, check_features
+from xlsr_transducer.data.augment import AugmentOptions
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import FeatureInfo, find_features
 from xlsr_transducer.data.splits import load_splits
@@ -31,6 +32,7 @@ from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 
 OPTION_GROUPS = (
     DataOptions,
+    AugmentOptions,
     LoopOptions,
     OptimOptions,
     LossOptions,
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if not args.use_xlsr_encoder:
         raise UserError("--use-xlsr-encoder 0: this recipe has no other encoder")
-    data_options, loop, optim, loss, encoder, transducer, streaming = (
+    data_options, augment, loop, optim, loss, encoder, transducer, streaming = (
         from_args(cls, args) for cls in OPTION_GROUPS
     )
     set_up_logging(loop.exp_dir, "train")
@@ -80,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         vocab_size=tokenizer.vocab_size,
         has_ctc=loss.ctc_loss_scale > 0,
     )
-    _keep_settings(loop.exp_dir, config, data_options, loop, optim, loss)
+    _keep_settings(loop.exp_dir, config, data_options, augment, loop, optim, loss)
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
     save_below_cut(xlsr, config, loop.exp_dir)
-    data = DataModule(data_options, folder, tokenizer)
+    data = DataModule(data_options, folder, tokenizer, augment)
     splits = load_splits(data_options.data_dir)
     process = this_process()
     logging.info(f"device {process.device}, {_count(model)}")

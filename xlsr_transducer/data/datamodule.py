@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xlsr_transducer.compat import fit_sampler_to_lhotse
 from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.data.augment import Augmenter, AugmentOptions
 from xlsr_transducer.data.features import FRAME_SHIFT, load_feature_cuts
 from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -108,8 +110,8 @@ class FramesTokensConstraint(TimeConstraint):
 class SpeechDataset(Dataset):
     """Maps the cuts of a batch, which the sampler chose, and its place to a ``Batch``."""
 
-    def __init__(self, from_waveform: bool):
-        self.from_waveform = from_waveform
+    def __init__(self, from_waveform: bool, augmenter: Augmenter | None = None):
+        self.from_waveform, self.augmenter = from_waveform, augmenter
 
     def __getitem__(self, item: tuple[CutSet, Place | None]) -> Batch:
         """The batch; without utterances where none can be read."""
@@ -142,7 +144,7 @@ class SpeechDataset(Dataset):
         values = read_audio(cut) if self.from_waveform else cut.load_features()
         if not np.isfinite(values).all():
             raise ValueError("the data hold values that are not finite")
-        return values
+        return self.augmenter(cut, values) if self.augmenter else values
 
 
 def _pad(rows: list[Tensor]) -> Tensor:
@@ -161,10 +163,17 @@ class SplitSummary:
 class DataModule:
     """The loaders of one corpus, from features at a cut or from the waveform."""
 
-    def __init__(self, options: DataOptions, features: Path | None, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        options: DataOptions,
+        features: Path | None,
+        tokenizer: Tokenizer,
+        augment: AugmentOptions = AugmentOptions(),  # noqa: B008  frozen
+    ):
         self.options = options
         self.features = features
         self.tokenizer = tokenizer
+        self.augmenter = Augmenter.make(augment, from_waveform=features is None)
 
     def cuts(self, split: str) -> CutSet:
         """The cuts of a split with their tokens, lazily."""
@@ -232,10 +241,13 @@ class DataModule:
         Args:
           skip: batches of the epoch that were trained on before, not read again.
         """
+        augmenter = self.augmenter.at(seed, epoch)
         cuts = self._joined(splits).filter(self.is_fit)
+        cuts = cuts.map(partial(augmenter.change_speed, is_fit=self.is_fit))
         sampler = self._sampler(cuts, shuffle=True, seed=seed)
         sampler.set_epoch(epoch)
-        return self._loader(Turns(sampler, self.options.total_duration, rank, world_size, skip))
+        turns = Turns(sampler, self.options.total_duration, rank, world_size, skip)
+        return self._loader(turns, augmenter)
 
     def valid_loader(self, splits: list[str], rank: int = 0, world_size: int = 1) -> DataLoader:
         """All utterances of the splits, in a fixed order; this process's share of them."""
@@ -273,9 +285,9 @@ class DataModule:
             cuts, num_buckets=num_buckets, shuffle=shuffle, seed=seed, **limit, **whole
         )
 
-    def _loader(self, batches: Turns | Deal) -> DataLoader:
+    def _loader(self, batches: Turns | Deal, augmenter: Augmenter | None = None) -> DataLoader:
         return DataLoader(
-            SpeechDataset(from_waveform=self.features is None),
+            SpeechDataset(self.features is None, augmenter),
             sampler=batches,
             batch_size=None,
             num_workers=self.options.num_workers,

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from local.manifests import replacing
-from local.prepare_lang import training_texts
 from xlsr_transducer.data.text import TextNormalizer, TextOptions
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.lm.text import read_texts, texts_of
 from xlsr_transducer.options import add_options, from_args
 from xlsr_transducer.search.ngram_lm import BEGIN, END, words_of
 
@@ -139,17 +139,6 @@ def write_arpa(
         f.write("\n\\end\\\n")
 
 
-def read_texts(path: Path, normalizer: TextNormalizer) -> Iterator[str]:
-    """The normalized lines of a text file."""
-    if not path.is_file():
-        raise UserError(f"--lm-text {path}: no such file")
-    try:
-        with open(path, encoding="utf-8") as f:
-            yield from filter(None, map(normalizer, f))
-    except UnicodeDecodeError as e:
-        raise UserError(f"--lm-text {path}: not UTF-8 text ({e})") from e
-
-
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
@@ -171,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.lm_text:
         texts = read_texts(args.lm_text, TextNormalizer(from_args(TextOptions, args), args.lang))
     else:
-        texts = training_texts(args.data_dir)
+        texts = texts_of(args.data_dir, "train")
     words = words_of(tokenizer.tokens)
     # Ids of the language model: BEGIN, END, then the tokens from <unk> on, as `words` has them.
     levels = count_levels((tokenizer.encode([t])[0] for t in texts), order)

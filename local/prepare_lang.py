@@ -12,22 +12,15 @@ import argparse
 import io
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
 
-from local.manifests import manifest_path, read_jsonl_gz, replacing
-from xlsr_transducer.data.splits import load_splits
+from local.manifests import replacing
 from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
 from xlsr_transducer.errors import UserError, run_command
-
-
-def training_texts(data_dir: Path) -> Iterator[str]:
-    """The normalized texts of the training cuts."""
-    for split in load_splits(data_dir)["train"]:
-        for cut in read_jsonl_gz(manifest_path(data_dir, "cuts", split)):
-            yield cut["supervisions"][0]["text"]
+from xlsr_transducer.lm.text import texts_of
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -93,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if args.vocab_size < 4:
         raise UserError(f"--vocab-size {args.vocab_size} leaves no room for text")
-    tokenizer = Tokenizer.from_bytes(train_bpe(training_texts(args.data_dir), args.vocab_size))
+    tokenizer = Tokenizer.from_bytes(train_bpe(texts_of(args.data_dir, "train"), args.vocab_size))
     lang_dir = args.data_dir / f"lang_bpe_{args.vocab_size}"
     with replacing(lang_dir / "bpe.model", lang_dir / "tokens.txt") as (model, tokens):
         model.write_bytes(tokenizer.to_bytes())

@@ -1,0 +1,92 @@
+"""A language model of the BPE tokens: an LSTM whose state goes in and out.
+
+Ids are the tokenizer's. A sentence begins behind sos/eos and ends in it; a blank is never said.
+
+Letters: N sentences, S tokens, M states computed together, V vocabulary, H width of the LSTM,
+F = 2 * layers * H numbers of a state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class LmOptions:
+    """Language model."""
+
+    embedding_dim: int = option(256, "width of the token embeddings")
+    hidden_dim: int = option(512, "width of the LSTM")
+    num_layers: int = option(2, "layers of the LSTM")
+    dropout: float = option(0.2, "share of activations dropped around each layer")
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "hidden_dim", "num_layers"):
+            if getattr(self, name) < 1:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout {self.dropout}: must be from 0 to below 1")
+
+
+class LanguageModel(nn.Module):
+    """Embedding, LSTM, output layer."""
+
+    def __init__(self, vocab_size: int, options: LmOptions):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.embedding = nn.Embedding(vocab_size, options.embedding_dim)
+        between = options.dropout if options.num_layers > 1 else 0.0
+        self.lstm = nn.LSTM(
+            options.embedding_dim,
+            options.hidden_dim,
+            options.num_layers,
+            batch_first=True,
+            dropout=between,
+        )
+        self.dropout = nn.Dropout(options.dropout)
+        self.output = nn.Linear(options.hidden_dim, vocab_size)
+
+    def forward(self, tokens: Tensor, token_lens: Tensor) -> Tensor:
+        """Log-probs of whole sentences, their ends included, in nats (N,).
+
+        Args:
+          tokens: (N, S) int64, anything that is a token beyond token_lens; token_lens: (N,).
+        """
+        said = F.pad(tokens, (1, 0), value=Tokenizer.sos_id)
+        out, _ = self.lstm(self.dropout(self.embedding(said)))
+        position = torch.arange(said.shape[1], device=said.device)
+        lens = token_lens.unsqueeze(1)
+        following = F.pad(tokens, (0, 1), value=Tokenizer.sos_id)
+        following = following.masked_fill(position == lens, Tokenizer.sos_id)
+        log_probs = self._log_probs(out).gather(2, following.unsqueeze(2))[..., 0]
+        return log_probs.masked_fill(position > lens, 0).sum(1)
+
+    def init_state(self, num_states: int) -> Tensor:
+        """(M, F) states before anything was said, not even the sos/eos of the beginning."""
+        width = 2 * self.lstm.num_layers * self.lstm.hidden_size
+        return self.output.weight.new_zeros(num_states, width)
+
+    def step(self, state: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs (M, V) of what follows ``token`` (M,) said in ``state`` (M, F); the new state.
+
+        The log-prob of blank is -inf.
+        """
+        layers, width = self.lstm.num_layers, self.lstm.hidden_size
+        h, c = state.view(-1, 2, layers, width).permute(1, 2, 0, 3).contiguous()
+        out, new = self.lstm(self.dropout(self.embedding(token.unsqueeze(1))), (h, c))
+        state = torch.stack(new).permute(2, 0, 1, 3).flatten(1)
+        return self._log_probs(out[:, 0]), state
+
+    def _log_probs(self, out: Tensor) -> Tensor:
+        logits = self.output(self.dropout(out)).float()
+        is_blank = torch.arange(self.vocab_size, device=out.device) == Tokenizer.blank_id
+        return logits.masked_fill(is_blank, -float("inf")).log_softmax(-1)

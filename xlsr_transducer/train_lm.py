@@ -1,0 +1,63 @@
+"""Trains a neural language model of the BPE tokens: ``python -m xlsr_transducer.train_lm``.
+
+It learns the training text, or that of ``--lm-text``, and is validated on the text of ``val``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from xlsr_transducer.compat import repeatable
+from xlsr_transducer.data.text import TextNormalizer, TextOptions
+from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.lm.model import LanguageModel, LmOptions
+from xlsr_transducer.lm.text import Sentences, read_texts, texts_of
+from xlsr_transducer.lm.training import LmTrainer, LmTrainOptions
+from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.training.distributed import this_process
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--lang-dir", type=Path, help="BPE model (default: the only one in DATA)")
+    parser.add_argument("--lm-text", type=Path, help="a sentence a line (default: training text)")
+    parser.add_argument("--lang", default="et", help="language of the text (default: et)")
+    for cls in (LmTrainOptions, LmOptions, TextOptions):
+        add_options(parser, cls)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    options, lm_options = (from_args(cls, args) for cls in (LmTrainOptions, LmOptions))
+    set_up_logging(options.exp_dir, "train-lm")
+    logging.info(f"settings: {vars(args)}")
+    torch.manual_seed(options.seed)
+    tokenizer = Tokenizer.load(args.lang_dir or find_lang_dir(args.data_dir))
+    if args.lm_text:
+        texts = read_texts(args.lm_text, TextNormalizer(from_args(TextOptions, args), args.lang))
+    else:
+        texts = texts_of(args.data_dir, "train")
+    train = Sentences.encode(texts, tokenizer, "training")
+    valid = Sentences.encode(texts_of(args.data_dir, "val"), tokenizer, "validation")
+    model = LanguageModel(tokenizer.vocab_size, lm_options)
+    device = this_process().device
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    logging.info(f"device {device}, {size:.2f} M parameters")
+    trainer = LmTrainer(model, lm_options, tokenizer.tokens, train, valid, options, device)
+    if options.start_epoch > 1:
+        trainer.restore(options.exp_dir / f"epoch-{options.start_epoch - 1}.pt")
+    with repeatable():
+        trainer.run()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -14,8 +14,9 @@ Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is mad
   stage 3   features                              DATA/features/ (by ./extract_features.sh)
   stage 4   checks and statistics                 DATA/statistics.{txt,png}
   stage 5   n-gram model, only on demand          DATA/lang_bpe_N/ngram_3.arpa
+  stage 6   neural language model, on demand      DATA/lang_bpe_N/lm/
 
-  --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5 runs stage 5)
+  --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5 or 6 runs that one)
   --train-list, --val-list, --test-list FILE   --test-list may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --data-dir DIR         where everything is written (default: data, beside this script)
@@ -23,7 +24,7 @@ Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is mad
   --lang CODE            language of the text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
   --lower-case 1|0       (default: 1)
-  --lm-text FILE         text of the n-gram model, a sentence a line (default: training text)
+  --lm-text FILE         text of both language models, a sentence a line (default: training text)
   --ngram-order N        words of its longest n-grams (default: 3)
   --punctuation in-word|keep|drop   in-word (default): only ' and - inside words are kept
 Handed on to ./extract_features.sh (see its --help):
@@ -61,6 +62,7 @@ vocab_size=2500
 lang=et
 max_rejected=1
 text_options=()
+lm_text=()
 ngram_options=()
 feature_options=()
 
@@ -82,7 +84,7 @@ set_option() {
     --data-dir) data_dir=$(from_here "$value") ;;
     --lang) lang=$value ;;
     --max-rejected) max_rejected=$value ;;
-    --lm-text) ngram_options+=("$name" "$(from_here "$value")") ;;
+    --lm-text) lm_text=("$name" "$(from_here "$value")") ;;
     --ngram-order) ngram_options+=("$name" "$value") ;;
     --lower-case | --punctuation) text_options+=("$name" "$value") ;;
     --xlsr)
@@ -171,5 +173,13 @@ if runs 5; then
   log "Stage 5: n-gram model in $data_dir/lang_bpe_$vocab_size"
   python -m local.make_ngram --data-dir "$data_dir" --lang "$lang" \
     --lang-dir "$data_dir/lang_bpe_$vocab_size" \
-    ${text_options[@]+"${text_options[@]}"} ${ngram_options[@]+"${ngram_options[@]}"}
+    ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"} \
+    ${ngram_options[@]+"${ngram_options[@]}"}
+fi
+
+if runs 6; then
+  log "Stage 6: neural language model in $data_dir/lang_bpe_$vocab_size/lm"
+  python -m xlsr_transducer.train_lm --data-dir "$data_dir" --lang "$lang" \
+    --lang-dir "$data_dir/lang_bpe_$vocab_size" --exp-dir "$data_dir/lang_bpe_$vocab_size/lm" \
+    ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"}
 fi

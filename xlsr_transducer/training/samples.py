@@ -1,0 +1,112 @@
+"""What a model makes of a few fixed validation utterances: a table and an alignment picture.
+
+Letters: T encoder frames, E width of the encoder, S tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from xlsr_transducer.alignment import lattice_log_probs
+from xlsr_transducer.data.features import FRAME_SHIFT
+from xlsr_transducer.loss.lattice import total_scores
+from xlsr_transducer.model.chunking import SUBSAMPLING
+from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.scoring import Transcript
+from xlsr_transducer.search import Hypothesis
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_SAMPLES = 8
+SKEWS = {"regular": 1, "modified": 0, "constrained": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Lattice:
+    """Where the model puts the tokens of a text."""
+
+    id: str
+    pieces: list[str]  # the S tokens
+    occupation: Tensor  # (S, T): probability that token s is emitted in frame t
+    ctc: Tensor | None  # (T,): probability of anything but blank, of the CTC head
+    recognised: list[int]  # frames in which greedy search emitted
+
+
+def sample_table(samples: list[Transcript]) -> str:
+    """Reference and hypothesis of each utterance, as a Markdown table."""
+    lines = ["| utterance | reference | hypothesis |", "|---|---|---|"]
+    for sample in samples:
+        cells = (sample.id, " ".join(sample.ref), " ".join(sample.hyp))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def lattice_of(
+    model: Transducer,
+    name: str,
+    encoder_out: Tensor,
+    tokens: list[int],
+    hypothesis: Hypothesis,
+    pieces: list[str],
+    rnnt_type: str = "regular",
+) -> Lattice:
+    """The occupation of a text's lattice.
+
+    Args:
+      encoder_out: (T, E), without padding. pieces: the spelling of all V tokens.
+    """
+    y = torch.tensor([tokens], dtype=torch.int64, device=encoder_out.device)
+    blank, emit = lattice_log_probs(model, encoder_out.unsqueeze(0), y)
+    px, py = emit.transpose(1, 2), blank.transpose(1, 2)
+    if rnnt_type == "constrained":
+        px = px + py[:, 1:]
+    _, occupation, _ = total_scores(px, py, None, SKEWS[rnnt_type], return_occupation=True)
+    assert occupation is not None
+    ctc = None
+    if model.ctc_output is not None:
+        log_probs = model.ctc_output(encoder_out.float()).log_softmax(-1)
+        ctc = 1.0 - log_probs[:, model.decoder.blank_id].exp().cpu()
+    shown = [pieces[token] for token in tokens]
+    return Lattice(name, shown, occupation[0].float().cpu(), ctc, hypothesis.frames)
+
+
+def draw_lattice(lattice: Lattice, title: str, path: Path) -> Figure:
+    """Draws a lattice's occupation as PNG; returns the figure.
+
+    Above, tokens over time; below, the probability that anything is emitted in a frame, by the
+    transducer and by the CTC head, and the frames in which greedy search emitted.
+    """
+    from matplotlib.figure import Figure
+
+    count, frames = lattice.occupation.shape
+    seconds = SUBSAMPLING * FRAME_SHIFT
+    height = min(max(2.5 + 0.16 * count, 4.0), 16.0)
+    figure = Figure(figsize=(9, height), layout="tight")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[height - 1.8, 1.8])
+    area = (0.0, frames * seconds, count, 0)
+    above.imshow(
+        lattice.occupation, aspect="auto", extent=area, vmin=0, vmax=1, cmap="magma_r",
+        interpolation="nearest",
+    )  # fmt: skip
+    above.set_yticks([s + 0.5 for s in range(count)], lattice.pieces, fontsize=7)
+    above.set_title(f"{lattice.id}, {title}: probability of each token in each frame", fontsize=9)
+    times = [(t + 0.5) * seconds for t in range(frames)]
+    below.plot(times, lattice.occupation.sum(0), label="transducer")
+    if lattice.ctc is not None:
+        below.plot(times, lattice.ctc, label="CTC head")
+    heard = [(t + 0.5) * seconds for t in lattice.recognised]
+    below.plot(heard, [0.0] * len(heard), "k^", ms=4, label="recognised")
+    below.set(xlabel="seconds", ylabel="tokens per frame", ylim=(-0.05, None))
+    below.legend(fontsize=7)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+    return figure

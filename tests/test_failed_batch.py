@@ -24,6 +24,7 @@ from xlsr_transducer.training.failed_batch import (
     read_failed_batch,
     replay,
 )
+from xlsr_transducer.training.lora import add_lora
 
 CHUNK = ChunkSettings(16, 2, 4)
 LOSS = LossOptions(ctc_loss_scale=0.2, warm_step=10)
@@ -37,12 +38,15 @@ def batch(corpus: Path) -> Batch:
 
 
 def keeper(corpus: Path, streaming_exp: Path, exp: Path, **options) -> FailedBatches:
-    """With a model in training mode whose first layer is frozen."""
+    """With a model in training mode whose first layer is frozen, and with LoRA in the second."""
     content = read_checkpoint(streaming_exp / "epoch-1.pt")
     config = ModelConfig.from_dict(content["config"])
     model = build_model(config)
     model.load_state_dict(content["model"])
-    model.encoder.xlsr.encoder.layers["0"].requires_grad_(False).eval()
+    layers = model.encoder.xlsr.encoder.layers
+    layers["0"].requires_grad_(False).eval()
+    add_lora([layers["1"]], rank=2, alpha=4.0)
+    torch.nn.init.normal_(layers["1"].attention.q_proj.lora_b)
     tokenizer = Tokenizer.load(find_lang_dir(corpus))
     settings = FailureOptions(**options)
     return FailedBatches(exp, model, config, tokenizer, LOSS, None, settings)
@@ -87,13 +91,13 @@ def test_a_batch_of_losses_that_are_not_finite_is_kept_and_leads_to_its_module(
     kept = keeper(corpus, streaming_exp, tmp_path, max_failed_in_a_row=2)
     with torch.no_grad():
         kept.model.joiner.encoder_proj.weight[0, 0] = float("nan")
-    with kept.watch(batch, 1, 1, CHUNK) as attempt:
-        assert not kept.check_losses(attempt, losses_of(kept, batch)).any()
-    with (
-        kept.watch(batch, 1, 1, CHUNK),
-        pytest.raises(UserError, match="2 batches in a row .* local.replay_batch .*step-1-"),
-    ):
-        kept.check_losses(attempt, losses_of(kept, batch))
+    for step in (1, 2):
+        with kept.watch(batch, step, 1, CHUNK) as attempt:
+            assert not kept.check_losses(attempt, losses_of(kept, batch)).any()
+        if step == 1:
+            kept.end_step(True, is_scaled=False)
+    with pytest.raises(UserError, match="2 steps in a row .* local.replay_batch .*step-2-"):
+        kept.end_step(True, is_scaled=False)
     with pytest.raises(UserError, match="output of joiner.encoder_proj .*parameter weight"):
         replay_batch.main([str(kept.saved[0]), "--device", "cpu", "--inf-check", "1"])
 
@@ -109,7 +113,13 @@ def test_a_few_bad_losses_are_named_and_do_not_fail_the_batch(
         counts = kept.check_losses(attempt, TransducerLosses(simple, value, value))
     assert counts.tolist() == [i != 1 for i in range(len(batch.ids))]
     assert batch.ids[1] in caplog.text and batch.ids[0] not in caplog.text
+    kept.end_step(True, is_scaled=False)
     assert not kept.saved and kept.in_a_row == 0
+    with kept.watch(batch, 2, 1, CHUNK):
+        pass
+    kept.end_step(False, is_scaled=False)
+    assert "gradient not finite, no update: " + ", ".join(batch.ids) in caplog.text
+    assert [p.name for p in kept.saved] == ["step-2-rank-0.pt"] and kept.in_a_row == 1
 
 
 def test_no_more_files_are_kept_than_asked_for_and_a_full_disk_hides_nothing(

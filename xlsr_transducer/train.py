@@ -27,6 +27,7 @@ from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 from xlsr_transducer.options import add_options, from_args, str2bool
 from xlsr_transducer.training.checkpoint import read_checkpoint, save_below_cut
 from xlsr_transducer.training.distributed import this_process
+from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.loop import LoopOptions, Trainer
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 
@@ -39,6 +40,7 @@ OPTION_GROUPS = (
     EncoderOptions,
     TransducerOptions,
     StreamingOptions,
+    FailureOptions,
 )
 
 
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if not args.use_xlsr_encoder:
         raise UserError("--use-xlsr-encoder 0: this recipe has no other encoder")
-    data_options, augment, loop, optim, loss, encoder, transducer, streaming = (
+    data_options, augment, loop, optim, loss, encoder, transducer, streaming, failure = (
         from_args(cls, args) for cls in OPTION_GROUPS
     )
     set_up_logging(loop.exp_dir, "train")
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         vocab_size=tokenizer.vocab_size,
         has_ctc=loss.ctc_loss_scale > 0,
     )
-    _keep_settings(loop.exp_dir, config, data_options, augment, loop, optim, loss)
+    _keep_settings(loop.exp_dir, config, data_options, augment, loop, optim, loss, failure)
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
     save_below_cut(xlsr, config, loop.exp_dir)
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = load_splits(data_options.data_dir)
     process = this_process()
     logging.info(f"device {process.device}, {_count(model)}")
-    trainer = Trainer(model, config, data, splits, loop, optim, loss, process)
+    trainer = Trainer(model, config, data, splits, loop, optim, loss, process, failure)
     if loop.start_batch > 0:
         trainer.restore(loop.exp_dir / f"checkpoint-{loop.start_batch}.pt")
     elif loop.start_epoch > 1:

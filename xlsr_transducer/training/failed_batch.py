@@ -2,8 +2,9 @@
 
 ``python -m local.replay_batch FILE`` repeats it. A file holds the batch, step, epoch, chunk
 settings and options of the loss, the random state before the forward, which parameters were
-trained and which modules in training mode, and the model's configuration and weights. One
-batch of XLS-R 300M is a file of 1.3 GB, so that only the first few of a run are kept.
+trained, which modules were in training mode and which layers left out, and the model's
+configuration and weights. One batch of XLS-R 300M is a file of 1.3 GB, so that only the first
+few of a run are kept.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from xlsr_transducer.model.transducer import LossOptions, Transducer, Transducer
 from xlsr_transducer.options import option
 from xlsr_transducer.training.checkpoint import model_content, save_atomically
 from xlsr_transducer.training.inf_check import InfCheck
+from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
 
 KIND = "failed batch 1"
 FEW = 3  # utterances of a batch whose loss may not be finite before the batch counts as failed
@@ -44,7 +46,7 @@ class FailureOptions:
         3, "failed batches kept as exp/failed/*.pt, each with the weights of the model"
     )
     max_failed_in_a_row: int = option(
-        10, "batches in a row with losses that are not finite, after which the training stops"
+        20, "steps in a row with losses or a gradient not finite, after which the training stops"
     )
 
 
@@ -91,7 +93,9 @@ class FailedBatches:
         self.folder = exp_dir / "failed"
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.loss, self.autocast, self.options, self.rank = loss, autocast, options, rank
-        self.in_a_row = 0
+        self.attempts: list[Attempt] = []  # of the current step
+        self.has_failed = False  # the current step, so far
+        self.in_a_row = 0  # steps that failed
         self.saved: list[Path] = []
 
     @contextlib.contextmanager
@@ -100,6 +104,7 @@ class FailedBatches:
     ) -> Iterator[Attempt]:
         """Around forward and backward: an exception out of it saves the batch and goes on."""
         attempt = Attempt(batch, step, epoch, chunk, random_state())
+        self.attempts.append(attempt)
         try:
             yield attempt
         except torch.cuda.OutOfMemoryError:  # says how large a batch was, and nothing else
@@ -114,9 +119,6 @@ class FailedBatches:
         """Which utterances count: (N,) bool. The others are named in the log.
 
         A batch fails if more than a few of its losses are not finite, or all of them.
-
-        Raises:
-          UserError: too many batches failed in a row.
         """
         is_finite = torch.stack([torch.isfinite(x) for x in losses]).all(0)
         finite = is_finite.tolist()
@@ -126,17 +128,34 @@ class FailedBatches:
                 f"step {attempt.step}: loss not finite, left out: {len(bad)} of {len(finite)} "
                 f"utterances: {', '.join(bad)}"
             )
-        if len(bad) <= FEW and len(bad) < len(finite):
-            self.in_a_row = 0
-            return is_finite
-        self.in_a_row += 1
-        self.save(attempt, f"loss not finite: {', '.join(bad)}")
+        if len(bad) > FEW or len(bad) == len(finite):
+            self.has_failed = True
+            self.save(attempt, f"loss not finite: {', '.join(bad)}")
+        return is_finite
+
+    def end_step(self, gradient_is_finite: bool, is_scaled: bool) -> None:
+        """Behind the backward of a step's batches, and before the next step.
+
+        Args:
+          is_scaled: float16 with a loss scale, which an overflow lowers; so it is no failure.
+
+        Raises:
+          UserError: too many steps failed in a row.
+        """
+        attempts, self.attempts = self.attempts, []
+        if attempts and not gradient_is_finite:
+            names = ", ".join(name for a in attempts for name in a.batch.ids)
+            logging.warning(f"step {attempts[-1].step}: gradient not finite, no update: {names}")
+            if not is_scaled:
+                self.save(attempts[-1], f"gradient not finite, in one of: {names}")
+        self.has_failed |= not gradient_is_finite
+        self.in_a_row = self.in_a_row + 1 if self.has_failed else 0
+        self.has_failed = False
         if self.in_a_row >= self.options.max_failed_in_a_row:
             raise UserError(
-                f"step {attempt.step}: {self.in_a_row} batches in a row whose losses are not "
-                f"finite: go back to an earlier checkpoint with a lower rate; {self._advice()}"
+                f"{self.in_a_row} steps in a row with losses or a gradient that are not finite: "
+                f"go back to an earlier checkpoint with a lower rate; {self._advice()}"
             )
-        return is_finite
 
     def save(self, attempt: Attempt, reason: str) -> None:
         """Writes the batch, unless enough of them are kept; a full disk does not hide why."""
@@ -172,8 +191,12 @@ class FailedBatches:
             "random": attempt.random,
             "loss": dataclasses.asdict(self.loss),
             "autocast": str(self.autocast).replace("torch.", "") if self.autocast else "",
+            "lora": lora_state(self.model),
             "trained": [n for n, p in self.model.named_parameters() if p.requires_grad],
             "training": [n for n, m in self.model.named_modules() if m.training],
+            "left_out": [
+                n for n, m in self.model.named_modules() if getattr(m, "is_dropped", False)
+            ],
         }
 
 
@@ -205,20 +228,32 @@ def replay(content: dict[str, Any], device: torch.device, inf_check: bool = Fals
       UserError: what ``inf_check`` found.
       Exception: the one that the batch failed with, if it comes again.
     """
-    config = ModelConfig.from_dict(content["config"])
-    model = build_model(config)
-    model.load_state_dict(content["model"])
-    model.to(device)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in content["trained"])
-    for name, module in model.named_modules():
-        module.training = name in content["training"]
+    model = _model_of(content).to(device)
     if inf_check:
         InfCheck(model, gradients=content["autocast"] != "float16")
     batch = Batch(**content["batch"]).to(device)
     set_random_state(content["random"])
     with repeatable():
         return _forward_backward(model, batch, content)
+
+
+def _model_of(content: dict[str, Any]) -> Transducer:
+    """The model as it was before the failed forward."""
+    model = build_model(ModelConfig.from_dict(content["config"]))
+    model.load_state_dict(content["model"])
+    for name, parts in content["lora"].items():
+        parent, _, child = name.rpartition(".")
+        layer = model.get_submodule(parent)
+        lora = LoraLinear(getattr(layer, child), len(parts["lora_a"]), parts["alpha"])
+        setattr(layer, child, lora)
+    load_lora_state(model, content["lora"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in content["trained"])
+    for name, module in model.named_modules():
+        module.training = name in content["training"]
+        if hasattr(module, "is_dropped"):
+            module.is_dropped = name in content["left_out"]
+    return model
 
 
 def _forward_backward(model: Transducer, batch: Batch, content: dict[str, Any]) -> Replay:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from xlsr_transducer.compat import grad_scaler
 from xlsr_transducer.config import ModelConfig
@@ -25,11 +24,14 @@ from xlsr_transducer.training.checkpoint import (
     update_running_mean,
 )
 from xlsr_transducer.training.distributed import Process
-from xlsr_transducer.training.metrics import Clock, LossSums, append_history, plot_history
+from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
+from xlsr_transducer.training.inf_check import InfCheck
+from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import Stepper, StepReport
 from xlsr_transducer.training.validate import validate
+from xlsr_transducer.training.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +75,25 @@ class Trainer:
         optim: OptimOptions,
         loss: LossOptions,
         process: Process,
+        failure: FailureOptions,
     ):
         model = model.to(process.device)
         self.config, self.data, self.splits = config, data, splits
         self.loop, self.optim, self.loss, self.process = loop, optim, loss, process
         scaler = grad_scaler(loop.use_fp16 and process.device.type == "cuda")
         self.state = TrainingState.initial(model, make_optimizer(model, optim), scaler)
-        self.sums = LossSums()
-        self.board = SummaryWriter(loop.exp_dir / "tensorboard") if loop.tensorboard else None
+        self.failed = FailedBatches(
+            loop.exp_dir,
+            model,
+            config,
+            data.tokenizer,
+            loss,
+            loop.autocast_dtype,
+            failure,
+            process.rank,
+        )
+        if failure.inf_check:
+            InfCheck(model, gradients=not loop.use_fp16)
 
     def run(self) -> None:
         """Trains to the last epoch."""
@@ -91,7 +104,13 @@ class Trainer:
             f"for {self.loop.num_epochs} epochs"
         )
         progress = self.state.progress
-        self.clock = Clock(total_seconds, progress.seconds)
+        self.watch = Watch(
+            self.loop.exp_dir,
+            self.state,
+            total_seconds,
+            self.process.device,
+            self.loop.tensorboard,
+        )
         self.stepper = Stepper(
             self.state,
             self.config,
@@ -101,12 +120,12 @@ class Trainer:
             self.loop.seed,
             self.loop.autocast_dtype,
             total_seconds,
+            self.failed,
         )
         while progress.epoch <= self.loop.num_epochs:
             self._train_epoch()
             self._finish_epoch()
-        if self.board:
-            self.board.close()
+        self.watch.close()
         logging.info(f"done; best validation WER {progress.best_wer:.2f} %")
 
     def _train_epoch(self) -> None:
@@ -122,27 +141,12 @@ class Trainer:
     def _after_step(self, report: StepReport) -> None:
         """What is due behind a step: running mean, log line, checkpoint."""
         state, step = self.state, self.state.progress.step
-        self.sums.merge(report.sums)
         state.epoch_sums.merge(report.sums)
         if step % self.loop.average_period == 0:
             update_running_mean(state.mean, state.model, step, self.loop.average_period)
-        if step % self.loop.log_interval == 0:
-            self._log(report)
+        self.watch.step(report, self.loop.log_interval)
         if step % self.loop.save_every_n == 0:
             self._save_numbered()
-
-    def _log(self, report: StepReport) -> None:
-        p = self.state.progress
-        logging.info(
-            f"epoch {p.epoch}, step {p.step}: {self.sums.describe()}, grad norm "
-            f"{report.grad_norm:.2f}, lr {report.rate:.2e}, {self.clock.describe(p.seconds)}"
-        )
-        if self.board:
-            for name, value in self.sums.per_token().items():
-                self.board.add_scalar(f"train/{name}", value, p.step)
-            self.board.add_scalar("train/learning_rate", report.rate, p.step)
-            self.board.add_scalar("train/grad_norm", report.grad_norm, p.step)
-        self.sums = LossSums()
 
     def _finish_epoch(self) -> None:
         """Validates, keeps the best, saves the epoch, and moves on.
@@ -152,43 +156,21 @@ class Trainer:
         """
         p, train = self.state.progress, self.state.epoch_sums
         epoch = p.epoch
-        valid, wer, words = validate(
+        valid = validate(
             self.state.model,
             self.data,
             self.splits["val"],
             self.loss,
             self.config.streaming.default(),
         )
-        logging.info(
-            f"epoch {epoch} done: train {train.describe()}; valid {valid.describe()}, "
-            f"WER {wer:.2f} % of {words} words"
-        )
-        is_best = wer < p.best_wer
-        p.best_wer = min(wer, p.best_wer)
+        self.watch.epoch(epoch, train, valid)
+        is_best = valid.wer < p.best_wer
+        p.best_wer = min(valid.wer, p.best_wer)
         p.epoch, p.batches = epoch + 1, 0
         self.state.epoch_sums = LossSums()
         if is_best:
             save_atomically(self._model_content(), self.loop.exp_dir / BEST)
-        self._record(epoch, train, valid, wer)
         self._save(f"epoch-{epoch}.pt")
-
-    def _record(self, epoch: int, train: LossSums, valid: LossSums, wer: float) -> None:
-        """History, curves and tensorboard of an epoch."""
-        step = self.state.progress.step
-        record = {
-            "epoch": epoch,
-            "step": step,
-            "train": train.per_token(),
-            "valid": valid.per_token(),
-            "wer": wer,
-        }
-        records = append_history(self.loop.exp_dir / "history.json", record)
-        figure = plot_history(records, self.loop.exp_dir / "curves.png")
-        if self.board:
-            self.board.add_scalar("valid/wer", wer, step)
-            for name, value in valid.per_token().items():
-                self.board.add_scalar(f"valid/{name}", value, step)
-            self.board.add_figure("curves", figure, step)
 
     def _save_numbered(self) -> None:
         self._save(f"checkpoint-{self.state.progress.step}.pt")

@@ -25,6 +25,7 @@ class LossSums:
     utterances: int = 0
     seconds: float = 0.0
     nonfinite: int = 0  # utterances whose loss was not finite; not in the sums
+    lost_updates: int = 0  # steps without an update, as the gradient was not finite
 
     def add(
         self, losses: TransducerLosses, is_finite: Tensor, tokens: Tensor, seconds: float
@@ -55,7 +56,11 @@ class LossSums:
     def describe(self) -> str:
         """``simple 1.20, pruned 0.90 per token``, and what went wrong, if anything did."""
         text = ", ".join(f"{k} {v:.4f}" for k, v in self.per_token().items()) + " per token"
-        return text + (f", {self.nonfinite} utterances not finite" if self.nonfinite else "")
+        if self.nonfinite:
+            text += f", loss of {self.nonfinite} utterances not finite"
+        if self.lost_updates:
+            text += f", gradient of {self.lost_updates} steps not finite"
+        return text
 
 
 class Clock:
@@ -65,11 +70,12 @@ class Clock:
         self.total, self.start_done = total_seconds, done_seconds
         self.start = time.monotonic()
 
-    def describe(self, done_seconds: float) -> str:
+    def speed(self, done_seconds: float) -> tuple[float, str]:
+        """Seconds of audio per second since the start, and the time left as ``1:02:03``."""
         elapsed = max(time.monotonic() - self.start, 1e-9)
         rate = (done_seconds - self.start_done) / elapsed
         left = max(self.total - done_seconds, 0.0) / max(rate, 1e-9)
-        return f"{rate:.0f} s of audio per s, ETA {format_seconds(left)}"
+        return rate, format_seconds(left)
 
 
 def format_seconds(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.model.masking import drop_layers
 from xlsr_transducer.model.transducer import LossOptions
 from xlsr_transducer.training.distributed import Process
+from xlsr_transducer.training.failed_batch import Attempt, FailedBatches
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import (
     OptimOptions,
@@ -49,6 +51,7 @@ class Stepper:
         seed: int,
         autocast_dtype: torch.dtype | None,
         total_seconds: float,
+        failed: FailedBatches,
     ):
         """
         Args:
@@ -56,7 +59,7 @@ class Stepper:
         """
         self.state, self.config, self.optim, self.loss = state, config, optim, loss
         self.process, self.seed, self.total_seconds = process, seed, total_seconds
-        self.autocast_dtype = autocast_dtype
+        self.autocast_dtype, self.failed = autocast_dtype, failed
         self.sums = LossSums()
 
     def add(self, batch: Batch) -> None:
@@ -70,8 +73,10 @@ class Stepper:
         layerdrop = self.config.encoder.layerdrop
         drop_layers(self.state.model.encoder.xlsr, layerdrop, self.seed, progress.step)
         seed_batch(self.seed, progress.epoch, batch.place.index)
-        loss, sums = self._loss(batch.to(self.process.device))
-        self.state.scaler.scale(loss / max(batch.place.tokens, 1)).backward()
+        chunk = self.config.streaming.draw(self.seed, progress.step)
+        with self.failed.watch(batch, progress.step, progress.epoch, chunk) as attempt:
+            loss, sums = self._loss(batch.to(self.process.device), attempt)
+            self.state.scaler.scale(loss / max(batch.place.tokens, 1)).backward()
         self.sums.merge(sums)
 
     def update(self, last: Batch) -> StepReport:
@@ -84,10 +89,11 @@ class Stepper:
         self._divide(max(sums.tokens, 1) / max(last.place.tokens, 1))
         state.scaler.unscale_(state.optimizer)
         grad_norm = limit_gradient(state.model, self.optim)
-        if state.scaler.is_enabled() or torch.isfinite(torch.tensor(grad_norm)):
+        is_finite = math.isfinite(grad_norm)
+        if is_finite or state.scaler.is_enabled():
             state.scaler.step(state.optimizer)
-        else:
-            logging.warning(f"step {progress.step}: gradient not finite, no update; {last.ids}")
+        sums.lost_updates = int(not is_finite)
+        self.failed.end_step(is_finite, state.scaler.is_enabled())
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
@@ -102,10 +108,9 @@ class Stepper:
                 if parameter.grad is not None:
                     parameter.grad.div_(divisor)
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, LossSums]:
+    def _loss(self, batch: Batch, attempt: Attempt) -> tuple[Tensor, LossSums]:
         """The sum of the losses to go down, and the sums to report."""
-        dtype, progress = self.autocast_dtype, self.state.progress
-        chunk = self.config.streaming.draw(self.seed, progress.step)
+        dtype = self.autocast_dtype
         with torch.autocast(self.process.device.type, dtype=dtype, enabled=dtype is not None):
             losses = self.state.model(
                 batch.inputs,
@@ -113,13 +118,10 @@ class Stepper:
                 batch.tokens,
                 batch.token_lens,
                 self.loss,
-                chunk,
+                attempt.chunk,
             )
-        is_finite = torch.stack([torch.isfinite(x) for x in losses]).all(0)
-        if not bool(is_finite.all()):
-            named = [i for i, ok in zip(batch.ids, is_finite.tolist()) if not ok]
-            logging.warning(f"step {progress.step}: loss not finite, left out: {named}")
-        total = self.loss.weighted(losses, progress.step)
+        is_finite = self.failed.check_losses(attempt, losses)
+        total = self.loss.weighted(losses, attempt.step)
         sums = LossSums()
         sums.add(losses, is_finite, batch.token_lens, batch.seconds)
         return torch.where(is_finite, total, torch.zeros_like(total)).sum(), sums

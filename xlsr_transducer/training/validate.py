@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+
 import torch
 
 from xlsr_transducer.data.datamodule import DataModule
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.transducer import LossOptions, Transducer
-from xlsr_transducer.scoring import error_rate
+from xlsr_transducer.scoring import Transcript, error_rate
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.training.metrics import LossSums
+from xlsr_transducer.training.samples import MOST_SAMPLES, Lattice, lattice_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What a validation found."""
+
+    sums: LossSums
+    wer: float  # percent
+    words: int  # in the references
+    samples: list[Transcript]  # a few utterances, the same every time
+    lattice: Lattice | None  # of the first of them that has tokens
 
 
 @torch.no_grad()
@@ -19,12 +34,12 @@ def validate(
     splits: list[str],
     loss: LossOptions,
     chunk: ChunkSettings,
-) -> tuple[LossSums, float, int]:
-    """Losses, WER in percent, and the number of reference words."""
+) -> Validation:
+    """Losses per token and WER over whole splits."""
     device = next(model.parameters()).device
     search = make_search(SearchOptions(), model.decoder, model.joiner)
     settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
-    sums, pairs = LossSums(), []
+    sums, transcripts, lattice = LossSums(), [], None
     model.eval()
     for batch in data.valid_loader(splits):
         if not batch.ids:
@@ -32,11 +47,19 @@ def validate(
         batch = batch.to(device)
         losses = model(batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, loss, chunk)
         is_finite = torch.stack([torch.isfinite(x) for x in losses]).all(0)
+        bad = [i for i, ok in zip(batch.ids, is_finite.tolist()) if not ok]
+        if bad:
+            logging.warning(f"validation: loss not finite: {', '.join(bad)}")
         sums.add(losses, is_finite, batch.token_lens, batch.seconds)
         out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
         state = search.advance(out, lens, search.init_state(len(batch.ids), device))
-        for text, hypothesis in zip(batch.texts, search.results(state)):
+        results = search.results(state)
+        for name, text, hypothesis in zip(batch.ids, batch.texts, results):
             words = data.tokenizer.decode(hypothesis.tokens).split()
-            pairs.append((text.split(), words))
-    rate = error_rate(pairs, num_resamples=1)
-    return sums, rate.percent, rate.num_ref
+            transcripts.append(Transcript(name, text.split(), words))
+        if lattice is None and int(batch.token_lens[0]):
+            name, tokens = batch.ids[0], batch.tokens[0, : batch.token_lens[0]].tolist()
+            frames, pieces = out[0, : lens[0]], data.tokenizer.tokens
+            lattice = lattice_of(model, name, frames, tokens, results[0], pieces, loss.rnnt_type)
+    rate = error_rate([(t.ref, t.hyp) for t in transcripts], num_resamples=1)
+    return Validation(sums, rate.percent, rate.num_ref, transcripts[:MOST_SAMPLES], lattice)

@@ -1,0 +1,130 @@
+"""What a run says of itself: log lines, tensorboard, history, curves and pictures."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from xlsr_transducer.training.metrics import Clock, LossSums, append_history, plot_history
+from xlsr_transducer.training.samples import draw_lattice, sample_table
+from xlsr_transducer.training.state import TrainingState
+from xlsr_transducer.training.step import StepReport
+from xlsr_transducer.training.validate import Validation
+
+GIB = 2.0**30
+
+
+class Watch:
+    """Tells of the training on the process that has it; keeps what came since it last told."""
+
+    def __init__(
+        self,
+        exp_dir: Path,
+        state: TrainingState,
+        total_seconds: float,
+        device: torch.device,
+        tensorboard: bool,
+    ):
+        """
+        Args:
+          total_seconds: of audio in the whole training.
+        """
+        self.exp_dir, self.state, self.device = exp_dir, state, device
+        self.clock = Clock(total_seconds, state.progress.seconds)
+        self.sums = LossSums()
+        self.board = SummaryWriter(exp_dir / "tensorboard") if tensorboard else None
+
+    def step(self, report: StepReport, log_interval: int) -> None:
+        """Takes in a step; a log line and scalars every ``log_interval`` of them."""
+        self.sums.merge(report.sums)
+        progress = self.state.progress
+        if progress.step % log_interval:
+            return
+        rates = learning_rates(self.state.optimizer)
+        speed, left = self.clock.speed(progress.seconds)
+        used, most = gpu_memory(self.device)
+        shown = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items())
+        memory = f", GPU memory {used:.1f} of {most:.1f} GiB" if most else ""
+        logging.info(
+            f"epoch {progress.epoch}, step {progress.step}: {self.sums.describe()}, "
+            f"grad norm {report.grad_norm:.2f}, lr {shown}, {speed:.0f} s of audio per s"
+            f"{memory}, ETA {left}"
+        )
+        scalars = {f"train/{name}": value for name, value in self.sums.per_token().items()}
+        scalars.update({f"lr/{name}": rate for name, rate in rates.items()})
+        scalars["train/grad_norm"] = report.grad_norm
+        scalars["train/not_finite"] = self.sums.nonfinite
+        scalars["speed/audio_seconds_per_second"] = speed
+        if most:
+            scalars["speed/gpu_memory_gib"] = used
+        self._add_scalars(scalars)
+        self.sums = LossSums()
+
+    def epoch(self, epoch: int, train: LossSums, valid: Validation) -> None:
+        """Log line, history and pictures of an epoch."""
+        logging.info(
+            f"epoch {epoch} done: train {train.describe()}; valid {valid.sums.describe()}, "
+            f"WER {valid.wer:.2f} % of {valid.words} words"
+        )
+        step = self.state.progress.step
+        record = {
+            "epoch": epoch,
+            "step": step,
+            "train": train.per_token(),
+            "valid": valid.sums.per_token(),
+            "wer": valid.wer,
+            "not_finite": train.nonfinite,
+        }
+        records = append_history(self.exp_dir / "history.json", record)
+        figures = {"curves": plot_history(records, self.exp_dir / "curves.png")}
+        if valid.lattice:
+            picture = self.exp_dir / "alignment.png"
+            figures["alignment"] = draw_lattice(valid.lattice, f"epoch {epoch}", picture)
+        scalars = {f"valid/{name}": value for name, value in valid.sums.per_token().items()}
+        self._add_scalars({**scalars, "valid/wer": valid.wer})
+        if self.board:
+            self.board.add_text("samples", sample_table(valid.samples), step)
+            for name, figure in figures.items():
+                self.board.add_figure(name, figure, step)
+
+    def _add_scalars(self, scalars: dict[str, float]) -> None:
+        if self.board:
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, self.state.progress.step)
+
+    def close(self) -> None:
+        """Writes out what tensorboard has not written yet."""
+        if self.board:
+            self.board.close()
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The rates of what is trained now, as far as they differ.
+
+    ``base`` is the rate of everything but XLSR, which has ``encoder``, or with another rate in
+    each layer ``encoder_top`` and ``encoder_bottom``, the ends of their range.
+    """
+    by_scale = {
+        group["lr_scale"]: group["lr"]
+        for group in optimizer.param_groups
+        if any(p.requires_grad for p in group["params"])
+    }
+    rates = {"base": by_scale.pop(1.0)} if 1.0 in by_scale else {}
+    others = sorted(by_scale.values(), reverse=True)
+    if len(others) == 1:
+        rates["encoder"] = others[0]
+    elif others:
+        rates.update(encoder_top=others[0], encoder_bottom=others[-1])
+    return rates
+
+
+def gpu_memory(device: torch.device) -> tuple[float, float]:
+    """GiB used at most since the last call, and GiB there are; zeros without a GPU."""
+    if device.type != "cuda":
+        return 0.0, 0.0
+    used = torch.cuda.max_memory_allocated(device) / GIB
+    torch.cuda.reset_peak_memory_stats(device)
+    return used, torch.cuda.get_device_properties(device).total_memory / GIB

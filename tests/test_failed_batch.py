@@ -110,7 +110,7 @@ def test_a_few_bad_losses_are_named_and_do_not_fail_the_batch(
     simple = value.clone()
     simple[1] = float("inf")
     with kept.watch(batch, 1, 1, CHUNK) as attempt:
-        counts = kept.check_losses(attempt, TransducerLosses(simple, value, value))
+        counts = kept.check_losses(attempt, TransducerLosses(simple, value, value, value))
     assert counts.tolist() == [i != 1 for i in range(len(batch.ids))]
     assert batch.ids[1] in caplog.text and batch.ids[0] not in caplog.text
     kept.end_step(True, is_scaled=False)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlsr_transducer.errors import UserError
 from xlsr_transducer.loss import get_backend
 from xlsr_transducer.loss.backend import BACKENDS
 from xlsr_transducer.model.chunking import ChunkSettings
@@ -43,12 +44,21 @@ class LossOptions:
     am_scale: float = option(0.0, "smoothing of the simple loss with encoder-only scores")
     simple_loss_scale: float = option(0.5, "weight of the simple loss after warm-up")
     ctc_loss_scale: float = option(0.0, "weight of the CTC head's loss; 0: no such head")
+    cr_ctc_scale: float = option(
+        0.0, "weight of agreement of the CTC head on two views (CR-CTC), which doubles a batch"
+    )
     warm_step: int = option(
         2000, "steps over which the pruned loss takes over from the simple one"
     )
     rnnt_type: str = option("regular", "topology", ("regular", "modified", "constrained"))
     delay_penalty: float = option(0.0, "reward for emitting early, per frame")
     loss_backend: str = option("auto", "whose losses: k2's where it imports, or ours", BACKENDS)
+
+    def __post_init__(self) -> None:
+        if self.cr_ctc_scale > 0 and self.ctc_loss_scale <= 0:
+            raise UserError(
+                f"--cr-ctc-scale {self.cr_ctc_scale} needs the CTC head: give --ctc-loss-scale too"
+            )
 
     def scales(self, step: int) -> tuple[float, float]:
         """Weights of simple and pruned loss: from (1, 0.1) to (simple_loss_scale, 1)."""
@@ -62,6 +72,7 @@ class LossOptions:
             losses.simple * simple_scale
             + losses.pruned * pruned_scale
             + losses.ctc * self.ctc_loss_scale
+            + losses.consistency * self.cr_ctc_scale
         )
 
 
@@ -71,6 +82,7 @@ class TransducerLosses(NamedTuple):
     simple: Tensor
     pruned: Tensor
     ctc: Tensor  # zeros without a CTC head
+    consistency: Tensor  # of the CTC head's two views of an utterance; zeros without them
 
 
 class Transducer(nn.Module):
@@ -105,29 +117,50 @@ class Transducer(nn.Module):
     ) -> TransducerLosses:
         """Losses of a padded batch.
 
+        In training with ``cr_ctc_scale`` the encoder sees the batch twice, each time with other
+        masks and dropout. Other losses are means over these two views.
+
         Args:
           x: (N, n) samples or (N, T, D) features at the cut; x_lens: (N,) int64.
           y: (N, U) int64 tokens without blanks, anything beyond y_lens; U >= 1.
           chunk: what each frame may see.
         """
+        views = 2 if self.training and options.cr_ctc_scale > 0 else 1
+        if views > 1:
+            x, x_lens, y, y_lens = (torch.cat([v] * views) for v in (x, x_lens, y, y_lens))
         encoder_out, lens = self.encoder(
             x, x_lens, chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size
         )
-        is_token = torch.arange(y.shape[1], device=y.device) < y_lens.unsqueeze(1)
-        y = torch.where(is_token, y, torch.zeros_like(y))
-        decoder_out = self.decoder(F.pad(y, (1, 0)))
-        decoder_out = self.decoder_dropout(decoder_out)
-        boundary = torch.zeros(y.shape[0], 4, dtype=torch.int64, device=y.device)
-        boundary[:, 2], boundary[:, 3] = y_lens, lens
         # Autocast off: sums of log-probabilities over hundreds of frames need float32.
         with torch.autocast(x.device.type, enabled=False):
-            simple, ranges = self._simple_loss(
-                encoder_out.float(), decoder_out.float(), y, boundary, options
-            )
+            losses = self._losses(encoder_out.float(), lens, y, y_lens, options)
+        return TransducerLosses(*[x.view(views, -1).mean(0) for x in losses])
+
+    def _losses(
+        self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor, options: LossOptions
+    ) -> TransducerLosses:
+        is_token = torch.arange(y.shape[1], device=y.device) < y_lens.unsqueeze(1)
+        y = torch.where(is_token, y, torch.zeros_like(y))
+        decoder_out = self.decoder_dropout(self.decoder(F.pad(y, (1, 0))))
+        boundary = torch.zeros(y.shape[0], 4, dtype=torch.int64, device=y.device)
+        boundary[:, 2], boundary[:, 3] = y_lens, lens
+        simple, ranges = self._simple_loss(encoder_out, decoder_out, y, boundary, options)
         pruned = self._pruned_loss(encoder_out, decoder_out, y, ranges, boundary, options)
-        with torch.autocast(x.device.type, enabled=False):
-            ctc = self._ctc_loss(encoder_out.float(), lens, y, y_lens)
-        return TransducerLosses(simple, pruned, ctc)
+        if self.ctc_output is None:
+            return TransducerLosses(simple, pruned, *[encoder_out.new_zeros(len(y))] * 2)
+        log_probs = self.ctc_output(encoder_out).log_softmax(-1)
+        ctc = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            y,
+            lens,
+            y_lens,
+            self.decoder.blank_id,
+            reduction="none",
+            zero_infinity=True,
+        )
+        if self.training and options.cr_ctc_scale > 0:
+            return TransducerLosses(simple, pruned, ctc, consistency(log_probs, lens))
+        return TransducerLosses(simple, pruned, ctc, torch.zeros_like(ctc))
 
     def _simple_loss(
         self, am: Tensor, lm: Tensor, y: Tensor, boundary: Tensor, options: LossOptions
@@ -166,23 +199,31 @@ class Transducer(nn.Module):
             lm=self.joiner.decoder_proj(decoder_out),
             ranges=ranges,
         )
-        logits = self.joiner(am, lm, project_input=False)  # (N, T, R, V)
-        with torch.autocast(logits.device.type, enabled=False):
-            return k2.rnnt_loss_pruned(
-                logits=logits.float(),
-                symbols=y,
-                ranges=ranges,
-                termination_symbol=self.decoder.blank_id,
-                boundary=boundary,
-                rnnt_type=options.rnnt_type,
-                delay_penalty=options.delay_penalty,
-                reduction="none",
-            )
-
-    def _ctc_loss(self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor) -> Tensor:
-        if self.ctc_output is None:
-            return encoder_out.new_zeros(y.shape[0])
-        log_probs = self.ctc_output(encoder_out).log_softmax(-1).transpose(0, 1)
-        return F.ctc_loss(
-            log_probs, y, lens, y_lens, self.decoder.blank_id, reduction="none", zero_infinity=True
+        return k2.rnnt_loss_pruned(
+            logits=self.joiner(am, lm, project_input=False),  # (N, T, R, V)
+            symbols=y,
+            ranges=ranges,
+            termination_symbol=self.decoder.blank_id,
+            boundary=boundary,
+            rnnt_type=options.rnnt_type,
+            delay_penalty=options.delay_penalty,
+            reduction="none",
         )
+
+
+def consistency(log_probs: Tensor, lens: Tensor) -> Tensor:
+    """How far two views of the same utterances disagree, as each sees the other.
+
+    Z. Yao et al., "CR-CTC: Consistency regularization on CTC", ICLR 2025: the divergence of each
+    view from the other, which it takes as given, summed over frames.
+
+    Args:
+      log_probs: (2 N, T, V), the second view behind the first; lens: (2 N,) int64.
+
+    Returns:
+      (2 N,): its mean over an utterance's two rows is the utterance's loss.
+    """
+    other = log_probs.roll(len(log_probs) // 2, dims=0).detach()
+    divergence = F.kl_div(log_probs, other, reduction="none", log_target=True).sum(2)
+    is_frame = torch.arange(log_probs.shape[1], device=lens.device) < lens.unsqueeze(1)
+    return divergence.masked_fill(~is_frame, 0.0).sum(1)

@@ -47,19 +47,26 @@ class LoopOptions:
     average_period: int = option(100, "steps between updates of the running mean of the weights")
     log_interval: int = option(50, "steps between log lines")
     seed: int = option(42, "seed of weights, order of data, dropout and chunk settings")
-    use_fp16: bool = option(False, "half precision with loss scaling (GPU)")
-    use_bf16: bool = option(False, "bfloat16 autocast")
+    use_fp16: bool = option(False, "float16 for the encoder, with loss scaling (GPU)")
+    use_bf16: bool | None = option(
+        None, "bfloat16 for the encoder (default: on a GPU that has it, unless --use-fp16)"
+    )
     tensorboard: bool = option(True, "write tensorboard files")
 
     def __post_init__(self) -> None:
         if self.use_fp16 and self.use_bf16:
             raise UserError("--use-fp16 contradicts --use-bf16: give one")
 
-    @property
-    def autocast_dtype(self) -> torch.dtype | None:
+    def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
+        """The precision of the encoder's matrix products; None: float32."""
         if self.use_fp16:
+            if device.type != "cuda":
+                raise UserError("--use-fp16 1 needs a GPU; on a CPU there is --use-bf16 1")
             return torch.float16
-        return torch.bfloat16 if self.use_bf16 else None
+        # From compute capability 8 on; PyTorch would emulate it, slowly, on older ones.
+        has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+        wants_bf16 = has_bf16 if self.use_bf16 is None else self.use_bf16
+        return torch.bfloat16 if wants_bf16 else None
 
 
 class Trainer:
@@ -118,7 +125,7 @@ class Trainer:
             self.loss,
             self.process,
             self.loop.seed,
-            self.loop.autocast_dtype,
+            self.loop.autocast_dtype(self.process.device),
             total_seconds,
             self.failed,
         )

@@ -21,6 +21,7 @@ class LossSums:
     simple: float = 0.0
     pruned: float = 0.0
     ctc: float = 0.0
+    consistency: float = 0.0
     tokens: int = 0
     utterances: int = 0
     seconds: float = 0.0
@@ -33,9 +34,8 @@ class LossSums:
         """Takes in a batch; ``is_finite`` (N,) bool chooses the utterances that count."""
         kept = torch.stack([x.detach().double() for x in losses])
         kept = kept.masked_fill(~is_finite, 0.0).sum(1).tolist()
-        self.simple += kept[0]
-        self.pruned += kept[1]
-        self.ctc += kept[2]
+        for name, value in zip(TransducerLosses._fields, kept):
+            setattr(self, name, getattr(self, name) + value)
         self.tokens += int((tokens * is_finite).sum())
         self.utterances += int(is_finite.sum())
         self.nonfinite += int((~is_finite).sum())
@@ -50,8 +50,10 @@ class LossSums:
     def per_token(self) -> dict[str, float]:
         """Losses per token, in nats."""
         count = max(self.tokens, 1)
-        shown = {"simple": self.simple / count, "pruned": self.pruned / count}
-        return {**shown, "ctc": self.ctc / count} if self.ctc else shown
+        shown = {"simple": self.simple, "pruned": self.pruned}
+        extra = {"ctc": self.ctc, "consistency": self.consistency}
+        shown.update({name: value for name, value in extra.items() if value})
+        return {name: value / count for name, value in shown.items()}
 
     def describe(self) -> str:
         """``simple 1.20, pruned 0.90 per token``, and what went wrong, if anything did."""

@@ -87,7 +87,8 @@ class Trainer:
         model = model.to(process.device)
         self.config, self.data, self.splits = config, data, splits
         self.loop, self.optim, self.loss, self.process = loop, optim, loss, process
-        scaler = grad_scaler(loop.use_fp16 and process.device.type == "cuda")
+        self.autocast = loop.autocast_dtype(process.device)
+        scaler = grad_scaler(self.autocast == torch.float16)
         self.state = TrainingState.initial(model, make_optimizer(model, optim), scaler)
         self.failed = FailedBatches(
             loop.exp_dir,
@@ -95,7 +96,7 @@ class Trainer:
             config,
             data.tokenizer,
             loss,
-            loop.autocast_dtype,
+            self.autocast,
             failure,
             process.rank,
         )
@@ -125,7 +126,7 @@ class Trainer:
             self.loss,
             self.process,
             self.loop.seed,
-            self.loop.autocast_dtype(self.process.device),
+            self.autocast,
             total_seconds,
             self.failed,
         )

@@ -104,7 +104,7 @@ def fast_linear(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Te
     return _linear_as_convolution(weight, bias)
 
 
-FEW_ROWS = 64  # below, a transposing copy costs less than the slower kernel for rows that lie apart
+FEW_ROWS = 64  # below, a transposing copy costs less than the slower kernel for scattered rows
 
 
 def _linear_as_convolution(weight: Tensor, bias: Optional[Tensor]) -> Callable[[Tensor], Tensor]:

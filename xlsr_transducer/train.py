@@ -25,6 +25,7 @@ from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerOptions
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 from xlsr_transducer.options import add_options, from_args, str2bool
+from xlsr_transducer.presets import parse_with_preset
 from xlsr_transducer.training.checkpoint import read_checkpoint, save_below_cut
 from xlsr_transducer.training.distributed import this_process
 from xlsr_transducer.training.failed_batch import FailureOptions
@@ -46,6 +47,7 @@ OPTION_GROUPS = (
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--conf", type=Path, help="options from a YAML file, such as conf/*.yaml")
     group = parser.add_argument_group("Input of the model")
     group.add_argument("--features", help="folder in DATA/features (default: the only one)")
     group.add_argument("--cut", help="cut of the features; 'waveform' trains from audio")
@@ -65,7 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
+    args = parse_with_preset(get_parser(), argv)
     if not args.use_xlsr_encoder:
         raise UserError("--use-xlsr-encoder 0: this recipe has no other encoder")
     data_options, augment, loop, optim, loss, encoder, transducer, streaming, failure = (

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         vocab_size=tokenizer.vocab_size,
         has_ctc=loss.ctc_loss_scale > 0,
     )
-    _keep_settings(loop.exp_dir, config, data_options, augment, loop, optim, loss, failure)
+    _keep_settings(loop.exp_dir, args, config, data_options, augment, loop, optim, loss, failure)
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
     save_below_cut(xlsr, config, loop.exp_dir)
@@ -159,9 +159,12 @@ def _initial_model(
     return model
 
 
-def _keep_settings(exp_dir: Path, config: ModelConfig, *options: object) -> None:
+def _keep_settings(
+    exp_dir: Path, args: argparse.Namespace, config: ModelConfig, *options: object
+) -> None:
     """Logs every setting, and saves them beside the checkpoints as JSON."""
-    settings = {"model": config.to_dict()}
+    names = ("conf", "features", "xlsr", "lang_dir", "init_from")
+    settings = {"input": {name: getattr(args, name) for name in names}, "model": config.to_dict()}
     for group in options:
         settings[type(group).__name__] = dataclasses.asdict(group)  # type: ignore[call-overload]
     text = json.dumps(settings, indent=2, default=str)

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging(folder, "decode")
     loaded = load_recogniser(checkpoint)
     chunk = options.chunk(loaded.config)
-    bias = bias_options.load(loaded.tokenizer)
+    bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     model = loaded.model
     search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output)
     scores, speeds = [], []

@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from_args(cls, args)
         for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions)
     )
+    search_options.require_streaming()
     bias_options.require_supported(search_options)
     folder = checkpoint.exp_dir / "streaming" / search_options.decoding_method
     set_up_logging(folder, "streaming-decode")
@@ -171,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chunk = options.chunk(loaded.config).require_streaming()
     model = loaded.model
     model.encoder.set_chunk(chunk)
-    bias = bias_options.load(loaded.tokenizer)
+    bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output)
     scores = []
     for audio in audio_sets(options, args.wavs):

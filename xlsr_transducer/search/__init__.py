@@ -12,8 +12,9 @@ from xlsr_transducer.search.ctc_greedy import CtcGreedySearch
 from xlsr_transducer.search.fast_beam import FastBeamSearch
 from xlsr_transducer.search.greedy import GreedySearch
 from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.lm_rescore import LmRescoreSearch
 from xlsr_transducer.search.modified_beam import ModifiedBeamSearch
-from xlsr_transducer.search.options import SearchOptions
+from xlsr_transducer.search.options import LM_METHODS, SearchOptions
 
 __all__ = ["Bias", "BiasOptions", "Hypothesis", "Search", "SearchOptions", "make_search"]
 
@@ -22,6 +23,9 @@ SEARCHES = {
     "fast_beam_search": FastBeamSearch,
     "greedy_search": GreedySearch,
     "modified_beam_search": ModifiedBeamSearch,
+    "modified_beam_search_LODR": ModifiedBeamSearch,
+    "modified_beam_search_lm_rescore": LmRescoreSearch,
+    "modified_beam_search_lm_shallow_fusion": ModifiedBeamSearch,
 }
 
 
@@ -35,7 +39,7 @@ def make_search(
     """The search that ``options`` describe, over the given decoder, joiner and CTC head.
 
     Raises:
-      UserError: the search needs a CTC head, and there is none.
+      UserError: the search needs a CTC head or a language model, and there is none.
       ValueError: the search takes no ``bias``.
     """
     method = options.decoding_method
@@ -48,5 +52,7 @@ def make_search(
                 "--ctc-loss-scale above 0"
             )
         return CtcGreedySearch(options, decoder, joiner, ctc_output)
+    if method in LM_METHODS and (bias is None or bias.neural is None):
+        raise UserError(f"--decoding-method {method} needs a neural language model")
     more = [] if bias is None else [bias]
     return SEARCHES[method](options, decoder, joiner, *more)

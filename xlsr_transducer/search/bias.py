@@ -1,9 +1,10 @@
-"""What else than the model has a say in a search: hotwords and an n-gram language model.
+"""What else than the model has a say in a search: hotwords and language models.
 
-Each stream walks along some graphs (``TokenGraph``) with every token it says. A stream's
-hotwords may be its own.
+With every token it says each stream walks along some graphs (``TokenGraph``), and takes the state
+of the neural language model further. A stream's hotwords may be its own.
 
-Letters: N streams, B hypotheses per stream, M of them looked up, G graphs, V tokens.
+Letters: N streams, B hypotheses per stream, M of them looked up, G graphs, F numbers of a state of
+the neural language model (0 without one), V tokens.
 """
 
 from __future__ import annotations
@@ -17,25 +18,32 @@ from torch import Tensor
 
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
+from xlsr_transducer.lm.checkpoint import load_lm
 from xlsr_transducer.options import option
 from xlsr_transducer.search.context_graph import read_context_file
+from xlsr_transducer.search.neural_lm import ScaledLm
 from xlsr_transducer.search.ngram_lm import read_ngram_lm
-from xlsr_transducer.search.options import SearchOptions
+from xlsr_transducer.search.options import LM_METHODS, SearchOptions
 from xlsr_transducer.search.token_graph import TokenGraph
 
-SUPPORTED = ("modified_beam_search",)
+SUPPORTED = ("modified_beam_search", *LM_METHODS)
+LODR = "modified_beam_search_LODR"
 
 
 @dataclass(frozen=True)
 class BiasOptions:
-    """Hotwords and language model."""
+    """Hotwords and language models."""
 
     context_file: Path | None = option(
         None, "hotwords: one phrase a line, or `phrase :score` for its own score"
     )
     context_score: float = option(2.0, "bonus of each token of a hotword")
     ngram_lm: Path | None = option(None, "ARPA file of stage 5, added to the model's log-probs")
-    ngram_lm_scale: float = option(0.1, "what the n-gram model's log-probs are multiplied by")
+    ngram_lm_scale: float = option(
+        0.1, "what the n-gram model's log-probs are multiplied by; LODR needs one below 0"
+    )
+    lm_exp_dir: Path | None = option(None, "folder of a neural language model (train_lm)")
+    lm_scale: float = option(0.3, "what the neural model's log-probs are multiplied by")
 
     def __post_init__(self) -> None:
         """Refuses what contradicts itself.
@@ -47,34 +55,64 @@ class BiasOptions:
             raise UserError(f"--context-score {self.context_score}: must be a number")
         if self.context_file is None and self.context_score != 2.0:
             raise UserError(f"--context-score {self.context_score} needs --context-file")
-        if not (math.isfinite(self.ngram_lm_scale) and self.ngram_lm_scale >= 0):
-            raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale}: must be 0 or more")
+        if not math.isfinite(self.ngram_lm_scale):
+            raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale}: must be a number")
         if self.ngram_lm is None and self.ngram_lm_scale != 0.1:
             raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale} needs --ngram-lm")
+        if not (math.isfinite(self.lm_scale) and self.lm_scale >= 0):
+            raise UserError(f"--lm-scale {self.lm_scale}: must be 0 or more")
+        if self.lm_exp_dir is None and self.lm_scale != 0.3:
+            raise UserError(f"--lm-scale {self.lm_scale} needs --lm-exp-dir")
 
     def require_supported(self, search: SearchOptions) -> None:
-        """Raises UserError if the search cannot do what is asked for."""
-        for name in ("context_file", "ngram_lm"):
-            if getattr(self, name) is not None and search.decoding_method not in SUPPORTED:
+        """Raises UserError if the search cannot do what is asked for, or needs more."""
+        method = search.decoding_method
+        if method != LODR and self.ngram_lm_scale < 0:
+            raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale}: must be 0 or more")
+        usable = dict(context_file=SUPPORTED, ngram_lm=SUPPORTED, lm_exp_dir=LM_METHODS)
+        for name, methods in usable.items():
+            if getattr(self, name) is not None and method not in methods:
                 raise UserError(
                     f"--{name.replace('_', '-')} works with --decoding-method "
-                    f"{' or '.join(SUPPORTED)} only, not with {search.decoding_method}"
+                    f"{', '.join(methods)} only, not with {method}"
                 )
+        if method in LM_METHODS and self.lm_exp_dir is None:
+            raise UserError(
+                f"--decoding-method {method} needs --lm-exp-dir, the folder of a model that "
+                "python -m xlsr_transducer.train_lm made"
+            )
+        if method == LODR and self.ngram_lm is None:
+            raise UserError(
+                f"--decoding-method {LODR} needs --ngram-lm, a bi-gram model of the training "
+                "text: ./prepare.sh --stage 5 --ngram-order 2"
+            )
+        if method == LODR and self.ngram_lm_scale > 0:
+            raise UserError(
+                f"--ngram-lm-scale {self.ngram_lm_scale}: {LODR} takes the n-gram model's "
+                "log-probs away, so it must be 0 or less, such as -0.1"
+            )
 
-    def load(self, tokenizer: Tokenizer) -> Bias | None:
+    def load(self, tokenizer: Tokenizer, whose: str) -> Bias | None:
         """Reads the files. None if nothing was asked for.
+
+        Args:
+          tokenizer: the transducer's; ``whose`` names the transducer.
 
         Raises:
           UserError: a file cannot be used.
         """
-        if self.context_file is None and self.ngram_lm is None:
+        if self.context_file is None and self.ngram_lm is None and self.lm_exp_dir is None:
             return None
-        hotwords = lm = None
+        hotwords = lm = neural = None
         if self.context_file is not None:
             hotwords = read_context_file(self.context_file, tokenizer, self.context_score)
         if self.ngram_lm is not None:
             lm = read_ngram_lm(self.ngram_lm, tokenizer.tokens).scaled(self.ngram_lm_scale)
-        return Bias(tokenizer.vocab_size, hotwords, lm)
+        if self.lm_exp_dir is not None:
+            loaded = load_lm(self.lm_exp_dir)
+            loaded.require_tokens(tokenizer.tokens, whose)
+            neural = ScaledLm(loaded.model, self.lm_scale)
+        return Bias(tokenizer.vocab_size, hotwords, lm, neural)
 
     def suffix(self) -> list[str]:
         """What belongs into the names of result files."""
@@ -83,26 +121,52 @@ class BiasOptions:
             parts.append(f"context-{self.context_file.stem}-score-{self.context_score}")
         if self.ngram_lm is not None:
             parts.append(f"{self.ngram_lm.stem}-scale-{self.ngram_lm_scale}")
+        if self.lm_exp_dir is not None:
+            parts.append(f"{self.lm_exp_dir.name}-scale-{self.lm_scale}")
         return parts
 
 
 class Bias:
-    """The graphs of a search."""
+    """The graphs and the neural language model of a search."""
 
     def __init__(
-        self, vocab_size: int, hotwords: TokenGraph | None = None, lm: TokenGraph | None = None
+        self,
+        vocab_size: int,
+        hotwords: TokenGraph | None = None,
+        lm: TokenGraph | None = None,
+        neural: ScaledLm | None = None,
     ):
-        """``hotwords``: those of streams that bring none of their own; ``lm``: for all."""
+        """``hotwords``: those of streams that bring none of their own; the rest: for all."""
         self.lm = lm
+        self.neural = neural
         self.nothing = TokenGraph.nothing(vocab_size)
         self.hotwords = hotwords or self.nothing
         self._last: tuple[tuple[TokenGraph, ...], torch.device | str, Walk] | None = None
 
-    def start(self, hotwords: tuple[TokenGraph, ...], device: torch.device | str) -> Tensor:
-        """(N, G) the states in which streams with these ``hotwords`` start."""
+    def without_neural(self) -> Bias | None:
+        """The graphs alone; None if there are none."""
+        if self.lm is None and self.hotwords is self.nothing:
+            return None
+        return Bias(self.nothing.vocab_size, self.hotwords, self.lm)
+
+    def start(
+        self, hotwords: tuple[TokenGraph, ...], device: torch.device | str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where streams with these ``hotwords`` start.
+
+        Returns:
+          states in the streams' own graphs (N, G), states of the neural language model (N, F),
+          and what each token is worth (N, V).
+        """
         starts = [[g.start, self.lm.start] if self.lm else [g.start] for g in hotwords]
         starts = torch.tensor(starts, dtype=torch.int64, device=device)
-        return starts.view(len(hotwords), 2 if self.lm else 1)
+        starts = starts.view(len(hotwords), 2 if self.lm else 1)
+        walk = self.walk(hotwords, device)
+        weights = walk.graph_weights(starts + walk.offsets)
+        if self.neural is None:
+            return starts, weights[:, :0], weights
+        lm_state, lm_weights = self.neural.start(len(hotwords))
+        return starts, lm_state, weights + lm_weights
 
     def walk(self, hotwords: tuple[TokenGraph, ...], device: torch.device | str) -> Walk:
         """The graphs that streams with these ``hotwords`` walk along, on ``device``."""
@@ -117,15 +181,19 @@ class Bias:
         place = dict(zip(different, first))
         offsets = torch.tensor([place[g] for g in hotwords], dtype=torch.int64, device=device)
         offsets = offsets.unsqueeze(1)
+        if self.neural is not None:
+            self.neural.model.to(device)
         if self.lm is None:
-            return Walk([graph.to(device)], offsets)
+            return Walk([graph.to(device)], offsets, self.neural)
         self.lm = self.lm.to(device)
-        return Walk([graph.to(device), self.lm], torch.cat([offsets, offsets * 0], 1))
+        return Walk(
+            [graph.to(device), self.lm], torch.cat([offsets, offsets * 0], 1), self.neural
+        )
 
 
 @dataclass(frozen=True)
 class Walk:
-    """The graphs of the streams of one batch, side by side.
+    """The graphs of the streams of one batch, side by side, and the neural language model.
 
     A hypothesis has one state in each of the G graphs. Between two pieces a state counts from
     the beginning of its stream's own graph, so that streams may leave and join the batch;
@@ -134,6 +202,7 @@ class Walk:
 
     graphs: list[TokenGraph]
     offsets: Tensor
+    neural: ScaledLm | None
 
     def entered(self, state: Tensor) -> Tensor:
         """(N, B, G) states in the graphs at hand, from those of the streams' own."""
@@ -143,13 +212,22 @@ class Walk:
         """(N, B, G) the other way round."""
         return state - self.offsets.unsqueeze(1)
 
-    def weights(self, state: Tensor) -> Tensor:
+    def graph_weights(self, state: Tensor) -> Tensor:
         """(M, V) what each token is worth in the states (M, G)."""
         return sum(g.weights(s) for g, s in zip(self.graphs, state.unbind(1)))
 
-    def step(self, state: Tensor, token: Tensor) -> Tensor:
-        """(M, G) the states after ``token`` (M,)."""
-        return torch.stack([g.step(s, token) for g, s in zip(self.graphs, state.unbind(1))], 1)
+    def step(
+        self, state: Tensor, lm_state: Tensor, token: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``token`` (M,) leads to from states (M, G) and (M, F): the same, and (M, V) what
+        each token is worth then."""
+        walked = [g.step(s, token) for g, s in zip(self.graphs, state.unbind(1))]
+        state = torch.stack(walked, 1)
+        weights = self.graph_weights(state)
+        if self.neural is None:
+            return state, lm_state, weights
+        lm_state, lm_weights = self.neural.step(lm_state, token)
+        return state, lm_state, weights + lm_weights
 
     def final(self, state: Tensor) -> Tensor:
         """(N, B) what ending in the states (N, B, G) adds."""

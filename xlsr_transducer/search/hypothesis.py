@@ -16,8 +16,8 @@ class Hypothesis:
     frames: list[int] = field(default_factory=list)
     """Encoder frame in which each token came, counted from the start of the stream."""
     score: float = 0.0
-    """Natural log-prob of the hypothesis, blanks included, and what hotwords add to it; -inf
-    if the search found none."""
+    """Natural log-prob of the hypothesis, blanks included, and what hotwords and language
+    models add to it; -inf if the search found none."""
     log_probs: list[float] = field(default_factory=list)
     """Log-prob of each token where it came, the basis of its confidence."""
     norm_score: float = 0.0

@@ -5,11 +5,13 @@ compared: each hypothesis carries a 64-bit rolling hash, and equal hashes are me
 log-addition. The best score of a stream is kept apart in float64 and the others relative to
 it in float32, so hour-long streams lose no precision.
 
-With a ``Bias`` every hypothesis also walks along graphs of tokens, whose weights are added to
-the log-probs before the best are chosen: a hotword that the model puts low is still seen.
+With a ``Bias`` every hypothesis also walks along graphs of tokens and has a state of a neural
+language model, whose weights are added to the log-probs before the best are chosen: a hotword that
+the model puts low is still seen.
 
 Letters: N streams, n streams that still have frames at a step, B hypotheses per stream,
-G graphs per hypothesis (0 without a bias), T, J, V, C as in base.
+G graphs per hypothesis and F numbers of the language model's state (0 without a bias), T, J, V, C
+as in base.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class BeamState:
     num_frames: Tensor  # (N,) int64, consumed so far
     hotwords: tuple[TokenGraph, ...]  # N with a bias, else 0
     graph_state: Tensor  # (N, B, G) int64, counted from the start of the stream's graphs
-    bias: Tensor  # (N, B, V) float32 what the graphs add to each token; V is 0 without
+    lm_state: Tensor  # (N, B, F)
+    bias: Tensor  # (N, B, V) float32 what all of these add to each token; V is 0 without
 
 
 class ModifiedBeamSearch(Search):
@@ -55,7 +58,7 @@ class ModifiedBeamSearch(Search):
         joiner: nn.Module,
         bias: Bias | None = None,
     ):
-        """With ``bias``, streams walk along its graphs."""
+        """With ``bias``, streams walk along its graphs and its language model."""
         super().__init__(options, decoder, joiner)
         self.bias = bias
 
@@ -76,7 +79,7 @@ class ModifiedBeamSearch(Search):
             decoder_side = self._project_context(context)
         score = torch.full(shape, -float("inf"), device=device)
         score[:, 0] = 0
-        graphs, graph_state, bias = self._first_graphs(num_streams, device, hotwords)
+        graphs, graph_state, lm_state, bias = self._first_bias(num_streams, device, hotwords)
         return BeamState(
             history=History.empty(*shape, device),
             context=context.repeat(*shape, 1),
@@ -87,32 +90,30 @@ class ModifiedBeamSearch(Search):
             num_frames=torch.zeros(num_streams, dtype=torch.int64, device=device),
             hotwords=graphs,
             graph_state=graph_state,
+            lm_state=lm_state,
             bias=bias,
         )
 
-    def _first_graphs(
+    def _first_bias(
         self,
         num_streams: int,
         device: torch.device | str,
         hotwords: Sequence[TokenGraph | None] | None,
-    ) -> tuple[tuple[TokenGraph, ...], Tensor, Tensor]:
+    ) -> tuple[tuple[TokenGraph, ...], Tensor, Tensor, Tensor]:
         """The graphs, states and weights before the first token (see ``BeamState``)."""
         beam = self.options.beam_size
         if self.bias is None:
             if hotwords is not None:
                 raise ValueError("hotwords need a search that was made with a Bias")
             nothing = torch.zeros(num_streams, beam, 0, device=device)
-            return (), nothing.to(torch.int64), nothing
+            return (), nothing.to(torch.int64), nothing, nothing
         if hotwords is None:
             hotwords = [None] * num_streams
         if len(hotwords) != num_streams:
             raise ValueError(f"{num_streams} streams, but hotwords for {len(hotwords)}")
         graphs = tuple(g or self.bias.hotwords for g in hotwords)
-        start = self.bias.start(graphs, device)
-        walk = self.bias.walk(graphs, device)
-        weights = walk.weights(walk.entered(start.unsqueeze(1))[:, 0])
-        start, weights = (x.unsqueeze(1).repeat(1, beam, 1) for x in (start, weights))
-        return graphs, start, weights
+        first = self.bias.start(graphs, device)
+        return (graphs, *(x.unsqueeze(1).repeat(1, beam, 1) for x in first))
 
     @torch.no_grad()
     def advance(
@@ -134,12 +135,12 @@ class ModifiedBeamSearch(Search):
             step,
             encoder_side,
             lens,
-            (*fields, graph_state, state.bias),
+            (*fields, graph_state, state.lm_state, state.bias),
             self.options.beam_size,
             self.blank_id,
         )
         history = state.history.extend(*added.after(state.num_frames), self.blank_id)
-        *fields, graph_state, bias = fields
+        *fields, graph_state, lm_state, bias = fields
         live = fields[2] > -float("inf")
         return BeamState(
             history.settle(live),
@@ -147,6 +148,7 @@ class ModifiedBeamSearch(Search):
             num_frames=state.num_frames + lens,
             hotwords=state.hotwords,
             graph_state=walk.left(graph_state) if walk else graph_state,
+            lm_state=lm_state,
             bias=bias,
         )
 
@@ -154,13 +156,13 @@ class ModifiedBeamSearch(Search):
         self, encoder_side: Tensor, fields: tuple[Tensor, ...], walk: Walk | None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
         """One frame of n streams (see ``frames.Step``)."""
-        context, decoder_side, score, offset, hashes, graph_state, bias = fields
+        context, decoder_side, score, offset, hashes, *biased = fields
         n, beam = score.shape
         log_probs = self._log_probs(encoder_side.unsqueeze(1), decoder_side)
         vocab_size = log_probs.shape[2]
         total = log_probs.float() + score.unsqueeze(2)
         if walk:
-            total = total + bias
+            total = total + biased[-1]
         score, index = total.view(n, -1).topk(beam)
         parent = index.div(vocab_size, rounding_mode="floor")
         token = index - parent * vocab_size
@@ -184,29 +186,11 @@ class ModifiedBeamSearch(Search):
             fresh.flatten(),
         ).view(n, beam, -1)
         if walk:
-            graph_state, bias = self._walked(
-                walk, graph_state, bias, row, token.flatten(), fresh.flatten()
-            )
+            biased = _walked(walk, biased, row, token.flatten(), fresh.flatten())
         best = score.max(1).values
         score = score - best.unsqueeze(1)
-        fields = (context, decoder_side, score, offset + best, hashes, graph_state, bias)
+        fields = (context, decoder_side, score, offset + best, hashes, *biased)
         return fields, (parent, token, log_prob)
-
-    @staticmethod
-    def _walked(
-        walk: Walk, graph_state: Tensor, bias: Tensor, row: Tensor, token: Tensor, fresh: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Graph states and weights after a frame; ``row``: where each hypothesis had its own.
-
-        Those that are not ``fresh`` have the tokens, and so the states, of that row.
-        """
-        n, beam, _ = graph_state.shape
-        graph_state, bias = graph_state.flatten(0, 1)[row], bias.flatten(0, 1)[row]
-        moved = fresh.nonzero()[:, 0]
-        if len(moved):
-            graph_state[moved] = walk.step(graph_state[moved], token[moved])
-            bias[moved] = walk.weights(graph_state[moved])
-        return graph_state.view(n, beam, -1), bias.view(n, beam, -1)
 
     def nbest(self, state: BeamState, n: int) -> list[list[Hypothesis]]:
         """Up to ``n`` different token sequences per stream, by length-normalised score."""
@@ -215,6 +199,27 @@ class ModifiedBeamSearch(Search):
             walk = self.bias.walk(state.hotwords, score.device)
             score = score + walk.final(walk.entered(state.graph_state))
         return state.history.nbest(score, n, self.context_size)
+
+
+def _walked(
+    walk: Walk, biased: Sequence[Tensor], row: Tensor, token: Tensor, fresh: Tensor
+) -> list[Tensor]:
+    """Graph states, language model states and weights (n, B, *) after a frame.
+
+    Args:
+      row: (n * B,) where each hypothesis had its own before. Those that are not ``fresh`` have
+        the tokens, and so the states, of that row.
+      token: (n * B,) what they said.
+    """
+    shape = biased[0].shape[:2]
+    biased = [x.flatten(0, 1)[row] for x in biased]
+    moved = fresh.nonzero()[:, 0]
+    if len(moved):
+        graph_state, lm_state, _ = biased
+        new = walk.step(graph_state[moved], lm_state[moved], token[moved])
+        for x, value in zip(biased, new):
+            x[moved] = value
+    return [x.unflatten(0, shape) for x in biased]
 
 
 def _merge(score: Tensor, hashes: Tensor, emits: Tensor) -> tuple[Tensor, Tensor]:

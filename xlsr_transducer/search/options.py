@@ -13,7 +13,14 @@ METHODS = (
     "modified_beam_search",
     "fast_beam_search",
     "ctc_greedy_search",
+    "modified_beam_search_lm_shallow_fusion",
+    "modified_beam_search_LODR",
+    "modified_beam_search_lm_rescore",
 )
+# They need a neural language model.
+LM_METHODS = tuple(method for method in METHODS if method.startswith("modified_beam_search_"))
+# Their results are made at the end of an utterance.
+OFFLINE_METHODS = ("modified_beam_search_lm_rescore",)
 FLAVOURS = ("whole", "strict", "partial")
 
 
@@ -22,7 +29,7 @@ class SearchOptions:
     """Search options. Names and defaults are icefall's."""
 
     decoding_method: str = option("greedy_search", "how to search", METHODS)
-    beam_size: int = option(4, "hypotheses kept by beam_search and modified_beam_search")
+    beam_size: int = option(4, "hypotheses kept by beam_search and modified_beam_search*")
     beam: float = option(20.0, "fast_beam_search: log-prob below the best at which to prune")
     max_contexts: int = option(8, "fast_beam_search: contexts kept per stream and frame")
     max_states: int = option(64, "fast_beam_search: states kept per stream and frame")
@@ -67,6 +74,14 @@ class SearchOptions:
             raise UserError(
                 f"{_flag(name)} {getattr(self, name)} works with --decoding-method {method} "
                 f"only, not with {self.decoding_method}"
+            )
+
+    def require_streaming(self) -> None:
+        """Raises UserError if the method cannot follow a stream."""
+        if self.decoding_method in OFFLINE_METHODS:
+            raise UserError(
+                f"--decoding-method {self.decoding_method} needs whole utterances: it does not "
+                "stream; modified_beam_search_lm_shallow_fusion does"
             )
 
     def suffix(self) -> str:

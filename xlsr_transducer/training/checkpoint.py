@@ -53,6 +53,11 @@ class CheckpointOptions:
         if self.avg > 1 and not (self.epoch or self.iter):
             raise UserError(f"--avg {self.avg} needs --epoch or --iter, to know where it ends")
 
+    @property
+    def source(self) -> str:
+        """The file or folder, for messages."""
+        return str(self.checkpoint or self.exp_dir)
+
     def describe(self) -> str:
         """For file names: ``epoch-30-avg-9``."""
         if self.checkpoint:

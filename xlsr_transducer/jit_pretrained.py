@@ -37,9 +37,10 @@ def load_transducer(path: Path) -> torch.jit.ScriptModule:
     return model
 
 
-def load(path: Path, tokens: Sequence[str] = ()) -> Recogniser:
+def load(options: ScriptOptions) -> Recogniser:
     """The model in a cpu_jit.pt."""
-    model = load_transducer(path)
+    model = load_transducer(options.nn_model_filename)
+    tokens = tokens_beside(options.nn_model_filename, options.tokens)
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
         out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
@@ -49,11 +50,7 @@ def load(path: Path, tokens: Sequence[str] = ()) -> Recogniser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    def load_both(options: ScriptOptions) -> Recogniser:
-        path = options.nn_model_filename
-        return load(path, tokens_beside(path, options.tokens))
-
-    run(argv, __doc__.splitlines()[0], ScriptOptions, load_both)
+    run(argv, __doc__.splitlines()[0], ScriptOptions, load)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.inference import Recogniser, run, tokens_beside
-from xlsr_transducer.jit_pretrained import load_transducer
+from xlsr_transducer.jit_pretrained import ScriptOptions, load_transducer
 from xlsr_transducer.options import option
 
 FRAME = 160  # samples: chunk_size and pad_length count 20 ms and 10 ms
@@ -22,13 +22,12 @@ SHORTEST = 400  # samples that give a frame
 
 
 @dataclasses.dataclass(frozen=True)
-class ScriptOptions:
+class StreamingScriptOptions(ScriptOptions):
     """Model."""
 
     nn_model_filename: Path = option(
         Path("exp/jit_script_chunk_32_left_2.pt"), "what export --jit 1 wrote"
     )
-    tokens: Path | None = option(None, "tokens.txt (default: the one beside the model)")
 
 
 def windows(wave: Tensor, chunk_size: int, pad_length: int) -> Iterator[tuple[Tensor, int]]:
@@ -40,16 +39,17 @@ def windows(wave: Tensor, chunk_size: int, pad_length: int) -> Iterator[tuple[Te
         yield F.pad(window, (0, size - len(window))), len(window)
 
 
-def load(path: Path, tokens: Sequence[str] = ()) -> Recogniser:
+def load(options: ScriptOptions) -> Recogniser:
     """The model in a jit_script_chunk_*.pt.
 
     Raises:
       UserError: the file's model does not stream.
     """
-    model = load_transducer(path)
+    model = load_transducer(options.nn_model_filename)
+    tokens = tokens_beside(options.nn_model_filename, options.tokens)
     encoder = model.encoder
     if not hasattr(encoder, "get_init_states"):
-        raise UserError(f"{path}: does not stream; use jit_pretrained for it")
+        raise UserError(f"{options.nn_model_filename}: does not stream; use jit_pretrained for it")
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
         states = encoder.get_init_states(1)
@@ -61,11 +61,7 @@ def load(path: Path, tokens: Sequence[str] = ()) -> Recogniser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    def load_both(options: ScriptOptions) -> Recogniser:
-        path = options.nn_model_filename
-        return load(path, tokens_beside(path, options.tokens))
-
-    run(argv, __doc__.splitlines()[0], ScriptOptions, load_both)
+    run(argv, __doc__.splitlines()[0], StreamingScriptOptions, load)
 
 
 if __name__ == "__main__":

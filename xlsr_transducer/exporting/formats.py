@@ -28,11 +28,18 @@ class FormatOptions:
     pretrained: bool = option(True, "write pretrained.pt, a checkpoint without what trains")
     jit: bool = option(False, "write cpu_jit.pt, and jit_script_chunk_*.pt of a streaming model")
 
+    jit_trace: bool = option(False, "write encoder_, decoder_ and joiner_jit_trace.pt")
+    wav2vec2_ctc: bool = option(
+        False, "write wav2vec2_ctc.pt, with greedy search inside, which stock sherpa serves"
+    )
+    hf: Path | None = option(None, "write XLSR into this folder, as Hugging Face has it")
+
 
 # The option that asks for a format, and the module that writes it.
 FORMATS = {
     "pretrained": "xlsr_transducer.exporting.pretrained",
     "jit": "xlsr_transducer.exporting.torchscript",
+    "jit_trace": "xlsr_transducer.exporting.traced",
 }
 
 

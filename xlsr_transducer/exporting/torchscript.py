@@ -15,7 +15,7 @@ from xlsr_transducer.exporting.scripted import (
     StreamingEncoderModel,
 )
 from xlsr_transducer.inference import Output, recognise
-from xlsr_transducer.jit_pretrained import load
+from xlsr_transducer.jit_pretrained import ScriptOptions, load
 from xlsr_transducer.jit_pretrained_streaming import load as load_streaming
 from xlsr_transducer.search import SearchOptions
 
@@ -39,9 +39,9 @@ def write(job: Job, folder: Path) -> list[Artifact]:
 
 def run_offline(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs ``cpu_jit.pt``."""
-    return list(recognise(load(files[0]), waves, SearchOptions()))
+    return list(recognise(load(ScriptOptions(files[0])), waves, SearchOptions()))
 
 
 def run_streaming(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs ``jit_script_chunk_*.pt``."""
-    return list(recognise(load_streaming(files[0]), waves, SearchOptions()))
+    return list(recognise(load_streaming(ScriptOptions(files[0])), waves, SearchOptions()))

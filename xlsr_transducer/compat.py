@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Optional
@@ -168,14 +169,23 @@ def fit_sampler_to_lhotse() -> None:
         Sampler.__init__.__defaults__ = (None,)
 
 
-def repeatable() -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
     """Inside, the same numbers come out every time on a CPU, to the bit.
 
-    PyTorch 1.13's convolutions by oneDNN change their last bits with where the data lie.
+    PyTorch 1.13's convolutions by oneDNN change their last bits with where the data lie, and its
+    fused TorchScript those of every formula.
     """
-    if torch.__version__.startswith("1."):
-        return torch.backends.mkldnn.flags(enabled=False)
-    return contextlib.nullcontext()
+    if not torch.__version__.startswith("1."):
+        yield
+        return
+    fuses = torch._C._jit_texpr_fuser_enabled()
+    torch._C._jit_set_texpr_fuser_enabled(False)
+    try:
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+    finally:
+        torch._C._jit_set_texpr_fuser_enabled(fuses)
 
 
 def grad_scaler(enabled: bool) -> Any:

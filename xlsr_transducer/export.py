@@ -31,6 +31,8 @@ from xlsr_transducer.model.encoder import StreamingXLSREncoder
 from xlsr_transducer.options import add_options, from_args
 from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
 
+TOKENS, BPE_MODEL = "tokens.txt", "bpe.model"
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -61,22 +63,18 @@ def export(job: Job, out_dir: Path, reference: Reference) -> list[Verdict]:
     """Writes and checks all formats; what passes is put into ``out_dir``."""
     out_dir.mkdir(parents=True, exist_ok=True)
     verdicts = []
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out_dir) as scratch:
-        for number, write in enumerate(chosen_formats(job.options)):
-            folder = Path(scratch) / str(number)
-            folder.mkdir()
+    for write in chosen_formats(job.options):
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out_dir) as scratch:
+            folder = Path(scratch)
+            job.loaded.tokenizer.write_tokens(folder / TOKENS)
+            (folder / BPE_MODEL).write_bytes(job.loaded.tokenizer.to_bytes())
+            passed = {TOKENS, BPE_MODEL}
             for artifact in write(job, folder):
                 logging.info(f"checking {', '.join(artifact.files)} in a fresh process")
-                verdict = check(artifact, folder, reference)
-                verdicts.append(verdict)
-                for name in artifact.files if verdict.is_passed else ():
-                    os.replace(folder / name, out_dir / name)
-        tokens = Path(scratch) / "tokens.txt"
-        job.loaded.tokenizer.write_tokens(tokens)
-        os.replace(tokens, out_dir / tokens.name)
-        bpe = Path(scratch) / "bpe.model"
-        bpe.write_bytes(job.loaded.tokenizer.to_bytes())
-        os.replace(bpe, out_dir / bpe.name)
+                verdicts.append(check(artifact, folder, reference))
+                passed.update(artifact.files if verdicts[-1].is_passed else ())
+            for name in sorted(passed):
+                os.replace(folder / name, out_dir / name)
     return verdicts
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import repeatable
 from xlsr_transducer.data.audio_file import read_audio_file
 from xlsr_transducer.data.tokenizer import read_tokens, text_of
 from xlsr_transducer.errors import UserError
@@ -33,7 +32,8 @@ class Recogniser:
     encode: Callable[[Tensor], Iterable[Tensor]]  # (n,) samples -> (T, E), whole or in pieces
     decoder: nn.Module
     joiner: nn.Module
-    tokens: Sequence[str] = ()  # may be left out where no text is asked for
+    tokens: Sequence[str]
+    ctc_output: nn.Module | None = None  # for ctc_greedy_search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,11 @@ def recognise(
     recogniser: Recogniser, waves: Iterable[Tensor], options: SearchOptions
 ) -> Iterator[Output]:
     """Searches utterances, (n,) samples at 16 kHz each, one by one."""
-    search = make_search(options, recogniser.decoder, recogniser.joiner)
+    search = make_search(
+        options, recogniser.decoder, recogniser.joiner, ctc_output=recogniser.ctc_output
+    )
     for wave in waves:
-        with torch.no_grad(), repeatable():
+        with torch.no_grad():
             state, pieces = search.init_state(1), []
             for piece in recogniser.encode(wave):
                 pieces.append(piece)

@@ -46,7 +46,7 @@ def load(options: ScriptOptions) -> Recogniser:
         out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
         yield out[0, : lens[0]]
 
-    return Recogniser(encode, model.decoder, model.joiner, tokens)
+    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -57,7 +57,7 @@ def load(options: ScriptOptions) -> Recogniser:
             out, lens, states = encoder(window.unsqueeze(0), torch.tensor([valid]), states)
             yield out[0, : lens[0]]
 
-    return Recogniser(encode, model.decoder, model.joiner, tokens)
+    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

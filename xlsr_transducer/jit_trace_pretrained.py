@@ -27,13 +27,14 @@ class TraceOptions:
 
 
 class TracedDecoder(nn.Module):
-    """A traced decoder as searches call it."""
+    """A traced decoder as searches call it. Traces keep weights and no numbers."""
 
     def __init__(self, traced: torch.jit.ScriptModule):
         super().__init__()
         self.traced = traced
-        self.context_size = traced.context_size
-        self.blank_id = traced.blank_id
+        has_conv = hasattr(traced.conv, "weight")
+        self.context_size: int = traced.conv.weight.shape[2] if has_conv else 1
+        self.blank_id = 0
 
     def forward(self, y: Tensor, need_pad: bool = False) -> Tensor:
         """(N, context size) -> (N, 1, D)."""
@@ -66,7 +67,7 @@ def load(options: TraceOptions) -> Recogniser:
     decoder = load_script(options.decoder_model_filename)
     joiner = load_script(options.joiner_model_filename)
     tokens = tokens_beside(options.encoder_model_filename, options.tokens)
-    if not hasattr(decoder, "context_size"):
+    if not hasattr(decoder, "embedding"):
         raise UserError(f"{options.decoder_model_filename}: is no traced decoder")
     if not hasattr(joiner, "output_linear"):
         raise UserError(f"{options.joiner_model_filename}: is no traced joiner")

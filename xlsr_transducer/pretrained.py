@@ -37,18 +37,18 @@ def offline(loaded: LoadedModel, chunk: ChunkSettings) -> Recogniser:
         out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]), *settings)
         yield out[0, : lens[0]]
 
-    return Recogniser(encode, model.decoder, model.joiner, loaded.tokenizer.tokens)
+    tokens = loaded.tokenizer.tokens
+    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
 
 
 def streaming(loaded: LoadedModel) -> Recogniser:
     """A model with a streaming encoder that hears chunk after chunk."""
-    model = loaded.model
-    return Recogniser(
-        lambda wave: encode_chunks(model.encoder, wave),
-        model.decoder,
-        model.joiner,
-        loaded.tokenizer.tokens,
-    )
+    model, tokens = loaded.model, loaded.tokenizer.tokens
+
+    def encode(wave: Tensor) -> Iterator[Tensor]:
+        return encode_chunks(model.encoder, wave)
+
+    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
 
 
 def encode_chunks(encoder: StreamingXLSREncoder, wave: Tensor) -> Iterator[Tensor]:

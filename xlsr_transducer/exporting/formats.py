@@ -32,7 +32,6 @@ class FormatOptions:
     wav2vec2_ctc: bool = option(
         False, "write wav2vec2_ctc.pt, with greedy search inside, which stock sherpa serves"
     )
-    hf: Path | None = option(None, "write XLSR into this folder, as Hugging Face has it")
 
 
 # The option that asks for a format, and the module that writes it.
@@ -40,6 +39,7 @@ FORMATS = {
     "pretrained": "xlsr_transducer.exporting.pretrained",
     "jit": "xlsr_transducer.exporting.torchscript",
     "jit_trace": "xlsr_transducer.exporting.traced",
+    "wav2vec2_ctc": "xlsr_transducer.exporting.wav2vec2_ctc",
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlsr_transducer.compat import load_tensors
+from xlsr_transducer.compat import load_tensors, repeatable
 from xlsr_transducer.exporting.formats import Artifact, Runner
 from xlsr_transducer.inference import Output, recognise
 from xlsr_transducer.model.chunking import ChunkSettings
@@ -67,7 +67,8 @@ class Reference:
         key = (chunk, is_streaming)
         if key not in self._known:
             model = streaming(self.loaded) if is_streaming else offline(self.loaded, chunk)
-            self._known[key] = list(recognise(model, self.waves, SearchOptions()))
+            with repeatable():
+                self._known[key] = list(recognise(model, self.waves, SearchOptions()))
         return self._known[key]
 
 
@@ -141,7 +142,8 @@ def main(argv: Sequence[str]) -> None:
     name, audio, result, *files = argv
     module, function = name.split(":")
     run: Runner = getattr(importlib.import_module(module), function)
-    outputs = run([Path(f) for f in files], load_tensors(audio))
+    with repeatable():
+        outputs = run([Path(f) for f in files], load_tensors(audio))
     torch.save([vars(output) for output in outputs], result)
 
 

@@ -21,7 +21,6 @@ from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
 from xlsr_transducer.model.transducer import Transducer
 
 
-
 def as_samples(x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
     """(N, n) samples and their numbers from any of the shapes that servers can carry.
 
@@ -159,3 +158,4 @@ class ScriptedTransducer(nn.Module):
         self.encoder = encoder
         self.decoder = model.decoder
         self.joiner = model.joiner
+        self.ctc_output = model.ctc_output  # None without a CTC head

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.inference import Output, recognise
-from xlsr_transducer.jit_trace_pretrained import TracedFiles, load
+from xlsr_transducer.jit_trace_pretrained import TraceOptions, load
 from xlsr_transducer.search import SearchOptions
 
 FILES = tuple(f"{part}_jit_trace.pt" for part in ("encoder", "decoder", "joiner"))
@@ -57,4 +57,4 @@ def write(job: Job, folder: Path) -> list[Artifact]:
 
 def run(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs the three files."""
-    return list(recognise(load(TracedFiles(*files)), waves, SearchOptions()))
+    return list(recognise(load(TraceOptions(*files)), waves, SearchOptions()))

@@ -9,6 +9,8 @@ makes, for two epochs of which the first does not count. Columns:
 
 * share of the time in forward (with the losses), backward and the optimizer's step; then what
   is left: waiting for data, and everything else (moving, clipping, running mean, log lines);
+  the two together, and together as a share of the processor time of the training process, which
+  depends less on what else the machine does;
 * hours of audio per hour; on a GPU from a second run, as the clock of the first waits for the
   device at every boundary;
 * FLOP utilisation: matrix and convolution FLOPs of forward and backward by those of a large
@@ -85,19 +87,21 @@ class Stopwatch:
           waits: for the GPU, at every turn.
         """
         self.waits = waits
-        self.parts: Counter[str] = Counter()
+        self.parts: Counter[str] = Counter()  # seconds
+        self.busy: Counter[str] = Counter()  # of which this process computed
         self.audio = self.flops = self.counted_audio = 0.0
         self.steps = self.epoch = self.peak = 0
-        self.now, self.since = "", 0.0
+        self.now, self.since = "", (0.0, 0.0)
 
     def turn(self, part: str) -> str:
         """Ends the part that runs, begins another; returns what ran."""
         if IS_CUDA and (self.waits or part == ""):
             torch.cuda.synchronize()
-        time_now = time.perf_counter()
+        clocks = time.perf_counter(), time.process_time()
         if self.epoch > 1 and self.now:
-            self.parts[self.now] += time_now - self.since
-        before, self.now, self.since = self.now, part, time_now
+            self.parts[self.now] += clocks[0] - self.since[0]
+            self.busy[self.now] += clocks[1] - self.since[1]
+        before, self.now, self.since = self.now, part, clocks
         return before
 
     def inside(self, part: str, function: Callable) -> Callable:
@@ -208,11 +212,13 @@ def measure(words: list[str], rate: float) -> list[str]:
         speed, peak = free.audio / seconds, f"{free.peak / 2**30:.1f}"
     else:
         speed, peak = watch.audio / seconds, "-"
+    busy = 100 * (watch.busy["data"] + watch.busy["other"]) / sum(watch.busy.values())
     utilisation = 100 * watch.flops / watch.counted_audio * speed / rate
     return [
         str(watch.steps),
         *[f"{share:.1f}" for share in shares],
         f"{shares[3] + shares[4]:.1f}",
+        f"{busy:.1f}",
         f"{speed:.1f}",
         f"{utilisation:.0f}",
         peak,
@@ -258,9 +264,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{device}, {torch.get_num_threads()} threads, matrix rate {rate / 1e12:.3g} TFLOP/s\n")
     print(
         "| cut | batch seconds | steps | forward % | backward % | optimizer % | data % | other % "
-        "| outside % | hours of audio per hour | FLOP utilisation % | peak GiB |"
+        "| outside % | of its processor time | hours of audio per hour | FLOP utilisation % | peak GiB |"
     )
-    print("|" + "---|" * 12)
+    print("|" + "---|" * 13)
     for row in rows:
         print("| " + " | ".join(row) + " |")
 

@@ -188,6 +188,13 @@ def repeatable() -> Iterator[None]:
         torch._C._jit_set_texpr_fuser_enabled(fuses)
 
 
+def has_fsdp2() -> bool:
+    """Whether PyTorch has ``torch.distributed.fsdp.fully_shard`` (from 2.6 on)."""
+    from torch.distributed import fsdp
+
+    return hasattr(fsdp, "fully_shard")
+
+
 def grad_scaler(enabled: bool) -> Any:
     """The loss scaler for float16 on a GPU, under its name in this PyTorch."""
     if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):

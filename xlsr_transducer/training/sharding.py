@@ -1,0 +1,115 @@
+"""``--sharding fsdp2``: parameters, gradients and optimizer state divided among the processes.
+
+For networks that one GPU cannot train, such as XLS-R 1B and 2B: PyTorch's ``fully_shard`` on each
+transformer layer, and on the rest together. A layer's parameters are whole only while it computes.
+Checkpoints are gathered and look like any other, so that every command reads them, and a
+training may go on with sharding or without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlsr_transducer.compat import has_fsdp2
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.transducer import Transducer
+
+SHARDING = ("none", "fsdp2")
+
+
+def shard(model: Transducer, world_size: int, device: torch.device) -> None:
+    """Divides the model's parameters among ``world_size`` processes, in place.
+
+    Which parameters are trained must be settled before.
+
+    Raises:
+      UserError: this PyTorch cannot do it, or there is one process.
+    """
+    if not has_fsdp2():
+        raise UserError(f"--sharding fsdp2 needs PyTorch 2.6 or newer, not {torch.__version__}")
+    if world_size == 1:
+        raise UserError("--sharding fsdp2 needs several processes: --world-size N, or torchrun")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world_size,))
+    if model.encoder.xlsr.has_layers:
+        for layer in model.encoder.xlsr.encoder.layers.values():
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ``shard`` divided its parameters."""
+    return any(_is_divided(p) for p in model.parameters())
+
+
+def _is_divided(value: Any) -> bool:
+    return hasattr(value, "full_tensor")
+
+
+@contextlib.contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Inside, every process has all parameters, and computes without the others.
+
+    For validation, where each has other batches, and not as many. Of a model that is not
+    sharded nothing changes.
+    """
+    parts = [m for m in model.modules() if hasattr(m, "unshard")]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            # The root keeps its parameters between forward and backward, as FSDP does by default.
+            part.set_reshard_after_forward(part is not model, recurse=False)
+            part.reshard()
+
+
+def gather(value: Any) -> Any:
+    """The same with every divided tensor whole, and all tensors on the CPU.
+
+    Every process must call it with the same structure of dictionaries and lists.
+    """
+    if isinstance(value, Tensor):
+        return (value.full_tensor() if _is_divided(value) else value).detach().cpu()
+    if isinstance(value, dict):
+        return {key: gather(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [gather(item) for item in value]
+    return value
+
+
+def divided_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor divided as ``like`` is, on its device; itself if ``like`` is whole."""
+    if not _is_divided(like) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """``load_state_dict`` of whole weights, into a model that may be sharded."""
+    own = model.state_dict()
+    model.load_state_dict({k: divided_like(v, own[k]) for k, v in weights.items()})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """``load_state_dict`` of a gathered state, for parameters that may be sharded."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    divided = {
+        index: {
+            name: divided_like(value, parameters[index]) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": divided})

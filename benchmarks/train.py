@@ -49,14 +49,14 @@ SPLITS = {"train": 1.0, "val": 0.02, "test": 0.02}
 IS_CUDA = torch.cuda.is_available()
 
 
-def make_recipe(data_dir: Path, minutes: float, size: str, with_features: bool) -> None:
+def make_recipe(options: argparse.Namespace, data_dir: Path) -> None:
     """Noise of 2 to 15 seconds with random words, prepared; a network with random weights."""
     generator = np.random.default_rng(0)
     words = ["".join(generator.choice(list("aeioulmnrst"), 5)) for _ in range(2000)]
     wavs = data_dir / "wav"
     wavs.mkdir(parents=True)
     for split, share in SPLITS.items():
-        lines, left = [], max(minutes * 60 * share, 20.0)
+        lines, left = [], max(options.minutes * 60 * share, 20.0)
         while left > 0:
             seconds = generator.uniform(2.0, 15.0)
             path = wavs / f"{split}_{len(lines):06d}.wav"
@@ -68,9 +68,9 @@ def make_recipe(data_dir: Path, minutes: float, size: str, with_features: bool) 
     lists = [f"--{split}-list={data_dir / split}.txt" for split in SPLITS]
     prepare_manifests.main([*lists, f"--data-dir={data_dir}"])
     prepare_text.main([f"--data-dir={data_dir}"])
-    prepare_lang.main([f"--data-dir={data_dir}", "--vocab-size=500"])
-    make_random(data_dir / "xlsr", 0, SIZES[size].to_dict())
-    if with_features:
+    prepare_lang.main([f"--data-dir={data_dir}", f"--vocab-size={options.vocab_size}"])
+    make_random(data_dir / "xlsr", 0, SIZES[options.size].to_dict())
+    if "frontend" in options.cuts:
         words = [f"--data-dir={data_dir}", f"--xlsr={data_dir / 'xlsr'}", "--cut=frontend"]
         extract_features.main([*words, "--single-process"])
 
@@ -232,6 +232,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", type=Path, help="of a recipe; default: one of noise")
     parser.add_argument("--features", help="with --data-dir: which")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="of the random network")
+    parser.add_argument("--vocab-size", type=int, default=500)
     parser.add_argument("--minutes", type=float, default=10.0, help="of noise")
     parser.add_argument(
         "--cuts", nargs="+", default=["frontend"], choices=["frontend", "waveform"]
@@ -249,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as work:
         data_dir = options.data_dir or Path(work) / "data"
         if not options.data_dir:
-            make_recipe(data_dir, options.minutes, options.size, "frontend" in options.cuts)
+            make_recipe(options, data_dir)
         rate = matrix_rate(options.matrix_size)
         for cut in options.cuts:
             for seconds in options.max_durations:
@@ -264,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{device}, {torch.get_num_threads()} threads, matrix rate {rate / 1e12:.3g} TFLOP/s\n")
     print(
         "| cut | batch seconds | steps | forward % | backward % | optimizer % | data % | other % "
-        "| outside % | of its processor time | hours of audio per hour | FLOP utilisation % | peak GiB |"
+        "| outside % | of its processor time | hours of audio per hour | FLOP utilisation % "
+        "| peak GiB |"
     )
     print("|" + "---|" * 13)
     for row in rows:

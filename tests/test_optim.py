@@ -60,7 +60,7 @@ class Reference:
             self.theta = theta + 0.1 * adam
             return
         of_size = -0.1 * rate * bias * self.n / (np.sqrt(self.w) + 1e-8) * theta
-        self.theta = theta + max(r, 1e-5) * adam + of_size * (r >= 1e-5)
+        self.theta = theta + max(r, 1e-5) * adam + of_size
 
 
 def median_clip(references: list[Reference], gradients: list, norms: list[float]) -> float:
@@ -94,6 +94,7 @@ def test_scaled_adam_follows_the_formulas_on_ragged_tensors_scalars_and_zeros() 
             if gradient is not None:
                 reference.step(gradient.numpy() * clip, rate)
         optimizer.step()
+    assert optimizer.param_groups[0]["recent_norms"] == pytest.approx(norms[-100:], rel=1e-4)
     for param, reference in zip(params, references):
         expected = torch.from_numpy(np.asarray(reference.theta)).float()
         torch.testing.assert_close(param.detach(), expected, rtol=1e-4, atol=1e-6)

@@ -94,8 +94,7 @@ class ScaledAdam(torch.optim.Optimizer):
             is_number = param.numel() == 1
             steps.append(-rate * (SCALE_SPEED if is_number else max(r, SMALLEST_RMS)))
             growth = _scale_moments(state, h * clip, beta1, beta2, eps)
-            # A tensor at the smallest size shrinks no further.
-            growths.append(1.0 if is_number or r < SMALLEST_RMS else 1.0 - rate * growth)
+            growths.append(1.0 if is_number else 1.0 - rate * growth)
         divisors = torch._foreach_sqrt(second)
         torch._foreach_add_(divisors, eps)
         torch._foreach_mul_(params, growths)

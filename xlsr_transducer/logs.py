@@ -8,15 +8,21 @@ import time
 from pathlib import Path
 
 
-def set_up_logging(folder: Path, name: str) -> Path:
-    """Logs to stderr and to ``folder/log/log-NAME-DATE.txt``; returns that path."""
+def set_up_logging(folder: Path, name: str, rank: int = 0) -> Path:
+    """Logs to stderr and to ``folder/log/log-NAME-DATE.txt``; returns that path.
+
+    Of several processes, all but the first log to files of their own, and only warnings to stderr.
+    """
+    name += f"-{rank}" if rank else ""
     path = folder / "log" / f"log-{name}-{time.strftime('%Y-%m-%d-%H-%M-%S')}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.WARNING if rank else logging.INFO)
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
-        handlers=[logging.StreamHandler(sys.stderr), logging.FileHandler(path, encoding="utf-8")],
+        handlers=[terminal, logging.FileHandler(path, encoding="utf-8")],
         force=True,
     )
     return path

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,8 +29,10 @@ from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 from xlsr_transducer.options import add_options, from_args, str2bool
 from xlsr_transducer.presets import parse_with_preset
 from xlsr_transducer.training.checkpoint import read_checkpoint, save_below_cut
-from xlsr_transducer.training.distributed import this_process
+from xlsr_transducer.training.distributed import Process, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
+from xlsr_transducer.training.interrupt import resume_command
+from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.loop import LoopOptions, Trainer
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 
@@ -59,6 +63,12 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--lang-dir", type=Path, help="BPE model (default: the only one in DATA)")
     group.add_argument("--init-from", type=Path, help="start from this checkpoint's weights")
     group.add_argument(
+        "--world-size",
+        type=int,
+        default=1,
+        help="processes to start on this machine, one per GPU; torchrun starts its own",
+    )
+    group.add_argument(
         "--use-xlsr-encoder", type=str2bool, default=True, help="the one encoder there is"
     )
     for cls in OPTION_GROUPS:
@@ -66,14 +76,25 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_with_preset(get_parser(), argv)
     if not args.use_xlsr_encoder:
         raise UserError("--use-xlsr-encoder 0: this recipe has no other encoder")
-    data_options, augment, loop, optim, loss, encoder, transducer, streaming, failure = (
-        from_args(cls, args) for cls in OPTION_GROUPS
-    )
-    set_up_logging(loop.exp_dir, "train")
+    options = [from_args(cls, args) for cls in OPTION_GROUPS]
+    is_launched = "WORLD_SIZE" in os.environ
+    if args.world_size > 1 and not is_launched:
+        return launch("xlsr_transducer.train", argv, args.world_size)
+    with joined() as process:
+        if not _train(args, options, process):
+            logging.info("to go on: " + resume_command(argv, is_launched and args.world_size == 1))
+    return 0
+
+
+def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
+    """Whether the training came to its end."""
+    data_options, augment, loop, optim, loss, encoder, transducer, streaming, failure = options
+    set_up_logging(loop.exp_dir, "train", process.rank)
     torch.manual_seed(loop.seed)
     folder, features, xlsr = _model_input(args, streaming)
     tokenizer = Tokenizer.load(args.lang_dir or find_lang_dir(data_options.data_dir))
@@ -86,21 +107,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         vocab_size=tokenizer.vocab_size,
         has_ctc=loss.ctc_loss_scale > 0,
     )
-    _keep_settings(loop.exp_dir, args, config, data_options, augment, loop, optim, loss, failure)
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
-    save_below_cut(xlsr, config, loop.exp_dir)
+    if process.is_main:
+        groups = (data_options, augment, loop, optim, loss, failure)
+        _keep_settings(loop.exp_dir, args, config, *groups)
+        save_below_cut(xlsr, config, loop.exp_dir)
     data = DataModule(data_options, folder, tokenizer, augment)
     splits = load_splits(data_options.data_dir)
-    process = this_process()
-    logging.info(f"device {process.device}, {_count(model)}")
+    logging.info(f"{process.describe()}, {_count(model)}")
     trainer = Trainer(model, config, data, splits, loop, optim, loss, process, failure)
     if loop.start_batch > 0:
         trainer.restore(loop.exp_dir / f"checkpoint-{loop.start_batch}.pt")
     elif loop.start_epoch > 1:
         trainer.restore(loop.exp_dir / f"epoch-{loop.start_epoch - 1}.pt")
     with repeatable():
-        trainer.run()
+        return trainer.run()
 
 
 def _model_input(

@@ -26,6 +26,7 @@ from xlsr_transducer.training.checkpoint import (
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
 from xlsr_transducer.training.inf_check import InfCheck
+from xlsr_transducer.training.interrupt import Interrupt
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer
 from xlsr_transducer.training.state import TrainingState
@@ -89,7 +90,8 @@ class Trainer:
         self.loop, self.optim, self.loss, self.process = loop, optim, loss, process
         self.autocast = loop.autocast_dtype(process.device)
         scaler = grad_scaler(self.autocast == torch.float16)
-        self.state = TrainingState.initial(model, make_optimizer(model, optim), scaler)
+        self.state = TrainingState.initial(model, make_optimizer(model, optim), scaler, process)
+        self.interrupt = Interrupt()
         self.failed = FailedBatches(
             loop.exp_dir,
             model,
@@ -103,8 +105,12 @@ class Trainer:
         if failure.inf_check:
             InfCheck(model, gradients=not loop.use_fp16)
 
-    def run(self) -> None:
-        """Trains to the last epoch."""
+    def run(self) -> bool:
+        """Trains to the last epoch.
+
+        Returns:
+          False if it was asked to end before; then it has saved.
+        """
         summary = self.data.summary(self.splits["train"][0])
         total_seconds = summary.seconds * self.loop.num_epochs
         logging.info(
@@ -116,7 +122,7 @@ class Trainer:
             self.loop.exp_dir,
             self.state,
             total_seconds,
-            self.process.device,
+            self.process,
             self.loop.tensorboard,
         )
         self.stepper = Stepper(
@@ -130,37 +136,58 @@ class Trainer:
             total_seconds,
             self.failed,
         )
-        while progress.epoch <= self.loop.num_epochs:
-            self._train_epoch()
-            self._finish_epoch()
+        self.process.copy_from_main(self.state.model.state_dict().values())
+        is_asked_to_end = False
+        with self.interrupt:
+            while progress.epoch <= self.loop.num_epochs and not is_asked_to_end:
+                is_asked_to_end = not (self._train_epoch() and self._finish_epoch())
+            if is_asked_to_end:
+                self._save_numbered()
         self.watch.close()
-        logging.info(f"done; best validation WER {progress.best_wer:.2f} %")
+        if not is_asked_to_end:
+            logging.info(f"done; best validation WER {progress.best_wer:.2f} %")
+        return not is_asked_to_end
 
-    def _train_epoch(self) -> None:
-        progress = self.state.progress
+    def _train_epoch(self) -> bool:
+        """Whether it came to the epoch's end."""
+        progress, process = self.state.progress, self.process
         loader = self.data.train_loader(
-            self.splits["train"], progress.epoch, self.loop.seed, progress.batches
+            self.splits["train"],
+            progress.epoch,
+            self.loop.seed,
+            progress.batches,
+            process.rank,
+            process.world_size,
         )
         for batch in loader:
             self.stepper.add(batch)
             if batch.place.is_last:
-                self._after_step(self.stepper.update(batch))
+                report = self.stepper.update(batch, self.interrupt.requested)
+                self._after_step(report)
+                if report.is_asked_to_end:
+                    return False
+        return True
 
     def _after_step(self, report: StepReport) -> None:
         """What is due behind a step: running mean, log line, checkpoint."""
         state, step = self.state, self.state.progress.step
         state.epoch_sums.merge(report.sums)
+        if not self.process.is_main:
+            return
         if step % self.loop.average_period == 0:
             update_running_mean(state.mean, state.model, step, self.loop.average_period)
         self.watch.step(report, self.loop.log_interval)
         if step % self.loop.save_every_n == 0:
             self._save_numbered()
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self) -> bool:
         """Validates, keeps the best, saves the epoch, and moves on.
 
         The epoch's checkpoint comes last: a training that dies before goes back behind the
         epoch's last checkpoint and does all of this again.
+
+        Returns:
+          whether the validation came to its end.
         """
         p, train = self.state.progress, self.state.epoch_sums
         epoch = p.epoch
@@ -170,17 +197,26 @@ class Trainer:
             self.splits["val"],
             self.loss,
             self.config.streaming.default(),
+            self.process,
+            self.interrupt,
         )
-        self.watch.epoch(epoch, train, valid)
+        if not valid.is_complete:
+            return False
+        if self.process.is_main:
+            self.watch.epoch(epoch, train, valid)
         is_best = valid.wer < p.best_wer
         p.best_wer = min(valid.wer, p.best_wer)
         p.epoch, p.batches = epoch + 1, 0
         self.state.epoch_sums = LossSums()
-        if is_best:
-            save_atomically(self._model_content(), self.loop.exp_dir / BEST)
-        self._save(f"epoch-{epoch}.pt")
+        if self.process.is_main:
+            if is_best:
+                save_atomically(self._model_content(), self.loop.exp_dir / BEST)
+            self._save(f"epoch-{epoch}.pt")
+        return True
 
     def _save_numbered(self) -> None:
+        if not self.process.is_main:
+            return
         self._save(f"checkpoint-{self.state.progress.step}.pt")
         saved = numbered_files(self.loop.exp_dir, "checkpoint")
         for number in sorted(saved)[: -self.loop.keep_last_k]:

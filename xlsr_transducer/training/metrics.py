@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.model.transducer import TransducerLosses
+from xlsr_transducer.training.distributed import Process
 
 
 @dataclasses.dataclass
@@ -46,6 +47,12 @@ class LossSums:
         for field in dataclasses.fields(self):
             name = field.name
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def over_all(self, process: Process) -> LossSums:
+        """The sums over all processes."""
+        kinds = [type(f.default) for f in dataclasses.fields(self)]
+        values = process.sum([float(value) for value in dataclasses.astuple(self)])
+        return LossSums(*[kind(value) for kind, value in zip(kinds, values)])
 
     def per_token(self) -> dict[str, float]:
         """Losses per token, in nats."""

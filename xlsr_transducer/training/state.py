@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.checkpoint import Weights
+from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.metrics import LossSums
 
@@ -44,13 +45,17 @@ class TrainingState:
 
     @classmethod
     def initial(
-        cls, model: Transducer, optimizer: torch.optim.Optimizer, scaler: Any
+        cls,
+        model: Transducer,
+        optimizer: torch.optim.Optimizer,
+        scaler: Any,
+        process: Process,
     ) -> TrainingState:
-        """Before the first step."""
+        """Before the first step; the main process alone keeps the running mean."""
         mean = {
             name: torch.zeros_like(value, dtype=torch.float64)
             for name, value in model.state_dict().items()
-            if value.is_floating_point()
+            if value.is_floating_point() and process.is_main
         }
         return cls(model, optimizer, scaler, mean, Progress(), LossSums())
 
@@ -76,8 +81,8 @@ class TrainingState:
         load_lora_state(self.model, content["lora"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
-        for name, value in content["model_avg"].items():
-            self.mean[name].copy_(value)
+        for name, value in self.mean.items():
+            value.copy_(content["model_avg"][name])
         self.progress = Progress(**content["progress"])
         self.epoch_sums = LossSums(**content["epoch_sums"])
 

@@ -36,6 +36,7 @@ class StepReport:
     sums: LossSums  # over all processes
     grad_norm: float
     rate: float  # base learning rate
+    is_asked_to_end: bool  # on any process
 
 
 class Stepper:
@@ -79,10 +80,15 @@ class Stepper:
             self.state.scaler.scale(loss / max(batch.place.tokens, 1)).backward()
         self.sums.merge(sums)
 
-    def update(self, last: Batch) -> StepReport:
-        """The update behind the step's last batch."""
+    def update(self, last: Batch, is_asked_to_end: bool = False) -> StepReport:
+        """The update behind the step's last batch.
+
+        Args:
+          is_asked_to_end: whether this process is to end behind the step.
+        """
         state, progress = self.state, self.state.progress
-        sums, self.sums = self.sums, LossSums()
+        sums, self.sums = self.sums.over_all(self.process), LossSums()
+        self.process.sum_gradients(state.model.parameters())
         rate = set_learning_rate(
             state.optimizer, self.optim, progress.seconds / self.total_seconds
         )
@@ -99,7 +105,7 @@ class Stepper:
         progress.step += 1
         progress.batches += last.place.batches
         progress.seconds += sums.seconds
-        return StepReport(sums, grad_norm, rate)
+        return StepReport(sums, grad_norm, rate, self.process.any(is_asked_to_end))
 
     def _divide(self, divisor: float) -> None:
         """Corrects the gradients by the share of the tokens that had a loss."""

@@ -12,6 +12,8 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.transducer import LossOptions, Transducer
 from xlsr_transducer.scoring import Transcript, error_rate
 from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.training.distributed import Process
+from xlsr_transducer.training.interrupt import Interrupt
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.samples import MOST_SAMPLES, Lattice, lattice_of
 
@@ -25,6 +27,7 @@ class Validation:
     words: int  # in the references
     samples: list[Transcript]  # a few utterances, the same every time
     lattice: Lattice | None  # of the first of them that has tokens
+    is_complete: bool  # False: it was interrupted
 
 
 @torch.no_grad()
@@ -34,14 +37,22 @@ def validate(
     splits: list[str],
     loss: LossOptions,
     chunk: ChunkSettings,
+    process: Process,
+    interrupt: Interrupt,
 ) -> Validation:
-    """Losses per token and WER over whole splits."""
-    device = next(model.parameters()).device
+    """Losses per token and WER over whole splits.
+
+    The processes share the batches, and all get the result over all of them; samples and
+    lattice are each process's own.
+    """
+    device = process.device
     search = make_search(SearchOptions(), model.decoder, model.joiner)
     settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
     sums, transcripts, lattice = LossSums(), [], None
     model.eval()
-    for batch in data.valid_loader(splits):
+    for batch in data.valid_loader(splits, process.rank, process.world_size):
+        if interrupt.requested:
+            break
         if not batch.ids:
             continue
         batch = batch.to(device)
@@ -62,4 +73,12 @@ def validate(
             frames, pieces = out[0, : lens[0]], data.tokenizer.tokens
             lattice = lattice_of(model, name, frames, tokens, results[0], pieces, loss.rnnt_type)
     rate = error_rate([(t.ref, t.hyp) for t in transcripts], num_resamples=1)
-    return Validation(sums, rate.percent, rate.num_ref, transcripts[:MOST_SAMPLES], lattice)
+    errors, words = process.sum([rate.errors, rate.num_ref])
+    return Validation(
+        sums.over_all(process),
+        100.0 * errors / words if words else rate.percent,
+        int(words),
+        transcripts[:MOST_SAMPLES],
+        lattice,
+        is_complete=not process.any(interrupt.requested),
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.metrics import Clock, LossSums, append_history, plot_history
 from xlsr_transducer.training.samples import draw_lattice, sample_table
 from xlsr_transducer.training.state import TrainingState
@@ -25,17 +26,19 @@ class Watch:
         exp_dir: Path,
         state: TrainingState,
         total_seconds: float,
-        device: torch.device,
+        process: Process,
         tensorboard: bool,
     ):
         """
         Args:
           total_seconds: of audio in the whole training.
         """
-        self.exp_dir, self.state, self.device = exp_dir, state, device
+        self.exp_dir, self.state, self.device = exp_dir, state, process.device
         self.clock = Clock(total_seconds, state.progress.seconds)
         self.sums = LossSums()
-        self.board = SummaryWriter(exp_dir / "tensorboard") if tensorboard else None
+        self.board = (
+            SummaryWriter(exp_dir / "tensorboard") if tensorboard and process.is_main else None
+        )
 
     def step(self, report: StepReport, log_interval: int) -> None:
         """Takes in a step; a log line and scalars every ``log_interval`` of them."""

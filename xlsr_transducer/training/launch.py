@@ -78,8 +78,8 @@ def _wait(processes: list[subprocess.Popen]) -> int:
         if failed and not status:
             rank, code = failed[0]
             failed_at, status = time.monotonic(), code if code > 0 else 128 - code
-            if code < 0:  # otherwise it has said why itself
-                logging.error(f"process {rank} was ended by {signal.Signals(-code).name}")
+            how = f"exit status {code}" if code > 0 else signal.Signals(-code).name
+            logging.error(f"process {rank} ended first, with {how}")
         if status and time.monotonic() - failed_at > GRACE:
             _send(processes, signal.SIGKILL)
     return status

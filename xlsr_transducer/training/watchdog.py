@@ -36,6 +36,8 @@ class Watchdog:
           token: the same number on all processes, and another for every training.
         """
         self.rank = rank
+        # Unless the parent has the store, the main process has it.
+        self.is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         # The main process looks after all, the others after the main process.
         self.watched = list(range(1, world_size)) if rank == 0 else [0]
         # A connection of its own: one that waits for a key lets no other thread use it.
@@ -78,7 +80,8 @@ class Watchdog:
                 return self._repeat()
             self.store.set(MESSAGE, f"{status} {text}")
             logging.error(text)
-            time.sleep(3 * PERIOD)  # the store may be here, and the others are to read it
+            if self.is_host:
+                time.sleep(3 * PERIOD)  # so that the others can read it
         except RuntimeError:  # the store is gone too
             logging.error(text)
         return status

@@ -118,32 +118,6 @@ def test_batches_repeat_for_a_seed_and_resume_behind_those_seen(corpus: Path) ->
     assert sorted(sum(ids, [])) == sorted(c.id for c in data.cuts("train"))
 
 
-def test_frames_times_tokens_of_a_batch_stay_bounded(corpus: Path) -> None:
-    """As lhotse bounds durations: before the last one joins, all seem no larger than so far."""
-    limit = 0.004
-    bounded = list(data_module(corpus, max_frames_tokens=limit).train_loader(["train"], 1, 1))
-    free = list(data_module(corpus).train_loader(["train"], 1, 1))
-    for batch in bounded:
-        count = len(batch.ids)
-        others = [[j for j in range(count) if j != i] for i in range(count)]
-        sizes = [
-            count * int(batch.input_lens[o].max()) / 2 * int(batch.token_lens[o].max()) / 1e6
-            for o in others
-            if o
-        ]
-        assert count == 1 or min(sizes) <= limit * 1.02
-    assert len(bounded) > len(free)
-
-
-def test_a_vanished_feature_file_is_a_named_skip(corpus: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "data"
-    shutil.copytree(corpus, copy)
-    features = sorted((find_features(copy) / "train").rglob("*.npy"))
-    features[0].unlink()
-    skipped = [line for b in data_module(copy).train_loader(["train"], 1, 1) for line in b.skipped]
-    assert len(skipped) == 1 and features[0].stem in skipped[0]
-
-
 def test_chunk_settings_are_drawn_the_same_for_a_seed_and_step() -> None:
     options = StreamingOptions(True, "16,32,-1", "1,2,-1", "0,4")
     draws = [options.draw(1, step) for step in range(200)]

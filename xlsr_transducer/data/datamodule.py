@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,14 +18,16 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
-from lhotse.dataset.sampling.base import CutSampler, TimeConstraint
+from lhotse.dataset.sampling.base import CutSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from xlsr_transducer.compat import fit_sampler_to_lhotse
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.augment import Augmenter, AugmentOptions
-from xlsr_transducer.data.features import FRAME_SHIFT, load_feature_cuts
+from xlsr_transducer.data.bounds import Bounded, FramesTokensConstraint, largest
+from xlsr_transducer.data.features import FRAME_SHIFT, cuts_path, load_feature_cuts, read_features
+from xlsr_transducer.data.flaws import damage_named, flaw
 from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
@@ -78,35 +81,6 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
-@dataclasses.dataclass
-class FramesTokensConstraint(TimeConstraint):
-    """A batch's padded duration, and its padded encoder frames x tokens, stay bounded."""
-
-    max_frames_tokens: float = 0.0
-    most_tokens: int = 0
-
-    def add(self, example: Cut) -> None:
-        super().add(example)
-        self.most_tokens = max(self.most_tokens, num_tokens(example))
-
-    def _frames_tokens(self, cuts: int) -> float:
-        frames = self.longest_seen / (FRAME_SHIFT * SUBSAMPLING)
-        return cuts * frames * self.most_tokens / 1e6
-
-    def exceeded(self) -> bool:
-        return super().exceeded() or self._frames_tokens(self.num_cuts) > self.max_frames_tokens
-
-    def close_to_exceeding(self) -> bool:
-        return (
-            super().close_to_exceeding()
-            or self._frames_tokens(self.num_cuts + 1) > self.max_frames_tokens
-        )
-
-    def reset(self) -> None:
-        super().reset()
-        self.most_tokens = 0
-
-
 class SpeechDataset(Dataset):
     """Maps the cuts of a batch, which the sampler chose, and its place to a ``Batch``."""
 
@@ -121,7 +95,7 @@ class SpeechDataset(Dataset):
             try:
                 rows.append(torch.from_numpy(self._read(cut)))
                 kept.append(cut)
-            except (OSError, ValueError, EOFError) as e:
+            except UserError as e:
                 skipped.append(f"{cut.id}: {e}")
         if not kept:
             return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped, place)
@@ -141,9 +115,7 @@ class SpeechDataset(Dataset):
         )
 
     def _read(self, cut: Cut) -> np.ndarray:
-        values = read_audio(cut) if self.from_waveform else cut.load_features()
-        if not np.isfinite(values).all():
-            raise ValueError("the data hold values that are not finite")
+        values = read_audio(cut) if self.from_waveform else read_features(cut)
         return self.augmenter(cut, values) if self.augmenter else values
 
 
@@ -175,16 +147,26 @@ class DataModule:
         self.tokenizer = tokenizer
         self.augmenter = Augmenter.make(augment, from_waveform=features is None)
 
-    def cuts(self, split: str) -> CutSet:
-        """The cuts of a split with their tokens, lazily."""
+    def manifest(self, split: str) -> Path:
+        """The file that lists a split's cuts."""
         if self.features:
-            cuts = load_feature_cuts(self.features, split)
-        else:
-            path = self.options.data_dir / "manifests" / f"cuts_{split}.jsonl.gz"
-            if not path.is_file():
-                raise UserError(f"{path}: no such manifest; run ./prepare.sh, stages 1 and 2")
-            cuts = CutSet.from_jsonl_lazy(path)
-        return cuts.map(self.tokenized)
+            return cuts_path(self.features, split)
+        return self.options.data_dir / "manifests" / f"cuts_{split}.jsonl.gz"
+
+    def cuts(self, split: str) -> CutSet:
+        """The cuts of a split with their tokens, lazily, without those that none can use."""
+        return self._all_cuts(split).filter(self.is_sound).map(self.tokenized)
+
+    def _all_cuts(self, split: str) -> CutSet:
+        if self.features:
+            return load_feature_cuts(self.features, split)
+        path = self.manifest(split)
+        if not path.is_file():
+            raise UserError(f"{path}: no such manifest; run ./prepare.sh, stages 1 and 2")
+        return CutSet.from_jsonl_lazy(path)
+
+    def is_sound(self, cut: Cut) -> bool:
+        return not flaw(cut, from_waveform=self.features is None)
 
     def tokenized(self, cut: Cut) -> Cut:
         """The cut with its tokens in ``supervision.custom["tokens"]``."""
@@ -197,7 +179,6 @@ class DataModule:
         """Why a cut is left out of training; empty if it is not."""
         o = self.options
         if not o.min_utterance <= cut.duration <= o.max_utterance:
-            # Written so that a duration that is not a number is left out too.
             return f"not within {o.min_utterance:g} and {o.max_utterance:g} seconds"
         frames = int(cut.duration / FRAME_SHIFT) // SUBSAMPLING
         if num_tokens(cut) > frames:
@@ -207,17 +188,27 @@ class DataModule:
     def is_fit(self, cut: Cut) -> bool:
         return not self.unfit(cut)
 
-    def summary(self, split: str) -> SplitSummary:
-        """Counts a split, and logs what training will leave out, with the first ids."""
+    def summary(self, split: str, for_training: bool = True) -> SplitSummary:
+        """Counts a split, and logs what will be left out, with the first ids.
+
+        Args:
+          for_training: whether utterances that training cannot use are left out too.
+
+        Raises:
+          UserError: the manifest cannot be read, or nothing of it can be used.
+        """
         utterances, seconds = 0, 0.0
         left_out: dict[str, list[str]] = {}
-        for cut in self.cuts(split):
-            reason = self.unfit(cut)
-            if reason:
-                left_out.setdefault(reason, []).append(cut.id)
-            else:
-                utterances += 1
-                seconds += cut.duration
+        with damage_named(self.manifest(split)):
+            for cut in self._all_cuts(split):
+                reason = flaw(cut, from_waveform=self.features is None)
+                if for_training and not reason:
+                    reason = self.unfit(self.tokenized(cut))
+                if reason:
+                    left_out.setdefault(reason, []).append(cut.id)
+                else:
+                    utterances += 1
+                    seconds += cut.duration
         for reason, ids in left_out.items():
             logging.warning(
                 f"{split}: {len(ids)} utterances left out, {reason}: {', '.join(ids[:5])}"
@@ -242,27 +233,44 @@ class DataModule:
           skip: batches of the epoch that were trained on before, not read again.
         """
         augmenter = self.augmenter.at(seed, epoch)
+        batches = self._train_batches(splits, augmenter)
+        turns = Turns(batches, self.options.total_duration, rank, world_size, skip)
+        return self._loader(turns, augmenter)
+
+    def largest_batches(self, splits: list[str], epoch: int, seed: int) -> Iterator[Batch]:
+        """The batches of an epoch that need the most memory, chosen by a sampler of their own."""
+        augmenter = self.augmenter.at(seed, epoch)
+        dataset = SpeechDataset(self.features is None, augmenter)
+        for cuts in largest(self._train_batches(splits, augmenter)):
+            tokens = sum(num_tokens(cut) for cut in cuts)
+            yield dataset[cuts, Place(0, 1, tokens, is_last=True)]
+
+    def _train_batches(self, splits: list[str], augmenter: Augmenter) -> Iterable[CutSet]:
         cuts = self._joined(splits).filter(self.is_fit)
         cuts = cuts.map(partial(augmenter.change_speed, is_fit=self.is_fit))
-        sampler = self._sampler(cuts, shuffle=True, seed=seed)
-        sampler.set_epoch(epoch)
-        turns = Turns(sampler, self.options.total_duration, rank, world_size, skip)
-        return self._loader(turns, augmenter)
+        return self._batches(cuts, shuffle=True, seed=augmenter.seed, epoch=augmenter.epoch)
 
     def valid_loader(self, splits: list[str], rank: int = 0, world_size: int = 1) -> DataLoader:
         """All utterances of the splits, in a fixed order; this process's share of them."""
-        sampler = self._sampler(self._joined(splits), shuffle=False, seed=0)
-        return self._loader(Deal(sampler, rank, world_size))
+        return self._loader(Deal(self._batches(self._joined(splits)), rank, world_size))
 
     def fixed_loader(self, cuts: CutSet) -> DataLoader:
         """All utterances of ``cuts``, which must carry tokens, in a fixed order."""
-        return self._loader(Deal(self._sampler(cuts, shuffle=False, seed=0)))
+        return self._loader(Deal(self._batches(cuts)))
 
     def _joined(self, splits: list[str]) -> CutSet:
         cuts = self.cuts(splits[0])
         for split in splits[1:]:
             cuts = cuts + self.cuts(split)
         return cuts
+
+    def _batches(
+        self, cuts: CutSet, shuffle: bool = False, seed: int = 0, epoch: int = 0
+    ) -> Iterable[CutSet]:
+        sampler = self._sampler(cuts, shuffle, seed)
+        sampler.set_epoch(epoch)
+        most = self.options.max_frames_tokens
+        return Bounded(sampler, most) if most > 0 else sampler
 
     def _sampler(self, cuts: CutSet, shuffle: bool, seed: int) -> CutSampler:
         o = self.options

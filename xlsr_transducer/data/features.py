@@ -14,12 +14,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.normalize import check_mode
 
 if TYPE_CHECKING:
     from lhotse import CutSet
+    from lhotse.cut import Cut
 
 SAMPLING_RATE = 16000
 FRAME_SHIFT = 0.02  # seconds
@@ -152,3 +155,23 @@ def load_feature_cuts(folder: Path, split: str) -> CutSet:
         )
     # Stored paths start at the folder, so that it can be moved.
     return CutSet.from_jsonl_lazy(path).with_features_path_prefix(folder)
+
+
+def read_features(cut: Cut) -> np.ndarray:
+    """The stored features (T, D) of a cut, in the precision in which they are stored.
+
+    Raises:
+      UserError: the file cannot be read, is truncated, or holds values that are not finite.
+    """
+    path = f"{cut.features.storage_path}/{cut.features.storage_key}"
+    try:
+        values = cut.load_features()
+    except (OSError, ValueError, EOFError) as e:
+        if isinstance(e, FileNotFoundError):
+            raise UserError(f"{path}: no such file of features") from e
+        # lhotse adds the whole cut to the message, in lines of its own.
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise UserError(f"{path}: unreadable features ({reason})") from e
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: holds values that are not finite")
+    return values

@@ -112,6 +112,8 @@ class Trainer:
           False if it was asked to end before; then it has saved.
         """
         summary = self.data.summary(self.splits["train"][0])
+        for split in self.splits["val"]:
+            self.data.summary(split, for_training=False)
         total_seconds = summary.seconds * self.loop.num_epochs
         logging.info(
             f"training on {summary.utterances} utterances, {summary.seconds / 3600:.2f} hours, "
@@ -191,6 +193,11 @@ class Trainer:
         """
         p, train = self.state.progress, self.state.epoch_sums
         epoch = p.epoch
+        if train.unread and not train.utterances + train.nonfinite:
+            raise UserError(
+                f"none of the utterances of epoch {epoch} could be read, for the reasons above; "
+                "is the disk with the features or the audio still there?"
+            )
         valid = validate(
             self.state.model,
             self.data,

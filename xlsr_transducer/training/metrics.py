@@ -27,6 +27,7 @@ class LossSums:
     utterances: int = 0
     seconds: float = 0.0
     nonfinite: int = 0  # utterances whose loss was not finite; not in the sums
+    unread: int = 0  # utterances that could not be read
     lost_updates: int = 0  # steps without an update, as the gradient was not finite
 
     def add(
@@ -65,6 +66,8 @@ class LossSums:
     def describe(self) -> str:
         """``simple 1.20, pruned 0.90 per token``, and what went wrong, if anything did."""
         text = ", ".join(f"{k} {v:.4f}" for k, v in self.per_token().items()) + " per token"
+        if self.unread:
+            text += f", {self.unread} utterances not read"
         if self.nonfinite:
             text += f", loss of {self.nonfinite} utterances not finite"
         if self.lost_updates:

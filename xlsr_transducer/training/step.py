@@ -67,6 +67,7 @@ class Stepper:
         """Adds the gradient of a batch; one without utterances adds none."""
         for line in batch.skipped:
             logging.warning(f"skipped, cannot be read: {line}")
+        self.sums.unread += len(batch.skipped)
         if not batch.ids:
             return
         progress = self.state.progress

@@ -53,6 +53,8 @@ def validate(
     for batch in data.valid_loader(splits, process.rank, process.world_size):
         if interrupt.requested:
             break
+        for line in batch.skipped:
+            logging.warning(f"skipped in validation, cannot be read: {line}")
         if not batch.ids:
             continue
         batch = batch.to(device)

@@ -1,0 +1,183 @@
+"""Data that go bad: a named skip or a clear error, and the training goes on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from noise_corpus import write_split
+from tiny_recipe import run_train
+
+from xlsr_transducer.data.bounds import frames_tokens, largest
+from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.features import find_features
+from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
+from xlsr_transducer.errors import UserError
+
+LENGTHS = [16000, 17000, 18000, 19000, 20000, 30000]
+
+
+class ThreeTokens:
+    """A tokenizer for which every text is the same."""
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        assert all(isinstance(text, str) for text in texts)
+        return [[1, 2, 3] for _ in texts]
+
+
+def noise(data: Path, **options) -> DataModule:
+    values = {"num_workers": 0, "num_buckets": 2, "max_duration": 3.0, **options}
+    return DataModule(DataOptions(data_dir=data, **values), None, ThreeTokens())
+
+
+def manifest(data: Path) -> Path:
+    return data / "manifests" / "cuts_train.jsonl.gz"
+
+
+def change_line(data: Path, number: int, **values) -> None:
+    lines = gzip.decompress(manifest(data).read_bytes()).decode().splitlines()
+    changed = {**json.loads(lines[number]), **values}
+    lines[number] = json.dumps({k: v for k, v in changed.items() if v != "absent"})
+    manifest(data).write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
+@pytest.mark.parametrize(
+    "values, reason",
+    [
+        ({"duration": float("nan")}, "the duration is nan"),
+        ({"duration": float("inf")}, "the duration is inf"),
+        ({"duration": -1.0}, "the duration is -1.0"),
+        ({"duration": None}, "the duration is None"),
+        ({"start": float("nan")}, "the start is nan"),
+        ({"supervisions": []}, "there is no text"),
+        ({"recording": "absent"}, "there is no recording"),
+    ],
+)
+def test_a_flawed_line_of_a_manifest_is_a_named_and_counted_skip(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: dict, reason: str
+) -> None:
+    write_split(tmp_path, "train", LENGTHS)
+    change_line(tmp_path, 2, **values)
+    data = noise(tmp_path)
+    for for_training in (True, False):
+        caplog.clear()
+        summary = data.summary("train", for_training)
+        assert (summary.utterances, summary.left_out) == (5, {reason: 1})
+        assert f"1 utterances left out, {reason}: train-2" in caplog.text
+    for loader in (data.train_loader(["train"], 1, 1), data.valid_loader(["train"])):
+        ids = sorted(i for batch in loader for i in batch.ids)
+        assert ids == [f"train-{i}" for i in (0, 1, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no gzip", "no json", "no cuts"])
+def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+    write_split(tmp_path, "train", LENGTHS)
+    path = manifest(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "truncated": content[: len(content) // 2],
+            "no gzip": b"path|text|speaker\n",
+            "no json": gzip.compress(b'{"id": "a'),
+            "no cuts": gzip.compress(b'{"id": "a", "type": "MonoCut"}\n'),
+        }[damage]
+    )
+    with pytest.raises(UserError, match="cuts_train.jsonl.gz: damaged"):
+        noise(tmp_path).summary("train")
+
+
+@pytest.mark.parametrize("from_waveform", [True, False])
+@pytest.mark.parametrize("damage", ["vanished", "truncated", "empty", "not a number"])
+def test_a_file_that_goes_bad_during_training_is_a_named_skip(
+    corpus: Path, tmp_path: Path, from_waveform: bool, damage: str
+) -> None:
+    data, module = copy_of(corpus, tmp_path, from_waveform)
+    loader = module.train_loader(["train"], 1, 1)
+    path = file_of(data, from_waveform)
+    if damage == "vanished":
+        path.unlink()
+    elif damage == "not a number" and not from_waveform:
+        np.save(path, np.full_like(np.load(path), np.nan))
+    elif damage == "not a number":
+        path.write_bytes(b"this is no audio")
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    batches = list(loader)
+    skipped = [line for batch in batches for line in batch.skipped]
+    assert len(skipped) == 1 and len(skipped[0]) < 400
+    assert skipped[0].startswith("train_") and path.name in skipped[0]
+    assert sum(len(batch.ids) for batch in batches) == 29
+
+
+def copy_of(corpus: Path, folder: Path, from_waveform: bool) -> tuple[Path, DataModule]:
+    """A copy of the corpus that may be damaged, its paths included."""
+    data = folder / "data"
+    shutil.copytree(corpus, data)
+    for path in data.rglob("cuts_*.jsonl.gz"):
+        text = gzip.decompress(path.read_bytes()).decode()
+        path.write_bytes(gzip.compress(text.replace(str(corpus), str(data)).encode()))
+    options = DataOptions(data_dir=data, num_workers=0, num_buckets=2, max_duration=20.0)
+    features = None if from_waveform else find_features(data)
+    return data, DataModule(options, features, Tokenizer.load(find_lang_dir(data)))
+
+
+def file_of(data: Path, from_waveform: bool) -> Path:
+    """The file of the first utterance of the training."""
+    folder, kind = (data / "demo", "*.wav") if from_waveform else (find_features(data), "*.npy")
+    return sorted(p for p in folder.rglob(kind) if "train" in str(p.relative_to(folder)))[0]
+
+
+def test_no_batch_but_a_single_utterance_exceeds_the_bound_on_frames_and_tokens(
+    corpus: Path,
+) -> None:
+    options = {"num_workers": 0, "num_buckets": 2}
+    tokenizer, features = Tokenizer.load(find_lang_dir(corpus)), find_features(corpus)
+    free = DataModule(DataOptions(corpus, **options), features, tokenizer)
+    everything = sorted(i for b in free.train_loader(["train"], 1, 1) for i in b.ids)
+    for limit in (0.02, 0.006):
+        settings = DataOptions(corpus, max_frames_tokens=limit, **options)
+        module = DataModule(settings, features, tokenizer)
+        batches = list(module.train_loader(["train"], 1, 1))
+        assert sorted(i for b in batches for i in b.ids) == everything
+        for b in batches:
+            size = len(b.ids) * int(b.input_lens.max()) / 2 * int(b.token_lens.max()) / 1e6
+            assert len(b.ids) == 1 or size <= limit * 1.001
+        cuts = [list(c) for c in module._train_batches(["train"], module.augmenter.at(1, 1))]
+        assert max(frames_tokens(c) for c in cuts if len(c) > 1) > limit / 2  # well filled
+
+
+def test_the_largest_batches_are_those_by_tokens_by_seconds_and_by_length(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [16000] * 8 + [48000] * 2 + [90000])
+    cuts = list(noise(tmp_path).cuts("train"))
+    cuts[0].supervisions[0].custom["tokens"] = list(range(400))
+    many, wordy, long, small = cuts[1:8], cuts[:1], cuts[10:], cuts[8:10]
+    assert largest([small, many, wordy, long]) == [wordy, many, long]
+    assert largest([small]) == [small] and largest([]) == []
+
+
+def test_a_training_goes_on_past_bad_files_and_counts_them(corpus: Path, tmp_path: Path) -> None:
+    data, _ = copy_of(corpus, tmp_path, from_waveform=False)
+    files = sorted((find_features(data) / "train").rglob("*.npy"))
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:200])
+    sorted((find_features(data) / "val").rglob("*.npy"))[0].unlink()
+    run_train(data, tmp_path / "exp", "--num-epochs=1")
+    log = "".join(p.read_text() for p in (tmp_path / "exp" / "log").iterdir())
+    for path in files[:2]:
+        assert f"skipped, cannot be read: train_{path.stem[-4:]}: {path}" in log
+    assert "2 utterances not read" in log
+    assert "skipped in validation, cannot be read: val_0000" in log
+    assert (tmp_path / "exp" / "epoch-1.pt").is_file()
+
+
+def test_an_epoch_without_a_readable_file_is_an_error(corpus: Path, tmp_path: Path) -> None:
+    data, _ = copy_of(corpus, tmp_path, from_waveform=False)
+    for path in (find_features(data) / "train").rglob("*.npy"):
+        path.unlink()
+    with pytest.raises(UserError, match="none of the utterances of epoch 1 could be read"):
+        run_train(data, tmp_path / "exp", "--num-epochs=1")

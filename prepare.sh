@@ -15,8 +15,9 @@ Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is mad
   stage 4   checks and statistics                 DATA/statistics.{txt,png}
   stage 5   n-gram model, only on demand          DATA/lang_bpe_N/ngram_3.arpa
   stage 6   neural language model, on demand      DATA/lang_bpe_N/lm/
+  stage 7   graph of words, on demand, needs k2   DATA/lang_bpe_N/{word_ngram_3.arpa,LG.pt}
 
-  --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5 or 6 runs that one)
+  --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5, 6 or 7 runs that one)
   --train-list, --val-list, --test-list FILE   --test-list may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --data-dir DIR         where everything is written (default: data, beside this script)
@@ -24,7 +25,7 @@ Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is mad
   --lang CODE            language of the text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
   --lower-case 1|0       (default: 1)
-  --lm-text FILE         text of both language models, a sentence a line (default: training text)
+  --lm-text FILE         text of the language models, a sentence a line (default: training text)
   --ngram-order N        words of its longest n-grams (default: 3)
   --punctuation in-word|keep|drop   in-word (default): only ' and - inside words are kept
 Handed on to ./extract_features.sh (see its --help):
@@ -182,4 +183,14 @@ if runs 6; then
   python -m xlsr_transducer.train_lm --data-dir "$data_dir" --lang "$lang" \
     --lang-dir "$data_dir/lang_bpe_$vocab_size" --exp-dir "$data_dir/lang_bpe_$vocab_size/lm" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"}
+fi
+
+if runs 7; then
+  log "Stage 7: graph of words in $data_dir/lang_bpe_$vocab_size"
+  python -m local.make_ngram --unit word --data-dir "$data_dir" --lang "$lang" \
+    --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+    ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"} \
+    ${ngram_options[@]+"${ngram_options[@]}"}
+  python -m local.make_lg --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+    ${ngram_options[@]+"${ngram_options[@]}"}
 fi

@@ -2,10 +2,12 @@
 
     python -m local.make_ngram --data-dir data --lang-dir data/lang_bpe_2500 [--lm-text FILE]
 
-writes LANG_DIR/ngram_ORDER.arpa: interpolated modified Kneser-Ney (S. F. Chen, J. Goodman, "An
-empirical study of smoothing techniques for language modeling", 1999). Its unigrams are `<s>`,
-`</s>` and then all tokens but blank and sos/eos in the order of tokens.txt, by which
-`--ngram-lm` sees that it belongs to a model.
+writes LANG_DIR/ngram_ORDER.arpa, or for stage 7, with `--unit word`, a model of the words,
+LANG_DIR/word_ngram_ORDER.arpa: interpolated modified Kneser-Ney (S. F. Chen, J. Goodman, "An
+empirical study of smoothing techniques for language modeling", 1999). The unigrams of
+tokens are `<s>`, `</s>` and then all tokens but blank and sos/eos in the order of tokens.txt, by
+which `--ngram-lm` sees that they belong to a model. Words are those of the training text and of
+the other one.
 
 Letters: K n-grams of one order, V words of the language model, L words of the text.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,9 @@ from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.lm.text import read_texts, texts_of
 from xlsr_transducer.options import add_options, from_args
 from xlsr_transducer.search.ngram_lm import BEGIN, END, words_of
+
+# The words that every model of words begins with, in the order of their ids.
+SPECIAL = ["<s>", "</s>", "<unk>"]
 
 # Discounts for counts 1, 2, 3 and more where the text is too small to estimate them.
 FALLBACK = (0.5, 1.0, 1.5)
@@ -139,12 +144,22 @@ def write_arpa(
         f.write("\n\\end\\\n")
 
 
+def numbered(texts: Iterable[str], ids: dict[str, int]) -> Iterator[list[int]]:
+    """The word ids of each text; a new word gets the next free one."""
+    for text in texts:
+        yield [
+            SPECIAL.index("<unk>") if word in SPECIAL else ids.setdefault(word, len(ids))
+            for word in text.split()
+        ]
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--lang-dir", type=Path, required=True)
     parser.add_argument("--ngram-order", type=int, default=3, help="words of the longest n-grams")
     parser.add_argument("--lm-text", type=Path, help="a sentence a line (default: training text)")
+    parser.add_argument("--unit", choices=("token", "word"), default="token")
     parser.add_argument("--lang", default="et", help="language of the text")
     add_options(parser, TextOptions)
     return parser
@@ -161,10 +176,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         texts = read_texts(args.lm_text, TextNormalizer(from_args(TextOptions, args), args.lang))
     else:
         texts = texts_of(args.data_dir, "train")
-    words = words_of(tokenizer.tokens)
-    # Ids of the language model: BEGIN, END, then the tokens from <unk> on, as `words` has them.
-    levels = count_levels((tokenizer.encode([t])[0] for t in texts), order)
-    path = args.lang_dir / f"ngram_{order}.arpa"
+    if args.unit == "word":
+        ids = {word: i for i, word in enumerate(SPECIAL)}
+        levels = count_levels(numbered(texts, ids), order)
+        for _ in numbered(texts_of(args.data_dir, "train"), ids):
+            pass  # words of the training text that the other one lacks
+        words = list(ids)
+        path = args.lang_dir / f"word_ngram_{order}.arpa"
+    else:
+        # BEGIN, END, then the tokens from <unk> on, whose ids are those of the tokenizer.
+        words = words_of(tokenizer.tokens)
+        levels = count_levels((tokenizer.encode([t])[0] for t in texts), order)
+        path = args.lang_dir / f"ngram_{order}.arpa"
     write_arpa(path, levels, estimate(levels, len(words)), words)
     counts = ", ".join(str(len(level.count)) for level in levels)
     logging.info("%s: n-grams of each order that occur: %s", path, counts)

@@ -275,7 +275,7 @@ def test_a_model_of_other_tokens_is_refused_and_both_are_named(
 @pytest.mark.parametrize(
     "method, options, message",
     [
-        ("greedy_search", ["--lm-exp-dir=x"], "--lm-exp-dir works with .* not with greedy"),
+        ("greedy_search", ["--lm-exp-dir=x"], "--lm-exp-dir x works with .* not with greedy"),
         ("modified_beam_search", ["--lm-exp-dir=x"], "not with modified_beam_search"),
         (FUSION, ["--lm-exp-dir=x"], "--lm-exp-dir x: no best-valid-loss.pt"),
         (FUSION, [], f"{FUSION} needs --lm-exp-dir"),

@@ -1,20 +1,23 @@
-"""fast_beam_search beside the installed k2's on random networks and ragged batches; the seed is
-in each test's name.
+"""fast_beam_search beside the installed k2's on random networks and ragged batches (the seed is
+in each test's name), and the searches over k2's lattices beside brute force.
 
 Runs only where k2 imports (requirements-k2.txt).
 """
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from test_search_streaming import assert_same
 
 from xlsr_transducer.compat import import_k2
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.search import SearchOptions, make_search
-from xlsr_transducer.search.k2_fsa import LatticeSearch
+from xlsr_transducer.search.k2_fsa import LatticeSearch, NbestSearch
 
 try:
     import_k2("this test")
@@ -76,3 +79,99 @@ def test_fast_beam_search_finds_what_the_installed_k2_finds(seed):
             assert (a.tokens[:count], a.frames[:count]) == (b.tokens, b.frames), (flavour, n)
             assert a.score == pytest.approx(b.score, rel=1e-5, abs=1e-4), (flavour, n)
             assert a.log_probs[:count] == pytest.approx(b.log_probs, abs=1e-4), (flavour, n)
+
+
+def nbest(search, x: torch.Tensor, lens: torch.Tensor, n: int = 1000) -> list:
+    return search.nbest(search.advance(x, lens, search.init_state(len(lens))), n)
+
+
+@pytest.mark.parametrize("seed", range(200, 230))
+def test_one_path_drawn_at_a_large_scale_is_that_of_fast_beam_search(seed):
+    options, decoder, joiner, x, lens = random_case(seed)
+    for flavour in ("strict", "whole"):
+        options["fast_beam_flavour"] = flavour
+        one = SearchOptions("fast_beam_search_nbest", num_paths=1, nbest_scale=1e3, **options)
+        found = nbest(make_search(one, decoder, joiner), x, lens)
+        expected = nbest(LatticeSearch(one, decoder, joiner), x, lens)
+        assert_same([h for [h] in found], [h for [h] in expected])
+
+
+@pytest.mark.parametrize("seed", range(230, 250))
+def test_many_paths_are_ranked_different_and_none_better_than_the_best(seed):
+    options, decoder, joiner, x, lens = random_case(seed)
+    many = make_search(SearchOptions("fast_beam_search_nbest", **options), decoder, joiner)
+    best = nbest(LatticeSearch(many.options, decoder, joiner), x, lens)
+    for hyps, [first] in zip(nbest(many, x, lens), best):
+        assert len({tuple(h.tokens) for h in hyps}) == len(hyps) <= 200
+        scores = [h.score for h in hyps]
+        assert scores == sorted(scores, reverse=True) and scores[0] <= first.score + 1e-4
+
+
+@pytest.mark.parametrize("method", ["fast_beam_search_LG", "fast_beam_search_nbest"])
+def test_batches_and_pieces_change_nothing(method):
+    options, decoder, joiner, _, _ = random_case(8)
+    kind = NbestSearch if "nbest" in method else LatticeSearch
+    search = kind(SearchOptions(method, **options), decoder, joiner)
+    lens = torch.tensor([17, 0, 1, 30, 8])
+    width = joiner.encoder_proj.in_features
+    x = torch.randn(5, 30, width, dtype=torch.float64)
+    expected = nbest(search, x, lens)
+    padded = x.clone()
+    for n, length in enumerate(lens.tolist()):
+        padded[n, length:] = float("nan")
+        assert_same(nbest(search, x[n : n + 1], lens[n : n + 1])[0], expected[n])
+    state = search.init_state(5)
+    for at in range(0, 30, 7):
+        piece = padded[:, at : at + 7]
+        state = search.advance(piece, (lens - at).clamp(0, piece.shape[1]), state)
+    state = search.cat([search.select(state, [3, 4]), search.select(state, [0, 1, 2])])
+    for a, b in zip(search.nbest(state, 1000), [expected[n] for n in (3, 4, 0, 1, 2)]):
+        assert_same(a, b)
+    assert sum(len(hyps[0].tokens) for hyps in expected) > 20
+
+
+def tiny_case() -> tuple[Decoder, Joiner, torch.Tensor, torch.Tensor]:
+    """Four tokens and up to five frames: all paths can be listed."""
+    torch.manual_seed(3)
+    decoder, joiner = Decoder(4, 8).double().eval(), Joiner(8, 8, 8, 4).double().eval()
+    with torch.no_grad():
+        joiner.output_linear.weight *= 4
+    return decoder, joiner, torch.randn(2, 5, 8, dtype=torch.float64), torch.tensor([5, 4])
+
+
+def all_paths(search, frames: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
+    """Tokens and log-prob of every path: a token or blank on each of (T, D) ``frames``."""
+    encoder_side = search.joiner.encoder_proj(frames)
+    paths = [((), 0.0)]
+    for t in range(len(frames)):
+        grown = []
+        for tokens, score in paths:
+            context = torch.tensor([([0] * search.context_size + list(tokens))])
+            decoder_side = search._project_context(context[:, -search.context_size :])
+            log_probs = search._log_probs(encoder_side[t], decoder_side)[0].tolist()
+            for v, p in enumerate(log_probs):
+                grown.append((tokens + (v,) * (v > 0), score + p))
+        paths = grown
+    return paths
+
+
+WIDE = dict(beam=1e3, max_contexts=100, max_states=1000, num_paths=3000)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["fast_beam_search_nbest", "fast_beam_search_nbest_LG"])
+def test_scores_are_those_of_the_best_or_of_all_paths(method):
+    """On the trivial graph, where nothing is pruned."""
+    decoder, joiner, x, lens = tiny_case()
+    search = NbestSearch(SearchOptions(method, **WIDE), decoder, joiner)
+    for n, hyps in enumerate(nbest(search, x, lens)):
+        scores: dict = {}
+        for tokens, score in all_paths(search, x[n, : lens[n]]):
+            scores.setdefault(tokens, []).append(score)
+        for tokens, parts in scores.items():
+            sums = math.log(sum(map(math.exp, parts)))
+            scores[tokens] = sums if method.endswith("LG") else max(parts)
+        assert tuple(hyps[0].tokens) == max(scores, key=scores.get)
+        assert len(hyps) > 0.9 * len(scores)
+        for h in hyps:
+            assert h.score == pytest.approx(scores[tuple(h.tokens)], abs=1e-5)

@@ -21,16 +21,18 @@ from xlsr_transducer.decoding import (
     Results,
     audio_sets,
     batches,
+    closest,
     decode_device,
     load_recogniser,
     suffix,
 )
-from xlsr_transducer.errors import run_command
+from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.options import add_options, from_args
 from xlsr_transducer.scoring import format_table
 from xlsr_transducer.search import BiasOptions, Search, SearchOptions, make_search
+from xlsr_transducer.search.options import ORACLE
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
 
@@ -66,7 +68,11 @@ def decode_set(
         batch = batch.to(device)
         out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
         state = search.advance(out, lens, search.init_state(len(batch.ids), device))
-        found = search.results(state)
+        if search.options.decoding_method == ORACLE:
+            nbest = search.nbest(state, search.options.num_paths)
+            found = closest(nbest, batch.texts, loaded.tokenizer)
+        else:
+            found = search.results(state)
         results.elapsed += time.perf_counter() - start
         results.seconds += batch.seconds
         results.texts.update(zip(batch.ids, batch.texts))
@@ -81,13 +87,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions)
     )
     bias_options.require_supported(search_options)
+    if search_options.decoding_method == ORACLE and args.wavs:
+        raise UserError(f"--decoding-method {ORACLE} needs texts to compare with: no audio files")
     folder = checkpoint.exp_dir / search_options.decoding_method
     set_up_logging(folder, "decode")
     loaded = load_recogniser(checkpoint)
     chunk = options.chunk(loaded.config)
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     model = loaded.model
-    search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output)
+    lg = bias_options.load_lg(loaded.tokenizer)
+    search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output, lg)
     scores, speeds = [], []
     for audio in audio_sets(options, args.wavs):
         results = decode_set(audio, loaded, search, chunk, args.max_duration, options.num_workers)

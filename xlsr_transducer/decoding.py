@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import kaldialign
 import torch
 from lhotse import CutSet, MonoCut, SupervisionSegment
 from torch.utils.data import DataLoader
@@ -137,6 +138,18 @@ def load_recogniser(options: CheckpointOptions, streaming: bool | None = None) -
     if decode_device().type == "cpu":
         prepare_for_cpu(loaded.model)
     return loaded
+
+
+def closest(
+    nbest: list[list[Hypothesis]], texts: list[str], tokenizer: Tokenizer
+) -> list[Hypothesis]:
+    """Of each utterance's hypotheses, the first of those with the fewest word errors."""
+
+    def errors(hypothesis: Hypothesis, text: str) -> int:
+        words = tokenizer.decode(hypothesis.tokens).split()
+        return kaldialign.edit_distance(text.split(), words)["total"]
+
+    return [min(hyps, key=lambda h: errors(h, text)) for hyps, text in zip(nbest, texts)]
 
 
 @dataclasses.dataclass

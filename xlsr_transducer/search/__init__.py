@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from xlsr_transducer.errors import UserError
@@ -12,15 +14,20 @@ from xlsr_transducer.search.ctc_greedy import CtcGreedySearch
 from xlsr_transducer.search.fast_beam import FastBeamSearch
 from xlsr_transducer.search.greedy import GreedySearch
 from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.k2_fsa import LatticeSearch, NbestSearch
 from xlsr_transducer.search.lm_rescore import LmRescoreSearch
 from xlsr_transducer.search.modified_beam import ModifiedBeamSearch
-from xlsr_transducer.search.options import LM_METHODS, SearchOptions
+from xlsr_transducer.search.options import LG_METHODS, LM_METHODS, SearchOptions
 
 __all__ = ["Bias", "BiasOptions", "Hypothesis", "Search", "SearchOptions", "make_search"]
 
 SEARCHES = {
     "beam_search": BeamSearch,
     "fast_beam_search": FastBeamSearch,
+    "fast_beam_search_LG": LatticeSearch,
+    "fast_beam_search_nbest": NbestSearch,
+    "fast_beam_search_nbest_LG": NbestSearch,
+    "fast_beam_search_nbest_oracle": NbestSearch,
     "greedy_search": GreedySearch,
     "modified_beam_search": ModifiedBeamSearch,
     "modified_beam_search_LODR": ModifiedBeamSearch,
@@ -35,14 +42,19 @@ def make_search(
     joiner: nn.Module,
     bias: Bias | None = None,
     ctc_output: nn.Module | None = None,
+    lg: Any = None,
 ) -> Search:
     """The search that ``options`` describe, over the given decoder, joiner and CTC head.
 
+    ``lg`` is what the methods with LG walk along (``BiasOptions.load_lg``).
+
     Raises:
       UserError: the search needs a CTC head or a language model, and there is none.
-      ValueError: the search takes no ``bias``.
+      ValueError: the search takes no ``bias``, or needs ``lg``, or takes none.
     """
     method = options.decoding_method
+    if (lg is not None) != (method in LG_METHODS):
+        raise ValueError(f"{LG_METHODS} take LG and no other; this is {method}")
     if bias is not None and method not in SUPPORTED:
         raise ValueError(f"{method} takes no bias; {SUPPORTED} do")
     if method == "ctc_greedy_search":
@@ -54,5 +66,5 @@ def make_search(
         return CtcGreedySearch(options, decoder, joiner, ctc_output)
     if method in LM_METHODS and (bias is None or bias.neural is None):
         raise UserError(f"--decoding-method {method} needs a neural language model")
-    more = [] if bias is None else [bias]
+    more = [x for x in (bias, lg) if x is not None]
     return SEARCHES[method](options, decoder, joiner, *more)

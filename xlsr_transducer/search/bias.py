@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from xlsr_transducer.errors import UserError
 from xlsr_transducer.lm.checkpoint import load_lm
 from xlsr_transducer.options import option
 from xlsr_transducer.search.context_graph import read_context_file
+from xlsr_transducer.search.k2_fsa import read_lg
 from xlsr_transducer.search.neural_lm import ScaledLm
 from xlsr_transducer.search.ngram_lm import read_ngram_lm
-from xlsr_transducer.search.options import LM_METHODS, SearchOptions
+from xlsr_transducer.search.options import LG_METHODS, LM_METHODS, SearchOptions
 from xlsr_transducer.search.token_graph import TokenGraph
 
 SUPPORTED = ("modified_beam_search", *LM_METHODS)
@@ -38,9 +40,13 @@ class BiasOptions:
         None, "hotwords: one phrase a line, or `phrase :score` for its own score"
     )
     context_score: float = option(2.0, "bonus of each token of a hotword")
-    ngram_lm: Path | None = option(None, "ARPA file of stage 5, added to the model's log-probs")
-    ngram_lm_scale: float = option(
-        0.1, "what the n-gram model's log-probs are multiplied by; LODR needs one below 0"
+    ngram_lm: Path | None = option(
+        None, "ARPA file of stage 5, added to the model's log-probs; or LG.pt of stage 7"
+    )
+    ngram_lm_scale: float | None = option(
+        None,
+        "what the n-gram model's log-probs are multiplied by; LODR needs one below 0 "
+        "(default: 0.1; of LG 0.01)",
     )
     lm_exp_dir: Path | None = option(None, "folder of a neural language model (train_lm)")
     lm_scale: float = option(0.3, "what the neural model's log-probs are multiplied by")
@@ -55,26 +61,42 @@ class BiasOptions:
             raise UserError(f"--context-score {self.context_score}: must be a number")
         if self.context_file is None and self.context_score != 2.0:
             raise UserError(f"--context-score {self.context_score} needs --context-file")
-        if not math.isfinite(self.ngram_lm_scale):
+        if not math.isfinite(self.ngram_scale):
             raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale}: must be a number")
-        if self.ngram_lm is None and self.ngram_lm_scale != 0.1:
+        if self.ngram_lm is None and self.ngram_lm_scale is not None:
             raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale} needs --ngram-lm")
         if not (math.isfinite(self.lm_scale) and self.lm_scale >= 0):
             raise UserError(f"--lm-scale {self.lm_scale}: must be 0 or more")
         if self.lm_exp_dir is None and self.lm_scale != 0.3:
             raise UserError(f"--lm-scale {self.lm_scale} needs --lm-exp-dir")
 
+    @property
+    def ngram_scale(self) -> float:
+        """``ngram_lm_scale``, or its default."""
+        if self.ngram_lm_scale is not None:
+            return self.ngram_lm_scale
+        return 0.01 if self._has_lg() else 0.1
+
+    def _has_lg(self) -> bool:
+        return self.ngram_lm is not None and self.ngram_lm.suffix == ".pt"
+
     def require_supported(self, search: SearchOptions) -> None:
         """Raises UserError if the search cannot do what is asked for, or needs more."""
         method = search.decoding_method
-        if method != LODR and self.ngram_lm_scale < 0:
+        if method != LODR and self.ngram_scale < 0:
             raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale}: must be 0 or more")
-        usable = dict(context_file=SUPPORTED, ngram_lm=SUPPORTED, lm_exp_dir=LM_METHODS)
+        if method in LG_METHODS and not self._has_lg():
+            raise UserError(
+                f"--decoding-method {method} needs --ngram-lm .../LG.pt, which stage 7 of "
+                "./prepare.sh makes"
+            )
+        ngram_methods = LG_METHODS if self._has_lg() else SUPPORTED
+        usable = dict(context_file=SUPPORTED, ngram_lm=ngram_methods, lm_exp_dir=LM_METHODS)
         for name, methods in usable.items():
             if getattr(self, name) is not None and method not in methods:
                 raise UserError(
-                    f"--{name.replace('_', '-')} works with --decoding-method "
-                    f"{', '.join(methods)} only, not with {method}"
+                    f"--{name.replace('_', '-')} {getattr(self, name)} works with "
+                    f"--decoding-method {', '.join(methods)} only, not with {method}"
                 )
         if method in LM_METHODS and self.lm_exp_dir is None:
             raise UserError(
@@ -86,9 +108,9 @@ class BiasOptions:
                 f"--decoding-method {LODR} needs --ngram-lm, a bi-gram model of the training "
                 "text: ./prepare.sh --stage 5 --ngram-order 2"
             )
-        if method == LODR and self.ngram_lm_scale > 0:
+        if method == LODR and self.ngram_scale > 0:
             raise UserError(
-                f"--ngram-lm-scale {self.ngram_lm_scale}: {LODR} takes the n-gram model's "
+                f"--ngram-lm-scale {self.ngram_scale}: {LODR} takes the n-gram model's "
                 "log-probs away, so it must be 0 or less, such as -0.1"
             )
 
@@ -101,18 +123,29 @@ class BiasOptions:
         Raises:
           UserError: a file cannot be used.
         """
-        if self.context_file is None and self.ngram_lm is None and self.lm_exp_dir is None:
+        has_arpa = self.ngram_lm is not None and not self._has_lg()
+        if self.context_file is None and not has_arpa and self.lm_exp_dir is None:
             return None
         hotwords = lm = neural = None
         if self.context_file is not None:
             hotwords = read_context_file(self.context_file, tokenizer, self.context_score)
-        if self.ngram_lm is not None:
-            lm = read_ngram_lm(self.ngram_lm, tokenizer.tokens).scaled(self.ngram_lm_scale)
+        if has_arpa:
+            lm = read_ngram_lm(self.ngram_lm, tokenizer.tokens).scaled(self.ngram_scale)
         if self.lm_exp_dir is not None:
             loaded = load_lm(self.lm_exp_dir)
             loaded.require_tokens(tokenizer.tokens, whose)
             neural = ScaledLm(loaded.model, self.lm_scale)
         return Bias(tokenizer.vocab_size, hotwords, lm, neural)
+
+    def load_lg(self, tokenizer: Tokenizer) -> Any:
+        """Reads LG, a k2.Fsa. None if it was not asked for.
+
+        Raises:
+          UserError: the file cannot be used, or there is no k2.
+        """
+        if not self._has_lg():
+            return None
+        return read_lg(self.ngram_lm, tokenizer.tokens, self.ngram_scale)
 
     def suffix(self) -> list[str]:
         """What belongs into the names of result files."""
@@ -120,7 +153,7 @@ class BiasOptions:
         if self.context_file is not None:
             parts.append(f"context-{self.context_file.stem}-score-{self.context_score}")
         if self.ngram_lm is not None:
-            parts.append(f"{self.ngram_lm.stem}-scale-{self.ngram_lm_scale}")
+            parts.append(f"{self.ngram_lm.stem}-scale-{self.ngram_scale}")
         if self.lm_exp_dir is not None:
             parts.append(f"{self.lm_exp_dir.name}-scale-{self.lm_scale}")
         return parts

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from xlsr_transducer.compat import import_k2
+from xlsr_transducer.compat import import_k2, load_tensors
+from xlsr_transducer.errors import UserError
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.options import SearchOptions
@@ -140,3 +142,77 @@ class LatticeSearch(Search):
             log_probs=[log_probs[t] for t in frames],
             norm_score=score / (len(frames) + self.context_size),
         )
+
+
+class NbestSearch(LatticeSearch):
+    """Draws ``num_paths`` paths from the lattice, and ranks the token sequences among them.
+
+    The score of a token sequence is that of its best path in the lattice, or, with
+    ``fast_beam_search_nbest_LG``, the logarithm of the sum over all of its paths. k2 draws
+    the same paths every time.
+    """
+
+    def _read(self, lattice: Any) -> list[list[Hypothesis]]:
+        k2 = self.k2
+        if lattice.num_arcs == 1:  # which k2 cannot index
+            return super()._read(lattice)
+        drawn = self._draw(lattice)
+        found: list[list[Hypothesis]] = [[] for _ in drawn]
+        stream = [n for n, rows in enumerate(drawn) for _ in rows]
+        if not stream:
+            return found
+        # All paths that say the same, whatever the frames in which they say it.
+        said = k2.linear_fsa([row for rows in drawn for row in rows], device=lattice.device)
+        paths = k2.intersect_device(
+            k2.arc_sort(lattice),
+            k2.add_epsilon_self_loops(said),
+            torch.tensor(stream, dtype=torch.int32, device=lattice.device),
+            sorted_match_a=True,
+        )
+        paths = k2.top_sort(k2.connect(paths))
+        is_sum = self.options.decoding_method == "fast_beam_search_nbest_LG"
+        scores = paths.get_tot_scores(use_double_scores=True, log_semiring=is_sum).tolist()
+        best = k2.shortest_path(paths, use_double_scores=True)
+        for i, (n, score) in enumerate(zip(stream, scores)):
+            found[n].append(self._hypothesis(best[i], score))
+        return [sorted(hyps, key=lambda h: -h.score) for hyps in found]
+
+    def _draw(self, lattice: Any) -> list[list[list[int]]]:
+        """The different token sequences of each stream among the paths drawn."""
+        scaled = lattice.clone()
+        scaled.scores = lattice.scores * self.options.nbest_scale
+        paths = self.k2.random_paths(
+            scaled, use_double_scores=True, num_paths=self.options.num_paths
+        )
+        # They are a view into the arcs, which k2 refuses where there is only one.
+        labels = lattice.labels.clone(memory_format=torch.contiguous_format)
+        tokens = self.k2.ragged.index(labels, paths).remove_values_leq(0).tolist()
+        return [list(map(list, dict.fromkeys(map(tuple, rows)))) for rows in tokens]
+
+
+def write_lg(path: Path, lg: Any, tokens: list[str]) -> None:
+    """Writes LG, a k2.Fsa over ``tokens``, as tensors and plain values."""
+    torch.save({"arcs": lg.as_dict()["arcs"], "tokens": tokens}, path)
+
+
+def read_lg(path: Path, tokens: list[str], scale: float) -> Any:
+    """The k2.Fsa of a file by ``write_lg``, its weights times ``scale``; for ``LatticeSearch``.
+
+    Raises:
+      UserError: no such file, another kind of file, or one for other tokens; no k2.
+    """
+    k2 = import_k2(f"--ngram-lm {path}")
+    if not path.is_file():
+        raise UserError(f"--ngram-lm {path}: no such file; stage 7 of ./prepare.sh makes LG.pt")
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.keys() != {"arcs", "tokens"}:
+        raise UserError(f"--ngram-lm {path}: not an LG.pt of stage 7 of ./prepare.sh")
+    if content["tokens"] != tokens:
+        raise UserError(
+            f"--ngram-lm {path} belongs to other tokens than the model's; "
+            "make one with stage 7 of ./prepare.sh"
+        )
+    graph = k2.Fsa(content["arcs"])
+    graph.scores = graph.scores * scale
+    graph.lm_scores = graph.scores.clone()
+    return graph

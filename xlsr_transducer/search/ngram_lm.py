@@ -34,41 +34,57 @@ def read_ngram_lm(path: Path, tokens: list[str]) -> TokenGraph:
     if not path.is_file():
         raise UserError(f"--ngram-lm {path}: no such file; stage 5 of ./prepare.sh makes one")
     try:
-        ngrams = _read_arpa(path, words_of(tokens))
-    except UnicodeDecodeError as e:
-        raise UserError(f"--ngram-lm {path}: not an ARPA file ({e})") from e
+        _, ngrams = read_arpa(path, words_of(tokens))
+    except UserError as e:
+        raise UserError(f"--ngram-lm {e}") from e
     return _graph(ngrams, len(tokens))
 
 
-def _read_arpa(path: Path, words: list[str]) -> Ngrams:
-    """(log-prob, back-off weight) of every n-gram, as word ids."""
-    ids = {word: i for i, word in enumerate(words)}
+def read_arpa(path: Path, words: list[str] | None = None) -> tuple[list[str], Ngrams]:
+    """The words of an ARPA file, and (log-prob, back-off weight) of every n-gram, as word ids.
+
+    Args:
+      words: what the unigrams have to be; None: whatever there is.
+
+    Raises:
+      UserError: a broken file, or other words.
+    """
+    try:
+        return _read_arpa(path, words)
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not an ARPA file ({e})") from e
+
+
+def _read_arpa(path: Path, words: list[str] | None) -> tuple[list[str], Ngrams]:
+    ids = {word: i for i, word in enumerate(words or ["<s>", "</s>"])}
     found: Ngrams = {}
     order, unigrams, is_complete = 0, [], False
     with open(path, encoding="utf-8") as f:
         for number, line in enumerate(f, start=1):
             line = line.strip()
             if line.startswith("\\"):
-                if order == 1:
+                if order == 1 and words is not None:
                     _check_words(unigrams, words, path)
                 order = int(line[1]) if line.endswith("-grams:") and line[1].isdigit() else 0
                 is_complete = line == "\\end\\"
             elif line and order:
                 fields = line.split()
+                if order == 1 and words is None:
+                    ids.setdefault(" ".join(fields[1:2]), len(ids))
                 try:
                     prob, *numbers = float(fields[0]), *map(float, fields[order + 1 :])
                     ngram = tuple(ids.get(w, -1) for w in fields[1 : order + 1])
                     if len(ngram) < order or len(numbers) > 1 or (order > 1 and min(ngram) < 0):
                         raise ValueError
                 except ValueError:
-                    raise UserError(f"--ngram-lm {path} line {number}: no n-gram of {order} "
-                                    f"of the model's tokens: {line!r}") from None  # fmt: skip
+                    raise UserError(f"{path} line {number}: no n-gram of {order} of the "
+                                    f"model's words: {line!r}") from None  # fmt: skip
                 if order == 1:
                     unigrams.append(fields[1])
                 found[ngram] = (prob * LN_10, (numbers or [0.0])[0] * LN_10)
     if not is_complete or not found:
-        raise UserError(f"--ngram-lm {path}: not an ARPA file, or not all of one")
-    return found
+        raise UserError(f"{path}: not an ARPA file, or not all of one")
+    return list(ids), found
 
 
 def _check_words(unigrams: list[str], words: list[str], path: Path) -> None:
@@ -81,7 +97,7 @@ def _check_words(unigrams: list[str], words: list[str], path: Path) -> None:
             how = f"unigram {number} is {word!r}, not {wanted!r}"
             break
     raise UserError(
-        f"--ngram-lm {path} belongs to other tokens than the model's ({how}); "
+        f"{path} belongs to other tokens than the model's ({how}); "
         "make one with stage 5 of ./prepare.sh"
     )
 

@@ -16,11 +16,20 @@ METHODS = (
     "modified_beam_search_lm_shallow_fusion",
     "modified_beam_search_LODR",
     "modified_beam_search_lm_rescore",
+    "fast_beam_search_LG",
+    "fast_beam_search_nbest",
+    "fast_beam_search_nbest_oracle",
+    "fast_beam_search_nbest_LG",
 )
 # They need a neural language model.
 LM_METHODS = tuple(method for method in METHODS if method.startswith("modified_beam_search_"))
+FAST_METHODS = tuple(method for method in METHODS if method.startswith("fast_beam_search"))
+NBEST_METHODS = tuple(method for method in METHODS if "nbest" in method)
+# They walk along a graph of words, LG.
+LG_METHODS = tuple(method for method in METHODS if method.endswith("_LG"))
+ORACLE = "fast_beam_search_nbest_oracle"
 # Their results are made at the end of an utterance.
-OFFLINE_METHODS = ("modified_beam_search_lm_rescore",)
+OFFLINE_METHODS = ("modified_beam_search_lm_rescore", "fast_beam_search_LG", *NBEST_METHODS)
 FLAVOURS = ("whole", "strict", "partial")
 
 
@@ -30,14 +39,18 @@ class SearchOptions:
 
     decoding_method: str = option("greedy_search", "how to search", METHODS)
     beam_size: int = option(4, "hypotheses kept by beam_search and modified_beam_search*")
-    beam: float = option(20.0, "fast_beam_search: log-prob below the best at which to prune")
-    max_contexts: int = option(8, "fast_beam_search: contexts kept per stream and frame")
-    max_states: int = option(64, "fast_beam_search: states kept per stream and frame")
+    beam: float = option(20.0, "fast_beam_search*: log-prob below the best at which to prune")
+    max_contexts: int = option(8, "fast_beam_search*: contexts kept per stream and frame")
+    max_states: int = option(64, "fast_beam_search*: states kept per stream and frame")
     fast_beam_flavour: str = option(
         "whole",
-        "fast_beam_search: 'whole' counts the last frame, 'strict' and 'partial' treat it as "
+        "fast_beam_search*: 'whole' counts the last frame, 'strict' and 'partial' treat it as "
         "k2's format_output does without and with allow_partial",
         FLAVOURS,
+    )
+    num_paths: int = option(200, "fast_beam_search_nbest*: paths drawn from the lattice")
+    nbest_scale: float = option(
+        0.5, "fast_beam_search_nbest*: log-probs times this say how likely a path is drawn"
     )
     max_sym_per_frame: int = option(1, "greedy_search: most tokens in one frame")
     blank_penalty: float = option(0.0, "subtracted from the logit of blank")
@@ -55,10 +68,10 @@ class SearchOptions:
         if self.fast_beam_flavour not in FLAVOURS:
             known = ", ".join(FLAVOURS)
             raise UserError(f"--fast-beam-flavour {self.fast_beam_flavour}: known are {known}")
-        for name in ("beam_size", "max_contexts", "max_states", "max_sym_per_frame"):
+        for name in ("beam_size", "max_contexts", "max_states", "num_paths", "max_sym_per_frame"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} {getattr(self, name)}: must be at least 1")
-        for name in ("beam", "temperature"):
+        for name in ("beam", "nbest_scale", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{_flag(name)} {getattr(self, name)}: must be above 0")
         if self.max_contexts > self.max_states:
@@ -66,14 +79,16 @@ class SearchOptions:
                 f"--max-contexts {self.max_contexts} exceeds --max-states {self.max_states}: "
                 "every context takes up a state"
             )
-        self._refuse_foreign("max_sym_per_frame", 1, "greedy_search")
-        self._refuse_foreign("fast_beam_flavour", "whole", "fast_beam_search")
+        self._refuse_foreign("max_sym_per_frame", 1, ("greedy_search",))
+        self._refuse_foreign("fast_beam_flavour", "whole", FAST_METHODS)
+        self._refuse_foreign("num_paths", 200, NBEST_METHODS)
+        self._refuse_foreign("nbest_scale", 0.5, NBEST_METHODS)
 
-    def _refuse_foreign(self, name: str, default: object, method: str) -> None:
-        if getattr(self, name) != default and self.decoding_method != method:
+    def _refuse_foreign(self, name: str, default: object, methods: tuple[str, ...]) -> None:
+        if getattr(self, name) != default and self.decoding_method not in methods:
             raise UserError(
-                f"{_flag(name)} {getattr(self, name)} works with --decoding-method {method} "
-                f"only, not with {self.decoding_method}"
+                f"{_flag(name)} {getattr(self, name)} works with --decoding-method "
+                f"{', '.join(methods)} only, not with {self.decoding_method}"
             )
 
     def require_streaming(self) -> None:
@@ -81,7 +96,7 @@ class SearchOptions:
         if self.decoding_method in OFFLINE_METHODS:
             raise UserError(
                 f"--decoding-method {self.decoding_method} needs whole utterances: it does not "
-                "stream; modified_beam_search_lm_shallow_fusion does"
+                "stream; fast_beam_search and modified_beam_search_lm_shallow_fusion do"
             )
 
     def suffix(self) -> str:
@@ -89,9 +104,11 @@ class SearchOptions:
         parts = [self.decoding_method]
         if self.decoding_method == "greedy_search":
             parts.append(f"max-sym-per-frame-{self.max_sym_per_frame}")
-        elif self.decoding_method == "fast_beam_search":
+        elif self.decoding_method in FAST_METHODS:
             parts.append(f"beam-{self.beam}")
             parts.append(f"max-contexts-{self.max_contexts}-max-states-{self.max_states}")
+            if self.decoding_method in NBEST_METHODS:
+                parts.append(f"num-paths-{self.num_paths}-nbest-scale-{self.nbest_scale}")
             if self.fast_beam_flavour != "whole":
                 parts.append(self.fast_beam_flavour)
         elif self.decoding_method != "ctc_greedy_search":

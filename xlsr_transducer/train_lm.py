@@ -21,7 +21,6 @@ from xlsr_transducer.lm.text import Sentences, read_texts, texts_of
 from xlsr_transducer.lm.training import LmTrainer, LmTrainOptions
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.options import add_options, from_args
-from xlsr_transducer.training.distributed import this_process
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = Sentences.encode(texts, tokenizer, "training")
     valid = Sentences.encode(texts_of(args.data_dir, "val"), tokenizer, "validation")
     model = LanguageModel(tokenizer.vocab_size, lm_options)
-    device = this_process().device
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = sum(p.numel() for p in model.parameters()) / 1e6
     logging.info(f"device {device}, {size:.2f} M parameters")
     trainer = LmTrainer(model, lm_options, tokenizer.tokens, train, valid, options, device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import datetime
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from test_inf_check import LOSS, tiny_model
 
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.training.scaled_adam import ScaledAdam
 from xlsr_transducer.training.sharding import (
     gather,
     is_sharded,
@@ -55,7 +57,7 @@ def steps(
     return totals
 
 
-def train(rank: int, is_divided: bool) -> dict:
+def train(rank: int, is_divided: bool, make_optimizer: Callable) -> dict:
     """Five steps, a validation, a gathered checkpoint, and five steps behind it."""
 
     def fresh() -> tuple[Transducer, torch.optim.Optimizer]:
@@ -64,7 +66,7 @@ def train(rank: int, is_divided: bool) -> dict:
         if is_divided:
             shard(model, WORLD_SIZE, torch.device("cpu"))
         # With a large eps: the bias of keys has no gradient but rounding, which Adam would blow up.
-        return model, torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3)
+        return model, make_optimizer(model.parameters(), lr=0.01, eps=1e-3)
 
     model, optimizer = fresh()
     steps(model, optimizer, rank, range(5))
@@ -95,7 +97,10 @@ if __name__ == "__main__":
         world_size=WORLD_SIZE,
         timeout=datetime.timedelta(seconds=60),
     )
-    found = {name: train(number, name == "sharded") for name in ("plain", "sharded")}
+    found = {
+        cls.__name__: {way: train(number, way == "sharded", cls) for way in ("plain", "sharded")}
+        for cls in (torch.optim.AdamW, ScaledAdam)
+    }
     if number == 0:
         torch.save(found, out)
     dist.destroy_process_group()

@@ -23,7 +23,8 @@ def test_every_preset_starts_and_makes_five_steps(
 ) -> None:
     train.main([f"--conf={preset}", f"--data-dir={corpus}", f"--xlsr={corpus / 'standin'}",
                 f"--exp-dir={tmp_path}", "--max-duration=12", "--total-duration=12",
-                "--num-epochs=1", "--num-buckets=2", "--num-workers=0", "--log-interval=1"])  # fmt: skip
+                "--num-epochs=1", "--num-buckets=2", "--num-workers=0", "--log-interval=1",
+                ])  # fmt: skip
     log = "".join(path.read_text() for path in tmp_path.glob("log/*"))
     steps = [int(n) for n in re.findall(r"epoch 1, step (\d+): .* grad norm", log)]
     assert steps and max(steps) >= 5

@@ -119,19 +119,31 @@ def _scale_moments(state: dict, h: float, beta1: float, beta2: float, eps: float
 
 
 def _statistics(params: list[Tensor]) -> tuple[list[float], list[float], list[float]]:
-    """Of each tensor its rms, its gradient's norm, and the sum of their products."""
-    grads = [p.grad for p in params]
-    products = torch._foreach_mul(params, grads)
+    """Of each tensor its rms, its gradient's norm, and the sum of their products.
+
+    Of tensors divided among processes, each adds up its own piece.
+    """
+    values, grads = [_piece(p) for p in params], [_piece(p.grad) for p in params]
+    products = torch._foreach_mul(values, grads)
     # There is no sum of many tensors at once; but sum(x) is sum(|x| + x) - sum(|x|).
     magnitudes = torch._foreach_abs(products)
     torch._foreach_add_(products, magnitudes)
     rows = [
-        torch._foreach_norm(params, 2),
+        torch._foreach_norm(values, 2),
         torch._foreach_norm(grads, 2),
         torch._foreach_norm(products, 1),
         torch._foreach_norm(magnitudes, 1),
     ]
     table = torch.stack([torch.stack(list(row)).double() for row in rows])
-    sizes, norms, doubled, absolute = table.tolist()
-    rms = [size / p.numel() ** 0.5 for size, p in zip(sizes, params)]
+    table[:2] **= 2
+    if hasattr(params[0], "device_mesh"):
+        torch.distributed.all_reduce(table, group=params[0].device_mesh.get_group())
+    squares, squares_of_grads, doubled, absolute = table.tolist()
+    rms = [(square / p.numel()) ** 0.5 for square, p in zip(squares, params)]
+    norms = [square**0.5 for square in squares_of_grads]
     return rms, norms, [d - a for d, a in zip(doubled, absolute)]
+
+
+def _piece(x: Tensor) -> Tensor:
+    """This process's part of a tensor that ``--sharding`` divides; any other as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x

@@ -18,21 +18,26 @@ from torch.utils.data import Sampler
 
 from xlsr_transducer.errors import UserError
 
+
+def attend_in_steps(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], dropout: float
+) -> Tensor:
+    """softmax(q k' / sqrt(d)) v; ``mask`` is True where a key is seen."""
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = F.dropout(scores.softmax(-1), p=dropout, training=dropout > 0.0)
+    return torch.matmul(weights, v)
+
+
 if hasattr(F, "scaled_dot_product_attention"):
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], dropout: float) -> Tensor:
-        """softmax(q k' / sqrt(d)) v; ``mask`` is True where a key is seen."""
+        """``attend_in_steps`` in one of PyTorch's kernels."""
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 else:
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], dropout: float) -> Tensor:
-        """softmax(q k' / sqrt(d)) v; ``mask`` is True where a key is seen."""
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        weights = F.dropout(scores.softmax(-1), p=dropout, training=dropout > 0.0)
-        return torch.matmul(weights, v)
+    attend = attend_in_steps
 
 
 if torch.__version__.startswith("1."):

@@ -19,6 +19,7 @@ import torch
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.decoding import ChunkOptions
 from xlsr_transducer.errors import run_command
+from xlsr_transducer.exporting import int8_report
 from xlsr_transducer.exporting.formats import FormatOptions, Job, chosen_formats
 from xlsr_transducer.exporting.parity import (
     Reference,
@@ -86,8 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     waves = [torch.from_numpy(read_audio(path)) for path in args.wav] or built_in_audio()
     job = load_job(checkpoint, chunk, formats)
-    verdicts = export(job, args.out_dir or checkpoint.exp_dir, Reference(job.loaded, waves))
+    validation = int8_report.load_validation(formats.data_dir) if formats.int8 else None
+    out_dir = args.out_dir or checkpoint.exp_dir
+    verdicts = export(job, out_dir, Reference(job.loaded, waves))
     print(format_table(verdicts))
+    if validation:
+        print("\n" + int8_report.report(job, out_dir, validation))
     failed = [name for v in verdicts if not v.is_passed for name in v.artifact.files]
     if failed:
         print(f"deleted, as they do not give what the checkpoint gives: {', '.join(failed)}")

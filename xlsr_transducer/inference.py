@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.data.audio_file import read_audio_file
+from xlsr_transducer.data.stream_buffer import AudioBuffer
 from xlsr_transducer.data.tokenizer import read_tokens, text_of
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.options import add_options, from_args, str2bool
@@ -61,6 +62,29 @@ def recognise(
                 state = search.advance(piece.unsqueeze(0), lens, state)
         best = search.results(state)[0]
         yield Output(best.tokens, best.frames, torch.cat(pieces) if pieces else torch.zeros(0, 0))
+
+
+def encode_chunks(encoder: nn.Module, wave: Tensor) -> Iterator[Tensor]:
+    """(n,) samples -> (T, E) of each chunk, with the state carried along.
+
+    Args:
+      encoder: a ``StreamingXLSREncoder``, or what is called like one.
+    """
+    hop, head = encoder.xlsr.hop, encoder.xlsr.head
+    buffer = AudioBuffer(encoder.chunk_size * hop, hop, head)
+    buffer.add(wave)
+    buffer.finish()
+    first = buffer.pop_head()
+    if first is None:
+        return
+    state = encoder.get_init_states(1, wave.device)
+    state.xlsr.tail[0] = first
+    while buffer.has_chunk():
+        samples, valid = buffer.pop_chunk()
+        out, lens, state = encoder.streaming_forward(
+            samples.unsqueeze(0), torch.tensor([valid]), state
+        )
+        yield out[0, : lens[0]]
 
 
 def run(

@@ -13,11 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlsr_transducer.data.stream_buffer import AudioBuffer
 from xlsr_transducer.errors import run_command
-from xlsr_transducer.inference import Recogniser, run
+from xlsr_transducer.inference import Recogniser, encode_chunks, run
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import StreamingXLSREncoder
 from xlsr_transducer.options import option
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
 
@@ -49,25 +47,6 @@ def streaming(loaded: LoadedModel) -> Recogniser:
         return encode_chunks(model.encoder, wave)
 
     return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
-
-
-def encode_chunks(encoder: StreamingXLSREncoder, wave: Tensor) -> Iterator[Tensor]:
-    """(n,) samples -> (T, E) of each chunk, with the state carried along."""
-    hop, head = encoder.xlsr.hop, encoder.xlsr.head
-    buffer = AudioBuffer(encoder.chunk_size * hop, hop, head)
-    buffer.add(wave)
-    buffer.finish()
-    first = buffer.pop_head()
-    if first is None:
-        return
-    state = encoder.get_init_states(1, wave.device)
-    state.xlsr.tail[0] = first
-    while buffer.has_chunk():
-        samples, valid = buffer.pop_chunk()
-        out, lens, state = encoder.streaming_forward(
-            samples.unsqueeze(0), torch.tensor([valid]), state
-        )
-        yield out[0, : lens[0]]
 
 
 def load(options: PretrainedOptions) -> Recogniser:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from xlsr_transducer.errors import UserError
 from xlsr_transducer.inference import Output
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.options import option
@@ -27,11 +28,19 @@ class FormatOptions:
 
     pretrained: bool = option(True, "write pretrained.pt, a checkpoint without what trains")
     jit: bool = option(False, "write cpu_jit.pt, and jit_script_chunk_*.pt of a streaming model")
-
     jit_trace: bool = option(False, "write encoder_, decoder_ and joiner_jit_trace.pt")
     wav2vec2_ctc: bool = option(
         False, "write wav2vec2_ctc.pt, with greedy search inside, which stock sherpa serves"
     )
+    onnx: bool = option(False, "write encoder, decoder and joiner as ONNX files, and model.onnx")
+    fp16: bool = option(False, "with --onnx 1: further ONNX files with float16 weights")
+    int8: bool = option(False, "with --onnx 1: further ONNX files with int8 weights")
+    data_dir: Path = option(Path("data"), "its validation set shows what int8 changes")
+
+    def __post_init__(self) -> None:
+        for name in ("fp16", "int8"):
+            if getattr(self, name) and not self.onnx:
+                raise UserError(f"--{name} 1 needs --onnx 1: it is a kind of ONNX file")
 
 
 # The option that asks for a format, and the module that writes it.
@@ -40,6 +49,7 @@ FORMATS = {
     "jit": "xlsr_transducer.exporting.torchscript",
     "jit_trace": "xlsr_transducer.exporting.traced",
     "wav2vec2_ctc": "xlsr_transducer.exporting.wav2vec2_ctc",
+    "onnx": "xlsr_transducer.exporting.onnx_format",
 }
 
 
@@ -68,6 +78,7 @@ class Artifact:
     is_streaming: bool = False  # compare with the checkpoint's chunk by chunk computation
     tolerance: float = 0.0  # largest difference of the encoder output; 0: equal to the last bit
     same_text: bool = True  # tokens and their frames must be equal
+    is_projected: bool = False  # its encoder output is what the joiner projects it to
 
 
 def chosen_formats(options: FormatOptions) -> list[Callable[[Job, Path], list[Artifact]]]:

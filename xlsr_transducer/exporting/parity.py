@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlsr_transducer.compat import load_tensors, repeatable
 from xlsr_transducer.exporting.formats import Artifact, Runner
@@ -85,7 +85,8 @@ def check(artifact: Artifact, folder: Path, reference: Reference) -> Verdict:
     different = sum((e.tokens, e.frames) != (f.tokens, f.frames) for e, f in pairs)
     difference = None
     if all(f.encoder_out is not None for f in found):
-        difference = max(_difference(e.encoder_out, f.encoder_out) for e, f in pairs)
+        project = reference.loaded.model.joiner.encoder_proj if artifact.is_projected else None
+        difference = max(_difference(e.encoder_out, f.encoder_out, project) for e, f in pairs)
     if different and artifact.same_text:
         problem = f"{different} of {len(pairs)} utterances give other tokens"
     if difference is not None and not difference <= artifact.tolerance:
@@ -93,9 +94,11 @@ def check(artifact: Artifact, folder: Path, reference: Reference) -> Verdict:
     return Verdict(artifact, sizes, num_tokens, different, difference, problem)
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def _difference(a: Tensor, b: Tensor, project: nn.Module | None) -> float:
+    """Largest between the checkpoint's encoder output, projected if asked for, and a file's."""
     if a.numel() == b.numel() == 0:
         return 0.0
+    a = project(a) if project else a
     if a.shape != b.shape:
         return float("inf")
     return float((a.double() - b.double()).abs().max())
@@ -131,7 +134,8 @@ def format_table(verdicts: Sequence[Verdict]) -> str:
             how = "chunk by chunk" if v.artifact.is_streaming else "whole utterances"
             difference = "" if v.difference is None else f"{v.difference:.1e}"
             cells = (name, f"{size / 1e6:.1f} MB", how, str(v.num_tokens), difference)
-            rows.append((*cells, v.problem or "equal"))
+            texts = f"{v.num_different} texts differ" if v.num_different else "equal"
+            rows.append((*cells, v.problem or texts))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -1,0 +1,287 @@
+"""Exported ONNX files in onnxruntime give what the checkpoint gives, alone and in sherpa-onnx."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from xlsr_transducer import export, onnx_pretrained, onnx_pretrained_streaming
+from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.decoding import ChunkOptions
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.exporting import int8_report, onnx_format
+from xlsr_transducer.exporting.formats import FormatOptions, Job
+from xlsr_transducer.inference import Output, recognise
+from xlsr_transducer.model.state import cat_states
+from xlsr_transducer.onnx_inference import load_onnx, metadata, open_session
+from xlsr_transducer.pretrained import offline, streaming
+from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.streaming import StreamPool
+from xlsr_transducer.training.checkpoint import CheckpointOptions
+
+ROOT = Path(__file__).parents[1]
+GREEDY = SearchOptions()
+
+
+@pytest.fixture(scope="module")
+def job(streaming_exp: Path) -> Job:
+    formats = FormatOptions(onnx=True, int8=True)
+    return export.load_job(CheckpointOptions(exp_dir=streaming_exp), ChunkOptions(), formats)
+
+
+@pytest.fixture(scope="module")
+def folder(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All ONNX files of a streaming model, with its tokens."""
+    pytest.importorskip("onnx", reason="ONNX is not installed in this environment")
+    folder = tmp_path_factory.mktemp("onnx")
+    onnx_format.write(job, folder)
+    job.loaded.tokenizer.write_tokens(folder / "tokens.txt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def waves(corpus: Path) -> list[torch.Tensor]:
+    """Utterances of different lengths, one without a frame, one of a frame."""
+    paths = sorted((corpus / "demo").glob("test_*.wav"))[:3]
+    waves = [torch.from_numpy(read_audio(path)) for path in paths]
+    return [*waves, waves[0][:399], waves[0][8000:8400]]
+
+
+def encoder(folder: Path, suffix: str = "", is_streaming: bool = False) -> Path:
+    chunk = "-chunk-16-left-2-sink-4" * is_streaming
+    return folder / f"encoder-best{chunk}{suffix}.onnx"
+
+
+def three(encoder: Path) -> list[Path]:
+    return [encoder.with_name(encoder.name.replace("encoder", p)) for p in onnx_format.PARTS]
+
+
+def spoken(outputs: list[Output]) -> list[tuple[list[int], list[int]]]:
+    return [(o.tokens, o.frames) for o in outputs]
+
+
+def largest_difference(job: Job, expected: list[Output], found: list[Output]) -> float:
+    project = job.loaded.model.joiner.encoder_proj
+    pairs = [(project(e.encoder_out), f.encoder_out) for e, f in zip(expected, found) if e.frames]
+    assert all(a.shape == b.shape for a, b in pairs)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_files_give_the_checkpoints_tokens_and_times(job, folder, waves, method, is_streaming):
+    options = SearchOptions(decoding_method=method)
+    own = streaming(job.loaded) if is_streaming else offline(job.loaded, job.chunk)
+    load = onnx_pretrained_streaming.load if is_streaming else onnx_pretrained.load
+    expected = list(recognise(own, waves, options))
+    found = list(recognise(load(three(encoder(folder, "", is_streaming))), waves, options))
+    assert spoken(found) == spoken(expected)
+    assert sum(len(e.tokens) for e in expected) > 20
+    assert largest_difference(job, expected, found) < 5e-5
+
+
+def test_a_padded_batch_gives_each_row_what_it_gives_alone(folder, waves):
+    model = load_onnx(three(encoder(folder)), None, is_streaming=False)
+    lens = torch.tensor([len(w) for w in waves])
+    batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True, padding_value=-23.0)
+    out, out_lens = model.encoder(batch, lens)
+    for row, wave in enumerate(waves):
+        alone, n = model.encoder(wave[None], lens[row : row + 1])
+        assert int(n[0]) == int(out_lens[row])
+        torch.testing.assert_close(out[row, : n[0]], alone[0, : n[0]], atol=2e-5, rtol=0)
+
+
+def pooled(model, decoder, joiner, waves: list[torch.Tensor]) -> dict[str, tuple]:
+    """Tokens and frames of streams that begin one step after another, four in a batch."""
+    pool = StreamPool(model, make_search(GREEDY, decoder, joiner))
+    done, todo, open_now = {}, list(enumerate(waves)), 0
+    while todo or len(pool):
+        if todo and len(pool) < 4:
+            number, wave = todo.pop(0)
+            stream = pool.open(str(number))
+            stream.accept(wave)
+            stream.finish()
+        open_now = max(open_now, len(pool.streams))
+        for stream in pool.step():
+            done[stream.name] = (stream.result.tokens, stream.result.frames)
+    assert open_now >= 3
+    return done
+
+
+def test_four_streams_of_different_ages_in_one_batch(job, folder, waves):
+    own = job.loaded.model
+    model = load_onnx(three(encoder(folder, "", True)), None, is_streaming=True)
+    waves = [torch.cat((w, w)) for w in waves[:3]] * 2
+    expected = pooled(own, own.decoder, own.joiner, waves)
+    assert pooled(model, model.decoder, model.joiner, waves) == expected
+
+
+@torch.no_grad()
+def test_a_step_gives_the_numbers_and_states_of_streaming_forward(job, folder):
+    own = job.loaded.model.encoder
+    model = load_onnx(three(encoder(folder, "", True)), None, is_streaming=True)
+    generator = torch.Generator().manual_seed(0)
+    size = own.chunk_size * own.xlsr.hop
+    expected = found = own.get_init_states(0, torch.device("cpu"))
+    for age in range(4):  # a stream joins at each step
+        fresh = own.get_init_states(1, torch.device("cpu"))
+        fresh.xlsr.tail.normal_(generator=generator).mul_(0.05)
+        expected, found = cat_states([expected, fresh]), cat_states([found, fresh])
+        x = 0.05 * torch.randn(age + 1, size, generator=generator)
+        lens = torch.full([age + 1], size)
+        lens[0] = [size, 0, size, 1000][age]  # idle, and at its end
+        out, out_lens, expected = own.streaming_forward(x, lens, expected)
+        got, got_lens, found = model.encoder.streaming_forward(x, lens, found)
+        out = job.loaded.model.joiner.encoder_proj(out)
+        assert got_lens.tolist() == out_lens.tolist()
+        for row, n in enumerate(out_lens):
+            torch.testing.assert_close(got[row, :n], out[row, :n], atol=5e-5, rtol=0)
+        for a, b in zip((*found.xlsr, found.adapter), (*expected.xlsr, expected.adapter)):
+            torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+
+
+def as_sherpa_hears(wave: np.ndarray) -> np.ndarray:
+    """What model.onnx makes of an utterance whose mean and variance sherpa-onnx takes out."""
+    wide = wave.astype(np.float64)
+    wide = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5)
+    return (0.05 * wide).astype(np.float32)
+
+
+def test_sherpa_onnx_gives_the_text_of_decode(job, folder, waves, tmp_path):
+    """Its package and its program, on audio of the level that normalisation leaves."""
+    sherpa_onnx = pytest.importorskip("sherpa_onnx")
+    model, tokens = folder / "model.onnx", folder / "tokens.txt"
+    recogniser = sherpa_onnx.OfflineRecognizer.from_omnilingual_asr_ctc(str(model), str(tokens))
+    paths = []
+    for number, wave in enumerate(waves[:3]):
+        paths.append(tmp_path / f"{number}.wav")
+        soundfile.write(paths[-1], wave.numpy(), 16000, subtype="PCM_16")
+    heard = [soundfile.read(path, dtype="float32")[0] for path in paths]
+    own = offline(job.loaded, job.chunk)
+    levelled = [torch.from_numpy(as_sherpa_hears(wave)) for wave in heard]
+    program = Path(sys.executable).with_name("sherpa-onnx-offline")
+    command = [program, f"--omnilingual-asr-model={model}", f"--tokens={tokens}", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(printed) == len(paths), done.stderr
+    for wave, expected, line in zip(heard, recognise(own, levelled, GREEDY), printed):
+        stream = recogniser.create_stream()
+        stream.accept_waveform(16000, wave)
+        recogniser.decode_stream(stream)
+        names = [job.loaded.tokenizer.tokens[i] for i in expected.tokens]
+        assert [t.replace("▁", " ") for t in names] == list(stream.result.tokens)
+        np.testing.assert_allclose(
+            stream.result.timestamps, [0.04 * f for f in expected.frames], atol=1e-4
+        )
+        text = job.loaded.tokenizer.decode(expected.tokens)
+        said = stream.result.text.replace("<unk>", " ⁇ ")  # as our tokenizer writes it
+        assert " ".join(said.split()) == text and len(text) > 5
+        assert line["text"] == stream.result.text
+
+
+def test_export_checks_the_files_in_fresh_processes(streaming_exp, tmp_path, capsys):
+    pytest.importorskip("onnx", reason="ONNX is not installed in this environment")
+    argv = ["--exp-dir", str(streaming_exp), "--out-dir", str(tmp_path), "--onnx", "1"]
+    argv += ["--pretrained", "0"]
+    assert export.main(argv) == 0
+    names = {path.name for path in tmp_path.glob("*.onnx")}
+    assert len(names) == 7 and "model.onnx" in names
+    assert "chunk by chunk" in capsys.readouterr().out
+
+
+def test_int8_files_are_smaller_and_say_much_the_same(job, folder, waves):
+    expected = list(recognise(offline(job.loaded, job.chunk), waves, GREEDY))
+    found = list(recognise(onnx_pretrained.load(three(encoder(folder, ".int8"))), waves, GREEDY))
+    assert 5e-5 < largest_difference(job, expected, found) < 1.0
+    assert encoder(folder, ".int8").stat().st_size < 0.6 * encoder(folder).stat().st_size
+    assert all(o.tokens for o in onnx_format.run_whole([folder / "model.int8.onnx"], waves[:1]))
+
+
+def test_fp16_files_are_half_as_large_and_close(job, folder, waves, tmp_path):
+    half = dataclasses.replace(job, options=FormatOptions(onnx=True, fp16=True))
+    artifacts = [a for a in onnx_format.write(half, tmp_path) if ".fp16" in a.files[0]]
+    assert len(artifacts) == 3
+    expected = list(recognise(streaming(job.loaded), waves[:1], GREEDY))
+    files = [tmp_path / name for name in artifacts[2].files]
+    found = list(recognise(onnx_pretrained_streaming.load(files), waves[:1], GREEDY))
+    assert 5e-5 < largest_difference(job, expected, found) < 0.1
+    assert files[0].stat().st_size < 0.6 * encoder(folder, "", True).stat().st_size
+
+
+def test_int8_is_measured_on_the_validation_set(job, folder, corpus):
+    text = int8_report.report(job, folder, int8_report.load_validation(corpus))
+    assert "4 utterances of the validation set" in text
+    for name in ("encoder-best.int8.onnx", "encoder-best-chunk-16-left-2-sink-4.int8.onnx"):
+        assert name in text
+
+
+def test_files_tell_what_they_are(job, folder):
+    about = metadata(open_session(encoder(folder, "", True)))
+    expected = {"kind": "streaming encoder", "chunk_size": "16", "left_context_chunks": "2"}
+    expected |= {"attention_sink_size": "4", "sample_rate": "16000", "normalize": "cumulative"}
+    assert expected.items() <= about.items()
+    assert '"cache": ["N", 2, 2,' in about["state_shapes"]
+
+
+def broken(folder: Path, target: Path, change: Callable[[bytes], bytes]) -> list[str]:
+    for path in folder.glob("*-best.onnx"):
+        (target / path.name).write_bytes(path.read_bytes())
+    (target / "tokens.txt").write_bytes((folder / "tokens.txt").read_bytes())
+    path = encoder(target)
+    path.write_bytes(change(path.read_bytes()))
+    return ["--encoder-model-filename", str(path)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+        lambda content: content.replace(b"cumulative", b"cumulated!"),
+    ],
+    ids=["empty", "truncated", "a bit of a weight", "metadata"],
+)
+def test_a_damaged_file_is_refused_in_one_line(folder, tmp_path, waves, change):
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, waves[0].numpy(), 16000)
+    with pytest.raises(UserError, match="encoder-best.onnx: .*truncated or changed"):
+        onnx_pretrained.main([*broken(folder, tmp_path, change), str(wav)])
+
+
+def test_files_that_do_not_belong_together_are_refused(folder, tmp_path, waves):
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, waves[0].numpy(), 16000)
+    argv = broken(folder, tmp_path, bytes)
+    with pytest.raises(UserError, match="holds a encoder|holds an encoder"):
+        onnx_pretrained_streaming.main([*argv, str(wav)])
+    tokens = (tmp_path / "tokens.txt").read_text().replace("a 5", "b 5").split("\n")
+    tokens[5] = "other 5"
+    (tmp_path / "tokens.txt").write_text("\n".join(tokens))
+    with pytest.raises(UserError, match="tokens.txt: belongs to another model"):
+        onnx_pretrained.main([*argv, str(wav)])
+
+
+def test_commands_print_text_and_times(folder, tmp_path, waves, job, capsys):
+    wav = tmp_path / "a b.wav"
+    soundfile.write(wav, np.repeat(waves[0].numpy(), 2), 32000)
+    for command, is_streaming in ((onnx_pretrained, False), (onnx_pretrained_streaming, True)):
+        path = encoder(folder, "", is_streaming)
+        command.main(["--encoder-model-filename", str(path), "--timestamps", "1", str(wav)])
+        name, text, times = capsys.readouterr().out.rstrip("\n").split("\t")
+        assert name == str(wav) and text and float(times.split()[0]) >= 0
+
+
+def test_without_onnx_the_option_says_what_to_install(job, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match="pip install onnx"):
+        onnx_format.write(job, tmp_path)

@@ -1,0 +1,322 @@
+"""ONNX: encoder, decoder and joiner, offline and streaming, and ``model.onnx`` that does it all.
+
+PyTorch's TorchScript-based exporter writes them: it takes half a second for what the newer one
+needs half a minute for, and one file runs for any number of streams, samples and frames.
+``--fp16`` and ``--int8`` write further copies beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.exporting import onnx_graphs as graphs
+from xlsr_transducer.exporting.formats import Artifact, Job
+from xlsr_transducer.exporting.scripted import OfflineEncoder
+from xlsr_transducer.inference import Output, recognise
+from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.onnx_inference import (
+    SEAL,
+    SHORTEST,
+    digest,
+    hash_of_tokens,
+    metadata,
+    open_session,
+)
+from xlsr_transducer.onnx_pretrained import load
+from xlsr_transducer.onnx_pretrained_streaming import load as load_streaming
+from xlsr_transducer.search import SearchOptions
+
+OPSET = 17  # what every onnxruntime since 1.12 reads
+TOLERANCES = {"": 5e-5, ".fp16": 0.5, ".int8": 5.0}  # encoder output, projected: about 1 large
+MOST_BYTES = 2**31  # that an ONNX file can hold
+PARTS = ("encoder", "decoder", "joiner")
+WHOLE = "model"
+
+
+def write(job: Job, folder: Path) -> list[Artifact]:
+    """Writes the files into ``folder``.
+
+    Raises:
+      UserError: a package is missing, or the model is one that ONNX files cannot hold.
+    """
+    _check(job)
+    about = _about(job)
+    artifacts = []
+    for suffix, model in _precisions(job):
+        with torch.no_grad(), graphs.traceable(model):
+            artifacts += _write_offline(job, model, suffix, folder, about)
+            if not job.chunk.is_full_context:
+                artifacts.append(_write_streaming(job, model, suffix, folder, about))
+    if job.options.int8:
+        artifacts += [_quantize(a, folder) for a in artifacts if ".fp16" not in a.files[0]]
+    return artifacts
+
+
+def names(job: Job, suffix: str = "", is_streaming: bool = False) -> tuple[str, ...]:
+    """icefall's names of encoder, decoder and joiner."""
+    name = job.name.replace("-use-averaged-model", "")
+    name += f"-{job.chunk.describe()}" * is_streaming + f"{suffix}.onnx"
+    return tuple(f"{part}-{name}" for part in PARTS)
+
+
+def _check(job: Job) -> None:
+    for package in ("onnx", "onnxruntime"):
+        try:
+            __import__(package)
+        except ImportError as e:
+            raise UserError(
+                f"--onnx 1 needs the package {package}, which is not installed here: "
+                "pip install onnx onnxruntime"
+            ) from e
+    size = sum(p.numel() * p.element_size() for p in job.loaded.model.parameters())
+    if size >= MOST_BYTES:
+        raise UserError(
+            f"--onnx 1: the model has {size / 2**30:.1f} GiB of weights, and an ONNX file holds "
+            "at most 2; export it with --jit 1"
+        )
+    if not job.chunk.is_full_context and job.chunk.left_context_chunks < 0:
+        raise UserError(
+            "--onnx 1: with all left context the state grows, which a graph cannot express; "
+            "give --left-context-chunks 2 or another number"
+        )
+
+
+def _precisions(job: Job) -> Iterator[tuple[str, Transducer]]:
+    yield "", job.loaded.model
+    if job.options.fp16:
+        yield ".fp16", graphs.half(job.loaded.model)
+
+
+def _about(job: Job) -> dict[str, Any]:
+    """What every file says about the model."""
+    config, model = job.loaded.config, job.loaded.model
+    weights = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.contiguous().numpy().data)
+    return {
+        "model_type": "xlsr_transducer",
+        "version": 1,
+        "weights": job.name,
+        "weights_sha256": weights.hexdigest(),
+        "tokens_sha256": hash_of_tokens(job.loaded.tokenizer.tokens),
+        "sample_rate": 16000,
+        "normalize": config.features.normalize,
+        "vocab_size": config.vocab_size,
+        "context_size": model.decoder.context_size,
+        "blank_id": model.decoder.blank_id,
+        "hop": model.encoder.xlsr.hop,
+        "head": model.encoder.xlsr.head,
+        "subsampling_factor": model.encoder.subsampling_factor,
+        **dataclasses.asdict(job.chunk),
+    }
+
+
+def _write_offline(
+    job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
+) -> list[Artifact]:
+    # Longer than a chunk, and with padding: what is traced then holds for every length.
+    num_samples = max(32000, 5 * 320 * job.chunk.chunk_size // 2)
+    x = 0.05 * torch.randn(2, num_samples, generator=torch.Generator().manual_seed(0))
+    lens = torch.tensor([num_samples, num_samples - 9600])
+    encoder = graphs.WholeUtterances(OfflineEncoder(model.encoder, job.chunk), model.joiner)
+    decoder, joiner = _decoder_and_joiner(model)
+    three = names(job, suffix)
+    outputs = {"encoder_out": "NT", "encoder_out_lens": "N"}
+    _export(encoder, (x, lens), {"x": "Nn", "x_lens": "N"}, outputs, folder / three[0])
+    _finish(folder / three[0], {**about, "kind": "encoder"})
+    _write_rest(decoder, joiner, folder, three, about)
+
+    level = graphs.level_of(about["normalize"])
+    with _quiet_tracer():
+        traced = torch.jit.trace(encoder.eval(), (x[:1], lens[:1]), check_trace=False)
+    whole = graphs.WholeRecogniser(
+        traced,
+        graphs.GreedySearch(decoder, joiner),
+        about["vocab_size"],
+        level,
+    )
+    path = folder / f"{WHOLE}{suffix}.onnx"
+    _export(torch.jit.script(whole.eval()), (x[:1],), {"x": " n"}, {"logits": " T"}, path)
+    about = {**about, "kind": "whole recogniser", "level": level}
+    _finish(path, about, (1, None, about["vocab_size"]))
+    tolerance = TOLERANCES[suffix]
+    return [
+        Artifact(three, run_offline, job.chunk, False, tolerance, not suffix, True),
+        Artifact((path.name,), run_whole, job.chunk, False, tolerance, not suffix),
+    ]
+
+
+def _write_streaming(
+    job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
+) -> Artifact:
+    step = graphs.OneChunk(model)
+    state = model.encoder.get_init_states(2, torch.device("cpu"))
+    x = torch.zeros(2, job.chunk.chunk_size * about["hop"])
+    tensors = dict(zip(graphs.STATES, (*state.xlsr, state.adapter)))
+    inputs = {name: "N" for name in ("x", "x_lens", *tensors)}
+    outputs = ["encoder_out", "encoder_out_lens", *(f"new_{name}" for name in tensors)]
+    three = names(job, suffix, is_streaming=True)
+    lens = torch.full([2], x.shape[1])
+    _export(
+        step, (x, lens, *tensors.values()), inputs, dict.fromkeys(outputs, "N"), folder / three[0]
+    )
+    shapes = json.dumps({name: ["N", *value.shape[1:]] for name, value in tensors.items()})
+    about = {**about, "state_shapes": shapes}
+    _finish(folder / three[0], {**about, "kind": "streaming encoder"})
+    _write_rest(*_decoder_and_joiner(model), folder, three, about)
+    tolerance = TOLERANCES[suffix]
+    return Artifact(three, run_streaming, job.chunk, True, tolerance, not suffix, True)
+
+
+def _decoder_and_joiner(model: Transducer) -> tuple[nn.Module, nn.Module]:
+    return graphs.ProjectedDecoder(model.decoder, model.joiner), graphs.ProjectedJoiner(
+        model.joiner
+    )
+
+
+def _write_rest(
+    decoder: nn.Module, joiner: nn.Module, folder: Path, three: tuple[str, ...], about: dict
+) -> None:
+    """Decoder and joiner."""
+    context = torch.zeros(2, about["context_size"], dtype=torch.int64)
+    _export(decoder, (context,), {"y": "N"}, {"decoder_out": "N"}, folder / three[1])
+    side = decoder(context)
+    sides = {"encoder_out": "N", "decoder_out": "N"}
+    _export(joiner, (side, side), sides, {"logit": "N"}, folder / three[2])
+    for name, kind in zip(three[1:], ("decoder", "joiner")):
+        _finish(folder / name, {**about, "kind": kind})
+
+
+def _export(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_axes: dict[str, str],
+    output_axes: dict[str, str],
+    path: Path,
+) -> None:
+    """Writes a graph; an axis that a letter names may have any length, a blank keeps its own."""
+    axes = {
+        name: {i: letter for i, letter in enumerate(letters) if letter != " "}
+        for name, letters in {**input_axes, **output_axes}.items()
+    }
+    with _quiet_tracer():
+        torch.onnx.export(
+            module.eval(),
+            inputs,
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(input_axes),
+            output_names=list(output_axes),
+            dynamic_axes=axes,
+        )
+
+
+@contextlib.contextmanager
+def _quiet_tracer() -> Iterator[None]:
+    """Without warnings of values that become constants: the check of the file would tell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _finish(
+    path: Path, about: dict[str, Any], output_shape: tuple[int | None, ...] = ()
+) -> None:
+    """Puts metadata, the shape of the output where it is known, and the file's hash into it."""
+    import onnx
+
+    model = onnx.load(str(path))
+    for dim, size in zip(
+        model.graph.output[0].type.tensor_type.shape.dim if output_shape else (), output_shape
+    ):
+        if size is not None:
+            dim.Clear()
+            dim.dim_value = size
+    onnx.helper.set_model_props(
+        model, {**{key: str(value) for key, value in about.items()}, "sha256": "0" * 64}
+    )
+    content = model.SerializeToString()
+    sha = digest(content)[1].encode()
+    place = content.rfind(SEAL) + len(SEAL)
+    path.write_bytes(content[:place] + sha + content[place + 64 :])
+
+
+def _quantize(artifact: Artifact, folder: Path) -> Artifact:
+    """The same files with eight-bit weights in the encoder's matrix products.
+
+    Decoder and joiner, a thousandth of the work, stay as they are.
+    """
+    files = []
+    for name in artifact.files:
+        target = name.replace(".onnx", ".int8.onnx")
+        if name.startswith(("decoder", "joiner")):
+            shutil.copyfile(folder / name, folder / target)
+        else:
+            quantize_matrices(folder / name, folder / target)
+            _finish(folder / target, metadata(open_session(folder / name)))
+        files.append(target)
+    return dataclasses.replace(
+        artifact, files=tuple(files), tolerance=TOLERANCES[".int8"], same_text=False
+    )
+
+
+def quantize_matrices(source: Path, target: Path) -> None:
+    """Writes a graph anew with its matrix products by weights in eight bits."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(str(source), load_external_data=False).graph
+    products = [n.name for n in graph.node if n.op_type == "MatMul" and "/search/" not in n.name]
+    logging.disable(logging.WARNING)  # of every tensor that is not quantized
+    try:
+        quantize_dynamic(
+            source,
+            target,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=products,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def run_offline(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
+    """Runs encoder, decoder and joiner on whole utterances."""
+    return list(recognise(load(files), waves, SearchOptions()))
+
+
+def run_streaming(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
+    """Runs encoder, decoder and joiner chunk by chunk."""
+    return list(recognise(load_streaming(files), waves, SearchOptions()))
+
+
+def run_whole(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
+    """Runs ``model.onnx`` on samples as they are, without a server's normalisation."""
+    session = open_session(files[0])
+    about = metadata(session)
+    level, blank = float(about["level"]), int(about["blank_id"])
+    outputs = []
+    for wave in waves:
+        if len(wave) < SHORTEST:
+            outputs.append(Output([], []))
+            continue
+        logits = session.run(None, {"x": (wave / level).unsqueeze(0).numpy()})[0]
+        found = torch.from_numpy(logits[0, ::2]).argmax(-1)
+        frames = (found != blank).nonzero()[:, 0]
+        outputs.append(Output(found[frames].tolist(), frames.tolist()))
+    return outputs

@@ -1,0 +1,178 @@
+"""What goes into ONNX files: modules whose traces keep the call contracts of sherpa-onnx.
+
+Encoders come with the joiner's projection of their output, decoders with theirs, so that a
+joiner call is an addition, a tanh and one matrix product. Letters: N batch, n samples, T encoder
+frames, J joiner width, V vocabulary, C chunk size in XLSR frames, U context size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import types
+from collections.abc import Iterator
+from typing import Tuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlsr_transducer.compat import attend_in_steps
+from xlsr_transducer.exporting.scripted import OfflineEncoder
+from xlsr_transducer.model import wav2vec2_layers
+from xlsr_transducer.model.decoder import Decoder
+from xlsr_transducer.model.joiner import Joiner
+from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
+from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.wav2vec2_layers import PositionalConv
+
+STATES = (*Wav2Vec2State._fields, "adapter")  # of a stream, in the order of the graph's inputs
+# A server that normalises the utterance has taken its level away. Models that hear it are given
+# the level for which cumulative normalisation is made.
+LEVEL = 0.05
+
+
+class WholeUtterances(nn.Module):
+    """The offline encoder: (N, n) samples, int64 lengths (N,) -> (N, T, J), lengths (N,)."""
+
+    def __init__(self, encoder: OfflineEncoder, joiner: Joiner):
+        super().__init__()
+        self.encoder = encoder
+        self.projection = joiner.encoder_proj
+
+    def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
+        out, lens = self.encoder(x, x_lens)
+        return self.projection(out).float(), lens
+
+
+class OneChunk(nn.Module):
+    """The streaming encoder: (N, 320 C) samples and a state -> (N, C / 2, J) and the new one."""
+
+    def __init__(self, model: Transducer):
+        super().__init__()
+        self.encoder = model.encoder
+        self.projection = model.joiner.encoder_proj
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        done: Tensor,
+        stats: Tensor,
+        tail: Tensor,
+        history: Tensor,
+        cache: Tensor,
+        adapter: Tensor,
+    ) -> Tuple[Tensor, ...]:
+        state = EncoderState(Wav2Vec2State(done, stats, tail, history, cache), adapter)
+        out, lens, state = self.encoder.streaming_forward(x, x_lens, state)
+        return (self.projection(out).float(), lens, *state.xlsr, state.adapter)
+
+
+class ProjectedDecoder(nn.Module):
+    """Contexts (N, U) int64, -1 for no token -> (N, J)."""
+
+    def __init__(self, decoder: Decoder, joiner: Joiner):
+        super().__init__()
+        self.decoder = decoder
+        self.projection = joiner.decoder_proj
+
+    def forward(self, y: Tensor) -> Tensor:
+        # Three dimensions make it a MatMul, whose weight no quantizer turns over.
+        return self.projection(self.decoder(y, False))[:, 0].float()
+
+
+class ProjectedJoiner(nn.Module):
+    """Encoder and decoder side, (N, J) each -> logits (N, V)."""
+
+    def __init__(self, joiner: Joiner):
+        super().__init__()
+        self.joiner = joiner
+
+    def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
+        dtype = self.joiner.output_linear.weight.dtype
+        return self.joiner(encoder_out.to(dtype), decoder_out.to(dtype), False).float()
+
+
+class GreedySearch(nn.Module):
+    """At most one token per frame: (T, J) -> tokens (T,), blank where there is none."""
+
+    def __init__(self, decoder: ProjectedDecoder, joiner: ProjectedJoiner):
+        super().__init__()
+        self.decoder = decoder
+        self.joiner = joiner
+        self.blank_id = decoder.decoder.blank_id
+        self.context_size = decoder.decoder.context_size
+
+    def forward(self, encoder_side: Tensor) -> Tensor:
+        context = torch.full([1, self.context_size], -1, dtype=torch.int64)
+        context[:, -1] = self.blank_id
+        decoder_side = self.decoder(context)
+        tokens = torch.full([encoder_side.shape[0]], self.blank_id, dtype=torch.int64)
+        for t in range(encoder_side.shape[0]):
+            token = self.joiner(encoder_side[t : t + 1], decoder_side).argmax(-1)
+            if bool(token != self.blank_id):
+                tokens[t : t + 1] = token
+                context = torch.cat((context[:, 1:], token.unsqueeze(0)), dim=1)
+                decoder_side = self.decoder(context)
+        return tokens
+
+
+class WholeRecogniser(nn.Module):
+    """One utterance (1, n) to scores (1, 2 T, V), 1 or 0, from which CTC search reads tokens.
+
+    Every encoder frame makes two frames of 20 ms, its token and a blank, so that equal tokens
+    side by side stay two and times are right. Made for sherpa-onnx's omnilingual_asr_ctc, which
+    takes mean and variance out of the samples; ``level`` is what they are multiplied by.
+    """
+
+    def __init__(self, encoder: nn.Module, search: GreedySearch, vocab_size: int, level: float):
+        super().__init__()
+        self.encoder = encoder
+        self.search = search
+        self.vocab_size = vocab_size
+        self.level = level
+
+    def forward(self, x: Tensor) -> Tensor:
+        lens = torch.full([1], x.shape[1], dtype=torch.int64)
+        encoder_side = self.encoder(x * self.level, lens)[0][0]
+        tokens = self.search(encoder_side)
+        blanks = torch.full_like(tokens, self.search.blank_id)
+        tokens = torch.stack((tokens, blanks), dim=1).flatten()
+        return F.one_hot(tokens, self.vocab_size).float().unsqueeze(0)
+
+
+def half(model: Transducer) -> Transducer:
+    """A copy with float16 weights; audio and its statistics stay as they are."""
+    return copy.deepcopy(model).half()
+
+
+def level_of(normalize: str) -> float:
+    """What a model multiplies samples by that come with a variance of 1."""
+    return 1.0 if normalize == "utterance" else LEVEL
+
+
+@contextlib.contextmanager
+def traceable(model: Transducer) -> Iterator[None]:
+    """Inside, the network is computed in steps that ONNX has, in every precision."""
+    conv = model.encoder.xlsr.encoder.pos_conv_embed
+    conv.forward = types.MethodType(_gathered_windows, conv)
+    try:
+        with mock.patch.object(wav2vec2_layers, "attend", attend_in_steps):
+            yield
+    finally:
+        del conv.forward
+
+
+def _gathered_windows(self: PositionalConv, x: Tensor, chunk_size: int) -> Tensor:
+    """``PositionalConv.forward`` without ``Tensor.unfold``, for any number of frames."""
+    batch, frames, width = x.shape
+    if chunk_size < 0:
+        return self._convolve(F.pad(x, (0, 0, self.left, 0)))
+    chunks = (frames + chunk_size - 1) // chunk_size
+    x = F.pad(x, (0, 0, self.left, chunks * chunk_size - frames))
+    starts = chunk_size * torch.arange(chunks)
+    windows = x[:, starts.unsqueeze(1) + torch.arange(self.left + chunk_size)]
+    out = self._convolve(windows.flatten(0, 1))
+    return out.reshape(batch, chunks * chunk_size, width)[:, :frames]

@@ -1,0 +1,28 @@
+"""Recognises audio files chunk by chunk, as a live server does, with exported ONNX files:
+``python -m xlsr_transducer.onnx_pretrained_streaming --encoder-model-filename FILE a.wav``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from xlsr_transducer.errors import run_command
+from xlsr_transducer.inference import Recogniser, encode_chunks, run
+from xlsr_transducer.onnx_inference import OnnxOptions, load_onnx
+
+
+def load(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:
+    """Encoder, decoder and joiner for chunks."""
+    model = load_onnx(files, tokens, is_streaming=True)
+    return Recogniser(
+        lambda wave: encode_chunks(model.encoder, wave), model.decoder, model.joiner, model.tokens
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run(argv, __doc__.splitlines()[0], OnnxOptions, lambda o: load(o.files(), o.tokens_file()))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from xlsr_transducer.errors import run_command
+from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.options import str2bool
+from xlsr_transducer.training.checkpoint import read_checkpoint
 from xlsr_transducer.training.failed_batch import read_failed_batch, replay
 
 
@@ -24,6 +25,9 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path, help="exp/.../failed/step-N-rank-R.pt")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="take its weights (a file of a sharded training has none)"
+    )
     parser.add_argument("--inf-check", type=str2bool, default=False)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
@@ -32,6 +36,12 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     content = read_failed_batch(args.file)
+    if args.checkpoint:
+        content["model"] = read_checkpoint(args.checkpoint)["model"]
+    if not content["model"]:
+        raise UserError(
+            f"{args.file} is of a sharded training and holds no weights: give --checkpoint"
+        )
     batch = content["batch"]
     chunk = ChunkSettings(*content["chunk"])
     print(

@@ -65,7 +65,7 @@ def train(rank: int, is_divided: bool, make_optimizer: Callable) -> dict:
         model.encoder.xlsr.encoder.layers["0"].requires_grad_(False)
         if is_divided:
             shard(model, WORLD_SIZE, torch.device("cpu"))
-        # With a large eps: the bias of keys has no gradient but rounding, which Adam would blow up.
+        # With a large eps: keys' biases have no gradient but rounding, which Adam would blow up.
         return model, make_optimizer(model.parameters(), lr=0.01, eps=1e-3)
 
     model, optimizer = fresh()

@@ -46,9 +46,9 @@ SMALL = [
 ]
 
 
-def run_train(data_dir: Path, exp_dir: Path, *more: str) -> None:
-    """Trains two epochs, unless ``more`` says otherwise."""
-    train.main(
+def run_train(data_dir: Path, exp_dir: Path, *more: str) -> int:
+    """Trains two epochs, unless ``more`` says otherwise; returns the exit status."""
+    return train.main(
         [
             "--data-dir",
             str(data_dir),

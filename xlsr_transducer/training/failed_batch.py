@@ -3,8 +3,8 @@
 ``python -m local.replay_batch FILE`` repeats it. A file holds the batch, step, epoch, chunk
 settings and options of the loss, the random state before the forward, which parameters were
 trained, which modules were in training mode and which layers left out, and the model's
-configuration and weights. One batch of XLS-R 300M is a file of 1.3 GB, so that only the first
-few of a run are kept.
+configuration and weights; of a sharded training no weights, so that a checkpoint must be given.
+One batch of XLS-R 300M is a file of 1.3 GB, so that only the first few of a run are kept.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from xlsr_transducer.options import option
 from xlsr_transducer.training.checkpoint import model_content, save_atomically
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
+from xlsr_transducer.training.sharding import gather, is_sharded
 
 KIND = "failed batch 1"
 FEW = 3  # utterances of a batch whose loss may not be finite before the batch counts as failed
@@ -176,7 +177,8 @@ class FailedBatches:
         return f"repeat it with: python -m local.replay_batch {self.saved[-1]} --inf-check 1"
 
     def _content(self, attempt: Attempt, reason: str) -> dict[str, Any]:
-        weights = {k: v.cpu() for k, v in self.model.state_dict().items()}
+        # The processes would have to gather divided weights together, but one has failed.
+        weights = {} if is_sharded(self.model) else gather(self.model.state_dict())
         names = [f.name for f in dataclasses.fields(Batch) if f.name != "place"]
         batch = {name: getattr(attempt.batch, name) for name in names}
         batch = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in batch.items()}

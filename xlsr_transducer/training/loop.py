@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +27,8 @@ from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
 from xlsr_transducer.training.metrics import LossSums
-from xlsr_transducer.training.optim import OptimOptions, make_optimizer
+from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
+from xlsr_transducer.training.sharding import SHARDING, check_sharding, is_sharded, shard, whole
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import Stepper, StepReport
 from xlsr_transducer.training.validate import validate
@@ -53,6 +53,9 @@ class LoopOptions:
         None, "bfloat16 for the encoder (default: on a GPU that has it, unless --use-fp16)"
     )
     tensorboard: bool = option(True, "write tensorboard files")
+    sharding: str = option(
+        "none", "fsdp2: divide parameters and optimizer state among the processes", SHARDING
+    )
 
     def __post_init__(self) -> None:
         if self.use_fp16 and self.use_bf16:
@@ -85,12 +88,18 @@ class Trainer:
         process: Process,
         failure: FailureOptions,
     ):
+        if loop.sharding == "fsdp2":
+            check_sharding(optim, loop.use_fp16, process.world_size)
+            set_trainable(model, optim, step=0)
+            shard(model, process.world_size, process.device)
         model = model.to(process.device)
         self.config, self.data, self.splits = config, data, splits
         self.loop, self.optim, self.loss, self.process = loop, optim, loss, process
         self.autocast = loop.autocast_dtype(process.device)
         scaler = grad_scaler(self.autocast == torch.float16)
         self.state = TrainingState.initial(model, make_optimizer(model, optim), scaler, process)
+        # Whether this process has to do with the running mean and with checkpoints.
+        self.keeps_state = process.is_main or is_sharded(model)
         self.interrupt = Interrupt()
         self.failed = FailedBatches(
             loop.exp_dir,
@@ -138,7 +147,8 @@ class Trainer:
             total_seconds,
             self.failed,
         )
-        self.process.copy_from_main(self.state.model.state_dict().values())
+        if not is_sharded(self.state.model):
+            self.process.copy_from_main(self.state.model.state_dict().values())
         is_asked_to_end = False
         with self.interrupt:
             while progress.epoch <= self.loop.num_epochs and not is_asked_to_end:
@@ -174,11 +184,10 @@ class Trainer:
         """What is due behind a step: running mean, log line, checkpoint."""
         state, step = self.state, self.state.progress.step
         state.epoch_sums.merge(report.sums)
-        if not self.process.is_main:
-            return
-        if step % self.loop.average_period == 0:
+        if step % self.loop.average_period == 0 and self.keeps_state:
             update_running_mean(state.mean, state.model, step, self.loop.average_period)
-        self.watch.step(report, self.loop.log_interval)
+        if self.process.is_main:
+            self.watch.step(report, self.loop.log_interval)
         if step % self.loop.save_every_n == 0:
             self._save_numbered()
 
@@ -198,15 +207,16 @@ class Trainer:
                 f"none of the utterances of epoch {epoch} could be read, for the reasons above; "
                 "is the disk with the features or the audio still there?"
             )
-        valid = validate(
-            self.state.model,
-            self.data,
-            self.splits["val"],
-            self.loss,
-            self.config.streaming.default(),
-            self.process,
-            self.interrupt,
-        )
+        with whole(self.state.model):
+            valid = validate(
+                self.state.model,
+                self.data,
+                self.splits["val"],
+                self.loss,
+                self.config.streaming.default(),
+                self.process,
+                self.interrupt,
+            )
         if not valid.is_complete:
             return False
         if self.process.is_main:
@@ -215,26 +225,28 @@ class Trainer:
         p.best_wer = min(valid.wer, p.best_wer)
         p.epoch, p.batches = epoch + 1, 0
         self.state.epoch_sums = LossSums()
-        if self.process.is_main:
-            if is_best:
-                save_atomically(self._model_content(), self.loop.exp_dir / BEST)
-            self._save(f"epoch-{epoch}.pt")
+        if is_best:
+            self._save(BEST, is_whole=False)
+        self._save(f"epoch-{epoch}.pt")
         return True
 
     def _save_numbered(self) -> None:
+        self._save(f"checkpoint-{self.state.progress.step}.pt")
         if not self.process.is_main:
             return
-        self._save(f"checkpoint-{self.state.progress.step}.pt")
         saved = numbered_files(self.loop.exp_dir, "checkpoint")
         for number in sorted(saved)[: -self.loop.keep_last_k]:
             saved[number].unlink()
 
-    def _model_content(self) -> dict[str, Any]:
-        return model_content(self.config, self.data.tokenizer, self.state.weights())
-
-    def _save(self, name: str) -> None:
-        content = {**self._model_content(), **self.state.content()}
-        save_atomically(content, self.loop.exp_dir / name)
+    def _save(self, name: str, is_whole: bool = True) -> None:
+        """Writes a checkpoint; ``is_whole``: with all that a training needs to go on."""
+        if not self.keeps_state:
+            return
+        content = model_content(self.config, self.data.tokenizer, self.state.weights())
+        if is_whole:
+            content.update(self.state.content())
+        if self.process.is_main:
+            save_atomically(content, self.loop.exp_dir / name)
 
     def restore(self, path: Path) -> None:
         """Goes on behind what a checkpoint of this run holds."""

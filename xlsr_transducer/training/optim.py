@@ -220,7 +220,8 @@ def limit_gradient(model: Transducer, options: OptimOptions) -> float:
     """
     trained = [p for p in model.parameters() if p.grad is not None]
     longest = float("inf") if options.clip_grad is None else options.clip_grad
-    return float(torch.nn.utils.clip_grad_norm_(trained, longest))
+    norm = torch.nn.utils.clip_grad_norm_(trained, longest)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of shards
 
 
 def set_learning_rate(

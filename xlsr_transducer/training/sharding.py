@@ -9,6 +9,7 @@ training may go on with sharding or without.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,24 +17,44 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.compat import has_fsdp2
+from xlsr_transducer.config import ModelConfig
+from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.training.optim import OptimOptions
 
 SHARDING = ("none", "fsdp2")
 
 
-def shard(model: Transducer, world_size: int, device: torch.device) -> None:
-    """Divides the model's parameters among ``world_size`` processes, in place.
-
-    Which parameters are trained must be settled before.
+def check_sharding(optim: OptimOptions, use_fp16: bool, world_size: int) -> None:
+    """Refuses what does not go with ``--sharding fsdp2``.
 
     Raises:
-      UserError: this PyTorch cannot do it, or there is one process.
+      UserError: names the option, and why.
     """
     if not has_fsdp2():
         raise UserError(f"--sharding fsdp2 needs PyTorch 2.6 or newer, not {torch.__version__}")
     if world_size == 1:
         raise UserError("--sharding fsdp2 needs several processes: --world-size N, or torchrun")
+    for flag, is_given, reason in (
+        ("--use-fp16 1", use_fp16, "each process would find another loss scale; use bfloat16"),
+        (
+            "--freeze-encoder-steps",
+            optim.freeze_encoder_steps > 0,
+            "what is trained is settled when parameters are divided; make it two trainings, the "
+            "second with --init-from",
+        ),
+        ("--lora-rank", optim.lora_rank > 0, "it needs next to no optimizer state to divide"),
+    ):
+        if is_given:
+            raise UserError(f"--sharding fsdp2 contradicts {flag}: {reason}")
+
+
+def shard(model: Transducer, world_size: int, device: torch.device) -> None:
+    """Divides the model's parameters among ``world_size`` processes, in place.
+
+    Every process must come with the same values. Which parameters are trained must be settled.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -73,6 +94,25 @@ def whole(model: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
+def stand_in(batch: Batch, config: ModelConfig) -> Batch:
+    """A second of silence for a batch without utterances.
+
+    With divided parameters every process must compute whenever one does.
+    """
+    is_audio = config.features.cut == "waveform"
+    shape = (1, 16000) if is_audio else (1, 50, config.features.feature_dim)
+    one = torch.ones(1, dtype=torch.int64)
+    return dataclasses.replace(
+        batch,
+        inputs=torch.zeros(shape),
+        input_lens=one * shape[1],
+        tokens=one.unsqueeze(1),
+        token_lens=one,
+        ids=["(silence, as this process has no batch)"],
+        texts=[""],
+    )
+
+
 def gather(value: Any) -> Any:
     """The same with every divided tensor whole, and all tensors on the CPU.
 
@@ -83,7 +123,7 @@ def gather(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: gather(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [gather(item) for item in value]
+        return type(value)(gather(item) for item in value)
     return value
 
 

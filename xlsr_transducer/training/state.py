@@ -19,6 +19,13 @@ from xlsr_transducer.training.checkpoint import Weights
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.metrics import LossSums
+from xlsr_transducer.training.sharding import (
+    divided_like,
+    gather,
+    is_sharded,
+    load_optimizer,
+    load_weights,
+)
 
 
 @dataclasses.dataclass
@@ -51,38 +58,42 @@ class TrainingState:
         scaler: Any,
         process: Process,
     ) -> TrainingState:
-        """Before the first step; the main process alone keeps the running mean."""
+        """Before the first step.
+
+        The main process alone keeps the running mean, unless each keeps its part of the model.
+        """
+        keeps_mean = process.is_main or is_sharded(model)
         mean = {
             name: torch.zeros_like(value, dtype=torch.float64)
             for name, value in model.state_dict().items()
-            if value.is_floating_point() and process.is_main
+            if value.is_floating_point() and keeps_mean
         }
         return cls(model, optimizer, scaler, mean, Progress(), LossSums())
 
     def weights(self) -> dict[str, Tensor]:
         """The model's weights, on the CPU."""
-        return {name: value.cpu() for name, value in self.model.state_dict().items()}
+        return gather(self.model.state_dict())
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds beside configuration, tokens and weights."""
         return {
-            "model_avg": {name: value.cpu() for name, value in self.mean.items()},
+            "model_avg": gather(self.mean),
             "step": self.progress.step,
             "progress": dataclasses.asdict(self.progress),
             "epoch_sums": dataclasses.asdict(self.epoch_sums),
             "lora": lora_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": gather(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
         }
 
     def load(self, content: dict[str, Any]) -> None:
         """Takes over what a checkpoint holds."""
-        self.model.load_state_dict(content["model"])
+        load_weights(self.model, content["model"])
         load_lora_state(self.model, content["lora"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(self.optimizer, content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         for name, value in self.mean.items():
-            value.copy_(content["model_avg"][name])
+            value.copy_(divided_like(content["model_avg"][name], value))
         self.progress = Progress(**content["progress"])
         self.epoch_sums = LossSums(**content["epoch_sums"])
 

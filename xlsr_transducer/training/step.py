@@ -26,6 +26,7 @@ from xlsr_transducer.training.optim import (
     set_learning_rate,
     set_trainable,
 )
+from xlsr_transducer.training.sharding import is_sharded, stand_in
 from xlsr_transducer.training.state import TrainingState, seed_batch
 
 
@@ -62,14 +63,19 @@ class Stepper:
         self.process, self.seed, self.total_seconds = process, seed, total_seconds
         self.autocast_dtype, self.failed = autocast_dtype, failed
         self.sums = LossSums()
+        self.is_sharded = is_sharded(state.model)
 
     def add(self, batch: Batch) -> None:
         """Adds the gradient of a batch; one without utterances adds none."""
         for line in batch.skipped:
             logging.warning(f"skipped, cannot be read: {line}")
         self.sums.unread += len(batch.skipped)
+        # The gradients of shards come as means over the processes.
+        weight = float(self.process.world_size if self.is_sharded else 1)
         if not batch.ids:
-            return
+            if not self.is_sharded:
+                return
+            batch, weight = stand_in(batch, self.config), 0.0
         progress = self.state.progress
         set_trainable(self.state.model, self.optim, progress.step)
         layerdrop = self.config.encoder.layerdrop
@@ -78,8 +84,10 @@ class Stepper:
         chunk = self.config.streaming.draw(self.seed, progress.step)
         with self.failed.watch(batch, progress.step, progress.epoch, chunk) as attempt:
             loss, sums = self._loss(batch.to(self.process.device), attempt)
-            self.state.scaler.scale(loss / max(batch.place.tokens, 1)).backward()
-        self.sums.merge(sums)
+            loss = loss * weight / max(batch.place.tokens, 1)
+            self.state.scaler.scale(loss).backward()
+        if weight:
+            self.sums.merge(sums)
 
     def update(self, last: Batch, is_asked_to_end: bool = False) -> StepReport:
         """The update behind the step's last batch.
@@ -89,7 +97,8 @@ class Stepper:
         """
         state, progress = self.state, self.state.progress
         sums, self.sums = self.sums.over_all(self.process), LossSums()
-        self.process.sum_gradients(state.model.parameters())
+        if not self.is_sharded:
+            self.process.sum_gradients(state.model.parameters())
         rate = set_learning_rate(
             state.optimizer, self.optim, progress.seconds / self.total_seconds
         )

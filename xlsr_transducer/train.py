@@ -34,6 +34,7 @@ from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.interrupt import resume_command
 from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.loop import LoopOptions, Trainer
+from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 
 OPTION_GROUPS = (
@@ -46,6 +47,7 @@ OPTION_GROUPS = (
     TransducerOptions,
     StreamingOptions,
     FailureOptions,
+    MemoryOptions,
 )
 
 
@@ -93,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
     """Whether the training came to its end."""
-    data_options, augment, loop, optim, loss, encoder, transducer, streaming, failure = options
+    data_options, augment, loop, optim, loss, encoder, transducer, streaming, *rest = options
+    failure, memory = rest
     set_up_logging(loop.exp_dir, "train", process.rank)
     torch.manual_seed(loop.seed)
     folder, features, xlsr = _model_input(args, streaming)
@@ -110,13 +113,13 @@ def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
     if process.is_main:
-        groups = (data_options, augment, loop, optim, loss, failure)
+        groups = (data_options, augment, loop, optim, loss, failure, memory)
         _keep_settings(loop.exp_dir, args, config, *groups)
         save_below_cut(xlsr, config, loop.exp_dir)
     data = DataModule(data_options, folder, tokenizer, augment)
     splits = load_splits(data_options.data_dir)
     logging.info(f"{process.describe()}, {_count(model)}")
-    trainer = Trainer(model, config, data, splits, loop, optim, loss, process, failure)
+    trainer = Trainer(model, config, data, splits, loop, optim, loss, process, failure, memory)
     if loop.start_batch > 0:
         trainer.restore(loop.exp_dir / f"checkpoint-{loop.start_batch}.pt")
     elif loop.start_epoch > 1:

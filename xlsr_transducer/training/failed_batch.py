@@ -30,6 +30,7 @@ from xlsr_transducer.options import option
 from xlsr_transducer.training.checkpoint import model_content, save_atomically
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
+from xlsr_transducer.training.memory import is_out_of_memory
 from xlsr_transducer.training.sharding import gather, is_sharded
 
 KIND = "failed batch 1"
@@ -108,9 +109,9 @@ class FailedBatches:
         self.attempts.append(attempt)
         try:
             yield attempt
-        except torch.cuda.OutOfMemoryError:  # says how large a batch was, and nothing else
-            raise
         except Exception as e:
+            if is_out_of_memory(e):  # says how large a batch was, and nothing else
+                raise
             reason = f"{type(e).__name__}: {e}"
             logging.error(f"step {step}: {reason}; batch {', '.join(batch.ids)}")
             self.save(attempt, reason)

@@ -26,6 +26,7 @@ from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
+from xlsr_transducer.training.memory import MemoryOptions, recompute_layers, scan_for_oom
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
 from xlsr_transducer.training.sharding import SHARDING, check_sharding, is_sharded, shard, whole
@@ -87,6 +88,7 @@ class Trainer:
         loss: LossOptions,
         process: Process,
         failure: FailureOptions,
+        memory: MemoryOptions,
     ):
         if loop.sharding == "fsdp2":
             check_sharding(optim, loop.use_fp16, process.world_size)
@@ -95,6 +97,8 @@ class Trainer:
         model = model.to(process.device)
         self.config, self.data, self.splits = config, data, splits
         self.loop, self.optim, self.loss, self.process = loop, optim, loss, process
+        self.memory = memory
+        recompute_layers(model, memory.gradient_checkpointing)
         self.autocast = loop.autocast_dtype(process.device)
         scaler = grad_scaler(self.autocast == torch.float16)
         self.state = TrainingState.initial(model, make_optimizer(model, optim), scaler, process)
@@ -146,9 +150,11 @@ class Trainer:
             self.autocast,
             total_seconds,
             self.failed,
+            self.memory,
         )
         if not is_sharded(self.state.model):
             self.process.copy_from_main(self.state.model.state_dict().values())
+        self._scan()
         is_asked_to_end = False
         with self.interrupt:
             while progress.epoch <= self.loop.num_epochs and not is_asked_to_end:
@@ -159,6 +165,14 @@ class Trainer:
         if not is_asked_to_end:
             logging.info(f"done; best validation WER {progress.best_wer:.2f} %")
         return not is_asked_to_end
+
+    def _scan(self) -> None:
+        """Tries the largest batches, if that is wanted."""
+        wanted = self.memory.scan_for_oom_batches
+        if self.process.device.type == "cuda" if wanted is None else wanted:
+            epoch = self.state.progress.epoch
+            batches = self.data.largest_batches(self.splits["train"], epoch, self.loop.seed)
+            scan_for_oom(self.stepper, batches)
 
     def _train_epoch(self) -> bool:
         """Whether it came to the epoch's end."""

@@ -28,6 +28,7 @@ class LossSums:
     seconds: float = 0.0
     nonfinite: int = 0  # utterances whose loss was not finite; not in the sums
     unread: int = 0  # utterances that could not be read
+    too_large: int = 0  # batches that did not fit into memory
     lost_updates: int = 0  # steps without an update, as the gradient was not finite
 
     def add(
@@ -68,6 +69,8 @@ class LossSums:
         text = ", ".join(f"{k} {v:.4f}" for k, v in self.per_token().items()) + " per token"
         if self.unread:
             text += f", {self.unread} utterances not read"
+        if self.too_large:
+            text += f", {self.too_large} batches too large for the memory"
         if self.nonfinite:
             text += f", loss of {self.nonfinite} utterances not finite"
         if self.lost_updates:

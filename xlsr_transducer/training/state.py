@@ -36,6 +36,7 @@ class Progress:
     epoch: int = 1
     batches: int = 0  # of this epoch, over all processes
     seconds: float = 0.0  # of audio, over all epochs
+    too_large: int = 0  # batches left out, as they did not fit into memory
     best_wer: float = float("inf")
 
 

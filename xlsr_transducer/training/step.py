@@ -15,10 +15,12 @@ from torch import Tensor
 
 from xlsr_transducer.config import ModelConfig
 from xlsr_transducer.data.datamodule import Batch
+from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.masking import drop_layers
 from xlsr_transducer.model.transducer import LossOptions
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.failed_batch import Attempt, FailedBatches
+from xlsr_transducer.training.memory import ADVICE, MemoryOptions, describe, is_out_of_memory
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import (
     OptimOptions,
@@ -54,6 +56,7 @@ class Stepper:
         autocast_dtype: torch.dtype | None,
         total_seconds: float,
         failed: FailedBatches,
+        memory: MemoryOptions,
     ):
         """
         Args:
@@ -61,12 +64,16 @@ class Stepper:
         """
         self.state, self.config, self.optim, self.loss = state, config, optim, loss
         self.process, self.seed, self.total_seconds = process, seed, total_seconds
-        self.autocast_dtype, self.failed = autocast_dtype, failed
+        self.autocast_dtype, self.failed, self.memory = autocast_dtype, failed, memory
         self.sums = LossSums()
         self.is_sharded = is_sharded(state.model)
 
     def add(self, batch: Batch) -> None:
-        """Adds the gradient of a batch; one without utterances adds none."""
+        """Adds the gradient of a batch; one without utterances adds none.
+
+        One that does not fit into memory takes with it what this process had of the step: its
+        backward has added to some gradients and not to others.
+        """
         for line in batch.skipped:
             logging.warning(f"skipped, cannot be read: {line}")
         self.sums.unread += len(batch.skipped)
@@ -80,14 +87,63 @@ class Stepper:
         set_trainable(self.state.model, self.optim, progress.step)
         layerdrop = self.config.encoder.layerdrop
         drop_layers(self.state.model.encoder.xlsr, layerdrop, self.seed, progress.step)
-        seed_batch(self.seed, progress.epoch, batch.place.index)
-        chunk = self.config.streaming.draw(self.seed, progress.step)
-        with self.failed.watch(batch, progress.step, progress.epoch, chunk) as attempt:
-            loss, sums = self._loss(batch.to(self.process.device), attempt)
-            loss = loss * weight / max(batch.place.tokens, 1)
-            self.state.scaler.scale(loss).backward()
+        if not self._backward(batch, progress.step, weight):
+            lost = self._forget()
+            self.sums.too_large += len(lost)
+            for attempt in lost:
+                logging.warning(
+                    f"step {progress.step}: left out, does not fit into memory: "
+                    f"{describe(attempt.batch)}: {', '.join(attempt.batch.ids)}"
+                )
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether forward and backward of a batch fit into memory, when all that will be trained
+        is trained, beside the optimizer's state; leaves nothing behind."""
+        state = self.state
+        step = max(state.progress.step, self.optim.freeze_encoder_steps)
+        set_trainable(state.model, self.optim, step)
+        drop_layers(state.model.encoder.xlsr, 0.0, self.seed, step)
+        trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+        trained //= self.process.world_size if self.is_sharded else 1
+        moments = 0 if state.optimizer.state else 2
+        reserved = torch.empty(moments * trained, device=self.process.device)
+        has_fitted = self._backward(batch, step)
+        del reserved
+        self._forget()
+        return has_fitted
+
+    def _backward(self, batch: Batch, step: int, weight: float = 1.0) -> bool:
+        """Adds the gradient of a batch, times ``weight``; of weight 0 it is not reported.
+
+        Returns:
+          False if memory ran out, which leaves a part of the gradient.
+        """
+        epoch = self.state.progress.epoch
+        seed_batch(self.seed, epoch, batch.place.index)
+        chunk = self.config.streaming.draw(self.seed, step)
+        try:
+            with self.failed.watch(batch, step, epoch, chunk) as attempt:
+                loss, sums = self._loss(batch.to(self.process.device), attempt)
+                loss = loss * weight / max(batch.place.tokens, 1)
+                self.state.scaler.scale(loss).backward()
+        except RuntimeError as e:
+            # Where weights are sharded, the other processes wait for this one's share.
+            if not is_out_of_memory(e) or self.is_sharded:
+                raise
+            return False
         if weight:
             self.sums.merge(sums)
+        return True
+
+    def _forget(self) -> list[Attempt]:
+        """Drops what this process has of the step, and returns which batches it had."""
+        lost, self.failed.attempts = self.failed.attempts, []
+        unread, too_large = self.sums.unread, self.sums.too_large
+        self.sums = LossSums(unread=unread, too_large=too_large)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        if self.process.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return lost
 
     def update(self, last: Batch, is_asked_to_end: bool = False) -> StepReport:
         """The update behind the step's last batch.
@@ -102,20 +158,38 @@ class Stepper:
         rate = set_learning_rate(
             state.optimizer, self.optim, progress.seconds / self.total_seconds
         )
-        self._divide(max(sums.tokens, 1) / max(last.place.tokens, 1))
-        state.scaler.unscale_(state.optimizer)
-        grad_norm = limit_gradient(state.model, self.optim)
-        is_finite = math.isfinite(grad_norm)
-        if is_finite or state.scaler.is_enabled():
-            state.scaler.step(state.optimizer)
-        sums.lost_updates = int(not is_finite)
-        self.failed.end_step(is_finite, state.scaler.is_enabled())
-        state.scaler.update()
+        grad_norm = 0.0
+        if any(p.grad is not None for p in state.model.parameters()):
+            self._divide(max(sums.tokens, 1) / max(last.place.tokens, 1))
+            grad_norm = self._move()
+        sums.lost_updates = int(not math.isfinite(grad_norm))
+        self.failed.end_step(math.isfinite(grad_norm), state.scaler.is_enabled())
         state.optimizer.zero_grad(set_to_none=True)
+        self._count_too_large(sums.too_large)
         progress.step += 1
         progress.batches += last.place.batches
         progress.seconds += sums.seconds
         return StepReport(sums, grad_norm, rate, self.process.any(is_asked_to_end))
+
+    def _move(self) -> float:
+        """Changes the weights, unless the gradient is not finite; returns its norm."""
+        state = self.state
+        state.scaler.unscale_(state.optimizer)
+        grad_norm = limit_gradient(state.model, self.optim)
+        if math.isfinite(grad_norm) or state.scaler.is_enabled():
+            state.scaler.step(state.optimizer)
+        state.scaler.update()
+        return grad_norm
+
+    def _count_too_large(self, batches: int) -> None:
+        """Counts the batches of a step, over all processes, that did not fit into memory."""
+        progress, most = self.state.progress, self.memory.max_skipped_batches
+        progress.too_large += batches
+        if batches and progress.too_large > most:
+            raise UserError(
+                f"{progress.too_large} batches did not fit into memory and were left out, more "
+                f"than --max-skipped-batches {most}: {ADVICE}"
+            )
 
     def _divide(self, divisor: float) -> None:
         """Corrects the gradients by the share of the tokens that had a loss."""

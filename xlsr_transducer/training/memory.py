@@ -1,0 +1,75 @@
+"""Training within the memory there is: what costs less of it, and what is done with too little."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from xlsr_transducer.data.datamodule import Batch
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.options import option
+
+if TYPE_CHECKING:
+    from xlsr_transducer.training.step import Stepper
+
+ADVICE = "lower --max-duration, bound --max-frames-tokens, or give --gradient-checkpointing 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryOptions:
+    """Memory."""
+
+    gradient_checkpointing: bool = option(
+        False, "compute XLSR's layers again for their gradients: less memory, a third more time"
+    )
+    scan_for_oom_batches: bool | None = option(
+        None, "try the largest batches before the first step (default: on a GPU)"
+    )
+    max_skipped_batches: int = option(
+        10, "batches that do not fit into memory and are left out, before the training stops"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, as CUDA, its libraries, and PyTorch on a CPU say it."""
+    signs = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def recompute_layers(model: Transducer, wanted: bool) -> None:
+    """Whether XLSR's layers keep their input alone, and compute the rest again when needed."""
+    xlsr = model.encoder.xlsr
+    for layer in xlsr.encoder.layers.values() if xlsr.has_layers else ():
+        layer.is_recomputed = wanted
+
+
+def describe(batch: Batch) -> str:
+    """``20 utterances, up to 14.2 s and 60 tokens long``."""
+    longest = batch.seconds / max(int(batch.input_lens.sum()), 1) * int(batch.input_lens.max())
+    return (
+        f"{len(batch.ids)} utterances, up to {longest:.1f} s and "
+        f"{int(batch.token_lens.max())} tokens long"
+    )
+
+
+def scan_for_oom(stepper: Stepper, batches: Iterable[Batch]) -> None:
+    """Runs forward and backward of each batch, and leaves everything as it was.
+
+    Raises:
+      UserError: one does not fit into memory.
+    """
+    with torch.random.fork_rng():
+        for batch in batches:
+            if not batch.ids:
+                continue
+            if not stepper.fits(batch):
+                raise UserError(
+                    f"a batch of {describe(batch)}, does not fit into memory: {ADVICE} "
+                    f"({', '.join(batch.ids[:5])} ...)"
+                )
+            logging.info(f"fits into memory: {describe(batch)}")

@@ -2,8 +2,8 @@
 
 ``python -m tests.train_driver OPTIONS`` takes the options of ``xlsr_transducer.train``. In the
 environment, ``TRACE`` names a folder to note steps in, and ``FAILURE`` is ``HOW RANK STEP``: what
-process RANK does once STEP steps are done: ``raise`` an error, ``exit`` without a word, ``stop`` or
-``kill`` itself.
+process RANK does once STEP steps are done: ``raise`` an error, ``exit`` without a word, run out of
+memory (``oom``), ``stop`` or ``kill`` itself.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from xlsr_transducer import train
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.errors import run_command
 from xlsr_transducer.training import loop, watchdog
+from xlsr_transducer.training.failed_batch import Attempt
 from xlsr_transducer.training.launch import launch
+from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.step import Stepper, StepReport
 
 RANK = int(os.environ.get("RANK", 0))
@@ -43,9 +48,20 @@ class TracedStepper(Stepper):
         self.ids = []
         return report
 
-    def _fail(self) -> None:
+    def _loss(self, batch: Batch, attempt: Attempt) -> tuple[Tensor, LossSums]:
+        result = super()._loss(batch, attempt)
+        if self._failure() == "oom":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory (this is a test)")
+        return result
+
+    def _failure(self) -> str:
         how, rank, step = os.environ.get("FAILURE", "none -1 -1").split()
-        if int(rank) != RANK or int(step) != self.state.progress.step:
+        is_now = int(rank) == RANK and int(step) == self.state.progress.step
+        return how if is_now else "none"
+
+    def _fail(self) -> None:
+        how = self._failure()
+        if how in ("none", "oom"):
             return
         if how == "raise":
             raise ArithmeticError("this is a test")

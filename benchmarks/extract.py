@@ -11,6 +11,7 @@ same batches from memory.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import tempfile
@@ -36,7 +37,10 @@ from xlsr_transducer.errors import run_command
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
-SIZES = {"tiny": SHAPE, "300m": XlsrConfig()}
+MEDIUM = dataclasses.replace(
+    SHAPE, hidden_size=512, num_hidden_layers=8, num_attention_heads=8, intermediate_size=2048
+)
+SIZES = {"tiny": SHAPE, "medium": MEDIUM, "300m": XlsrConfig()}
 BATCH = tuple[list[str], list[np.ndarray]]
 
 

@@ -39,7 +39,7 @@ from benchmarks.extract import SIZES
 from local import extract_features, prepare_lang, prepare_manifests, prepare_text
 from local.make_tiny_xlsr import make_random
 from xlsr_transducer import train
-from xlsr_transducer.data.datamodule import DataModule
+from xlsr_transducer.data.datamodule import Batch, DataModule
 from xlsr_transducer.errors import run_command
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.step import Stepper
@@ -138,15 +138,15 @@ class Stopwatch:
             self.flops = count_flops(model, lambda: forward(model, *args))
             return forward(model, *args)
 
-        def counted_add(stepper: Stepper, batch: Any) -> None:
+        def counted_add(stepper: Stepper, batch: Batch) -> None:
             self.counted_audio = self.counted_audio or batch.seconds
             add(stepper, batch)
 
-        def counted_update(stepper: Stepper, last: Any) -> Any:
+        def counted_update(stepper: Stepper, *args: Any) -> Any:
             self.steps += self.epoch > 1
             if IS_CUDA:
                 self.peak = max(self.peak, torch.cuda.max_memory_allocated())
-            return update(stepper, last)
+            return update(stepper, *args)
 
         timed_forward = self.inside("forward", forward)
         backward = self.inside("backward", torch.Tensor.backward)

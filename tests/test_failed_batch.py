@@ -134,7 +134,7 @@ def test_no_more_files_are_kept_than_asked_for_and_a_full_disk_hides_nothing(
     full = keeper(corpus, streaming_exp, tmp_path / "full")
 
     def no_space(*_) -> None:
-        raise OSError(28, "No space left on device")
+        raise UserError("could not be written (No space left on device)")
 
     monkeypatch.setattr("xlsr_transducer.training.failed_batch.save_atomically", no_space)
     with pytest.raises(KeyError), full.watch(small, 1, 1, CHUNK):

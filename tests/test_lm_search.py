@@ -26,7 +26,7 @@ from xlsr_transducer.search.context_graph import context_graph
 from xlsr_transducer.search.neural_lm import ScaledLm
 from xlsr_transducer.search.ngram_lm import read_ngram_lm
 from xlsr_transducer.search.options import LM_METHODS, METHODS
-from xlsr_transducer.training.checkpoint import save_atomically
+from xlsr_transducer.training.storage import save_atomically
 
 FUSION = "modified_beam_search_lm_shallow_fusion"
 LODR = "modified_beam_search_LODR"

@@ -16,14 +16,13 @@ from xlsr_transducer.data.features import find_features
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.training.averaging import mean_between, mean_of
 from xlsr_transducer.training.checkpoint import (
     CheckpointOptions,
     load_model,
-    mean_between,
-    mean_of,
     read_checkpoint,
-    save_atomically,
 )
+from xlsr_transducer.training.storage import save_atomically
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -90,7 +89,7 @@ def test_the_running_mean_equals_the_mean_of_the_weights_of_each_step(
         read_checkpoint(tmp_path / "epoch-2.pt"),
     )
     files = [tmp_path / f"checkpoint-{n}.pt" for n in range(first["step"] + 1, last["step"] + 1)]
-    expected = mean_of(files)
+    expected = mean_of(weights(file) for file in files)
     actual = mean_between(first["model_avg"], first["step"], last["model_avg"], last["step"])
     for name, value in expected.items():
         torch.testing.assert_close(actual[name].float(), value, rtol=1e-5, atol=1e-7)
@@ -105,7 +104,7 @@ def test_mean_of_files_equals_a_float64_mean(tmp_path: Path) -> None:
     for i, value in enumerate(values):
         content = {"format": 1, "config": {}, "model": {"w": value}}
         save_atomically(content, tmp_path / f"{i}.pt")
-    mean = mean_of([tmp_path / f"{i}.pt" for i in range(5)])["w"]
+    mean = mean_of(weights(tmp_path / f"{i}.pt") for i in range(5))["w"]
     assert torch.equal(mean, values.double().mean(0).float())
 
 

@@ -19,8 +19,8 @@ from xlsr_transducer.training.checkpoint import (
     CheckpointOptions,
     load_model,
     read_checkpoint,
-    save_atomically,
 )
+from xlsr_transducer.training.storage import save_atomically
 
 SMALL = [
     "--encoder-dim",

@@ -31,11 +31,11 @@ from xlsr_transducer.presets import parse_with_preset
 from xlsr_transducer.training.checkpoint import read_checkpoint, save_below_cut
 from xlsr_transducer.training.distributed import Process, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
-from xlsr_transducer.training.interrupt import resume_command
 from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.loop import LoopOptions, Trainer
 from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
+from xlsr_transducer.training.resume import resume_command
 
 OPTION_GROUPS = (
     DataOptions,
@@ -84,12 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.use_xlsr_encoder:
         raise UserError("--use-xlsr-encoder 0: this recipe has no other encoder")
     options = [from_args(cls, args) for cls in OPTION_GROUPS]
-    is_launched = "WORLD_SIZE" in os.environ
-    if args.world_size > 1 and not is_launched:
+    if args.world_size > 1 and "WORLD_SIZE" not in os.environ:
         return launch("xlsr_transducer.train", argv, args.world_size)
     with joined() as process:
         if not _train(args, options, process):
-            logging.info("to go on: " + resume_command(argv, is_launched and args.world_size == 1))
+            logging.info("to go on: " + resume_command(argv))
     return 0
 
 
@@ -120,10 +119,7 @@ def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
     splits = load_splits(data_options.data_dir)
     logging.info(f"{process.describe()}, {_count(model)}")
     trainer = Trainer(model, config, data, splits, loop, optim, loss, process, failure, memory)
-    if loop.start_batch > 0:
-        trainer.restore(loop.exp_dir / f"checkpoint-{loop.start_batch}.pt")
-    elif loop.start_epoch > 1:
-        trainer.restore(loop.exp_dir / f"epoch-{loop.start_epoch - 1}.pt")
+    trainer.resume()
     with repeatable():
         return trainer.run()
 

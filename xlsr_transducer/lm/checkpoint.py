@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from xlsr_transducer.compat import load_tensors
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.lm.model import LanguageModel, LmOptions
+from xlsr_transducer.training.storage import load_verified
 
 FORMAT = 1
 BEST = "best-valid-loss.pt"
@@ -58,7 +58,7 @@ def read_lm(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing, damaged, unsafe, or of another kind.
     """
-    content = load_tensors(path)
+    content = load_verified(path)
     if not isinstance(content, dict) or not KEYS <= content.keys():
         raise UserError(f"{path}: not a language model of xlsr_transducer.train_lm")
     if content["format"] != FORMAT:

@@ -18,8 +18,8 @@ from xlsr_transducer.lm.checkpoint import BEST, lm_content, read_lm
 from xlsr_transducer.lm.model import LanguageModel, LmOptions
 from xlsr_transducer.lm.text import Sentences
 from xlsr_transducer.options import option
-from xlsr_transducer.training.checkpoint import save_atomically
 from xlsr_transducer.training.metrics import append_history
+from xlsr_transducer.training.storage import save_atomically
 
 
 @dataclasses.dataclass(frozen=True)

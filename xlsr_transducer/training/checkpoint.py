@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read as tensors and plain values, averaged.
+"""Checkpoints: what they hold, and the model that a command gets out of them.
 
 A checkpoint holds the model's configuration and tokens beside its weights, so that no
 command needs model flags. The frozen part of XLSR below the cut, the same in all of them,
@@ -8,16 +8,12 @@ lies once beside them in ``xlsr_below_cut.pt``.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from xlsr_transducer.compat import load_tensors
 from xlsr_transducer.config import ModelConfig, build_model
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
@@ -25,11 +21,12 @@ from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
 from xlsr_transducer.options import option
+from xlsr_transducer.training.averaging import Weights, covered_steps, mean_between, mean_of
+from xlsr_transducer.training.storage import load_verified, save_atomically
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum, and cannot be resumed from
 BELOW_CUT = "xlsr_below_cut.pt"
 BEST = "best-valid-wer.pt"
-Weights = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +74,6 @@ class LoadedModel:
     tokenizer: Tokenizer
 
 
-def save_atomically(content: dict[str, Any], path: Path) -> None:
-    """``torch.save`` to a temporary name on the same disk, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(content, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def model_content(config: ModelConfig, tokenizer: Tokenizer, weights: Weights) -> dict[str, Any]:
     """What every checkpoint holds."""
     bpe = torch.frombuffer(bytearray(tokenizer.to_bytes()), dtype=torch.uint8)
@@ -109,10 +92,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing, damaged, unsafe, or of another kind.
     """
-    content = load_tensors(path)
+    content = load_verified(path)
     if not isinstance(content, dict) or not {"format", "config", "model"} <= content.keys():
         raise UserError(f"{path}: not a checkpoint of this project")
-    if content["format"] != FORMAT:
+    if content["format"] not in (1, FORMAT):
         raise UserError(f"{path}: format {content['format']}, but this version reads {FORMAT}")
     return content
 
@@ -178,7 +161,7 @@ def numbered_files(exp_dir: Path, stem: str) -> dict[int, Path]:
 
 def _below_cut(folder: Path, config: ModelConfig) -> Weights:
     path = folder / BELOW_CUT
-    content = load_tensors(path)
+    content = load_verified(path)
     if content.get("sha256") != config.features.sha256:
         raise UserError(f"{path}: belongs to another XLSR checkpoint than the model")
     return {f"encoder.xlsr.{name}": value for name, value in content["model"].items()}
@@ -191,76 +174,29 @@ def _average(options: CheckpointOptions, path: Path, content: dict[str, Any]) ->
     ):
         return content["model"]
     if not options.use_averaged_model:
-        return mean_of(_last_files(options))
+        files = _last_files(options, options.avg)
+        return mean_of(read_checkpoint(file)["model"] for file in files)
     if "model_avg" not in content:
         raise UserError(f"{path}: holds no running average; use --use-averaged-model 0")
-    start = _range_start(options)
-    if start is None:
-        averaged = content["model_avg"]
-    else:
-        first = read_checkpoint(start)
+    averaged = content["model_avg"]
+    if options.avg != options.epoch:  # otherwise from the very start
+        first = read_checkpoint(_last_files(options, options.avg + 1)[0])
         averaged = mean_between(
-            first["model_avg"], first["step"], content["model_avg"], content["step"]
+            first["model_avg"], covered_steps(first), averaged, covered_steps(content)
         )
     return {**content["model"], **{name: value.float() for name, value in averaged.items()}}
 
 
-def _last_files(options: CheckpointOptions) -> list[Path]:
-    if options.epoch:
-        return [
-            _numbered(options, n)
-            for n in range(options.epoch - options.avg + 1, options.epoch + 1)
-            if n > 0
-        ]
-    numbers = sorted(n for n in numbered_files(options.exp_dir, "checkpoint") if n <= options.iter)
-    if len(numbers) < options.avg:
-        raise UserError(f"--avg {options.avg}: only {len(numbers)} checkpoints up to that one")
-    return [_numbered(options, n) for n in numbers[-options.avg :]]
-
-
-def _range_start(options: CheckpointOptions) -> Path | None:
-    """The checkpoint before the first averaged one; None: average from the very start."""
-    if options.epoch:
-        start = options.epoch - options.avg
-        return _numbered(options, start) if start > 0 else None
-    numbers = sorted(n for n in numbered_files(options.exp_dir, "checkpoint") if n <= options.iter)
-    if len(numbers) <= options.avg:
-        return None
-    return _numbered(options, numbers[-options.avg - 1])
-
-
-def mean_of(paths: Iterable[Path]) -> Weights:
-    """The mean of the weights in several files, one file in memory at a time, in float64."""
-    total: Weights = {}
-    count = 0
-    for path in paths:
-        weights = read_checkpoint(path)["model"]
-        count += 1
-        for name, value in weights.items():
-            wide = value.double()
-            total[name] = total[name].add_(wide) if name in total else wide
-    return {name: (value / count).float() for name, value in total.items()}
-
-
-def mean_between(first: Weights, first_step: int, last: Weights, last_step: int) -> Weights:
-    """The mean over steps first_step + 1 .. last_step, from the means over 1 .. each.
-
-    With m_k the mean over k steps: (last_step m_last - first_step m_first) / their difference.
-    """
-    if not 0 <= first_step < last_step:
-        raise UserError(f"cannot average from step {first_step} to step {last_step}")
-    whole, part = last_step / (last_step - first_step), first_step / (last_step - first_step)
-    return {k: last[k].double() * whole - first[k].double() * part for k in last}
-
-
-def update_running_mean(mean: Weights, model: Transducer, taken: int, period: int) -> None:
-    """Takes the current weights, which stand for ``period`` steps, into the mean, in place.
-
-    Args:
-      mean: float64, the mean over the steps before.
-      taken: steps that the mean covers afterwards.
-    """
-    weight = period / taken
-    current = model.state_dict()
-    for name, value in mean.items():
-        value.mul_(1.0 - weight).add_(current[name].double(), alpha=weight)
+def _last_files(options: CheckpointOptions, count: int) -> list[Path]:
+    """The last ``count`` files up to the chosen one, in order."""
+    stem, last = ("epoch", options.epoch) if options.epoch else ("checkpoint", options.iter)
+    found = numbered_files(options.exp_dir, stem)
+    numbers = sorted(n for n in found if n <= last)
+    if options.epoch:  # a missing one would be an average over other epochs than meant
+        numbers = [n for n in range(last - count + 1, last + 1) if n > 0]
+    if len(numbers) < count:
+        raise UserError(
+            f"--avg {options.avg}: needs {count} files {stem}-*.pt up to {last} in "
+            f"{options.exp_dir}, and there are {len(numbers)}"
+        )
+    return [options.exp_dir / f"{stem}-{n}.pt" for n in numbers[-count:]]

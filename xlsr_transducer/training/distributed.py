@@ -119,7 +119,7 @@ def joined() -> Iterator[Process]:
     block's end waits for all of them.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = _device()
+    device = this_device()
     if world_size == 1:
         yield Process(0, 1, device)
         return
@@ -136,7 +136,12 @@ def joined() -> Iterator[Process]:
     dist.destroy_process_group()
 
 
-def _device() -> torch.device:
+def this_device() -> torch.device:
+    """This process's GPU, or the CPU where there is none.
+
+    Raises:
+      UserError: there are more processes than GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", 0))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import load_tensors, repeatable
+from xlsr_transducer.compat import repeatable
 from xlsr_transducer.config import ModelConfig, build_model
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -27,11 +27,12 @@ from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerLosses
 from xlsr_transducer.options import option
-from xlsr_transducer.training.checkpoint import model_content, save_atomically
+from xlsr_transducer.training.checkpoint import model_content
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
 from xlsr_transducer.training.memory import is_out_of_memory
 from xlsr_transducer.training.sharding import gather, is_sharded
+from xlsr_transducer.training.storage import load_verified, save_atomically
 
 KIND = "failed batch 1"
 FEW = 3  # utterances of a batch whose loss may not be finite before the batch counts as failed
@@ -166,8 +167,8 @@ class FailedBatches:
             return
         try:
             save_atomically(self._content(attempt, reason), path)
-        except OSError as e:
-            logging.error(f"{path}: the failed batch could not be written: {e}")
+        except UserError as e:
+            logging.error(f"the failed batch could not be kept: {e}")
             return
         self.saved.append(path)
         logging.error(self._advice())
@@ -218,7 +219,7 @@ def read_failed_batch(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing, damaged, or of another kind.
     """
-    content = load_tensors(path)
+    content = load_verified(path)
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise UserError(f"{path}: not a failed batch of this version of the project")
     return content

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import signal
-from collections.abc import Sequence
 from types import TracebackType
 
 
@@ -33,10 +31,3 @@ class Interrupt:
             name = signal.Signals(signum).name
             logging.warning(f"{name}: the training saves behind this step and ends")
         self.requested = True
-
-
-def resume_command(argv: Sequence[str], is_launched: bool) -> str:
-    """The command that goes on with a training that was started with ``argv``."""
-    words = list(argv) if "--resume" in argv else [*argv, "--resume", "auto"]
-    start = "torchrun ... -m xlsr_transducer.train" if is_launched else "./train.sh"
-    return f"{start} {shlex.join(words)}"

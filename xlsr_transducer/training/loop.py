@@ -18,9 +18,6 @@ from xlsr_transducer.training.checkpoint import (
     BEST,
     model_content,
     numbered_files,
-    read_checkpoint,
-    save_atomically,
-    update_running_mean,
 )
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
@@ -29,9 +26,11 @@ from xlsr_transducer.training.interrupt import Interrupt
 from xlsr_transducer.training.memory import MemoryOptions, recompute_layers, scan_for_oom
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
+from xlsr_transducer.training.resume import AUTO, newest_checkpoint, read_resumable
 from xlsr_transducer.training.sharding import SHARDING, check_sharding, is_sharded, shard, whole
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import Stepper, StepReport
+from xlsr_transducer.training.storage import remove_unfinished, save_atomically
 from xlsr_transducer.training.validate import validate
 from xlsr_transducer.training.watch import Watch
 
@@ -42,6 +41,9 @@ class LoopOptions:
 
     exp_dir: Path = option(Path("exp"), "where checkpoints, logs and curves go")
     num_epochs: int = option(30, "last epoch to train")
+    resume: str | None = option(
+        None, "auto: go on behind the newest intact checkpoint in --exp-dir, if any", (AUTO,)
+    )
     start_epoch: int = option(1, "epoch to start with; above 1 it loads the epoch before")
     start_batch: int = option(0, "if above 0: load checkpoint-N.pt and go on behind step N")
     save_every_n: int = option(4000, "steps between checkpoints within an epoch")
@@ -153,7 +155,7 @@ class Trainer:
             self.memory,
         )
         if not is_sharded(self.state.model):
-            self.process.copy_from_main(self.state.model.state_dict().values())
+            self.process.copy_from_main(self.state.model.parameters())
         self._scan()
         is_asked_to_end = False
         with self.interrupt:
@@ -198,11 +200,12 @@ class Trainer:
         """What is due behind a step: running mean, log line, checkpoint."""
         state, step = self.state, self.state.progress.step
         state.epoch_sums.merge(report.sums)
-        if step % self.loop.average_period == 0 and self.keeps_state:
-            update_running_mean(state.mean, state.model, step, self.loop.average_period)
+        is_to_save = step % self.loop.save_every_n == 0
+        if is_to_save or step % self.loop.average_period == 0:
+            state.average()
         if self.process.is_main:
             self.watch.step(report, self.loop.log_interval)
-        if step % self.loop.save_every_n == 0:
+        if is_to_save:
             self._save_numbered()
 
     def _finish_epoch(self) -> bool:
@@ -239,6 +242,7 @@ class Trainer:
         p.best_wer = min(valid.wer, p.best_wer)
         p.epoch, p.batches = epoch + 1, 0
         self.state.epoch_sums = LossSums()
+        self.state.average()
         if is_best:
             self._save(BEST, is_whole=False)
         self._save(f"epoch-{epoch}.pt")
@@ -264,9 +268,27 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Goes on behind what a checkpoint of this run holds."""
-        content = read_checkpoint(path)
+        content = read_resumable(path)
         if ModelConfig.from_dict(content["config"], str(path)) != self.config:
             raise UserError(f"{path}: was trained with other model options than the ones given")
         self.state.load(content)
         p = self.state.progress
         logging.info(f"resumed from {path}: epoch {p.epoch}, step {p.step}")
+
+    def resume(self) -> None:
+        """Goes on where the options say; at the beginning if they say nothing."""
+        folder, loop = self.loop.exp_dir, self.loop
+        start = None
+        if self.process.is_main:
+            remove_unfinished(folder)
+        if loop.resume:
+            # The main process looks: the checksums of large files take a while.
+            newest = newest_checkpoint(folder) if self.process.is_main else None
+            name = self.process.text_from_main(newest.name if newest else "")
+            start = folder / name if name else None
+        if start is None and loop.start_batch > 0:
+            start = folder / f"checkpoint-{loop.start_batch}.pt"
+        elif start is None and loop.start_epoch > 1:
+            start = folder / f"epoch-{loop.start_epoch - 1}.pt"
+        if start:
+            self.restore(start)

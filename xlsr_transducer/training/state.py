@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.training.checkpoint import Weights
+from xlsr_transducer.training.averaging import Weights, take_into_mean
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.metrics import LossSums
@@ -38,6 +38,7 @@ class Progress:
     seconds: float = 0.0  # of audio, over all epochs
     too_large: int = 0  # batches left out, as they did not fit into memory
     best_wer: float = float("inf")
+    averaged: int = 0  # steps that the running mean of the weights covers
 
 
 @dataclasses.dataclass
@@ -70,6 +71,12 @@ class TrainingState:
             if value.is_floating_point() and keeps_mean
         }
         return cls(model, optimizer, scaler, mean, Progress(), LossSums())
+
+    def average(self) -> None:
+        """Takes the weights into the running mean, for all steps since it was last done."""
+        step = self.progress.step
+        take_into_mean(self.mean, self.model.state_dict(), self.progress.averaged, step)
+        self.progress.averaged = step
 
     def weights(self) -> dict[str, Tensor]:
         """The model's weights, on the CPU."""

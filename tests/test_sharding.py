@@ -38,12 +38,12 @@ def test_sharded_steps_equal_plain_ones_and_resume_from_a_gathered_checkpoint(
         for rank in range(2)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=180)[0] for process in processes]
+        outputs = [process.communicate(timeout=90)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
-    for found in load_tensors(tmp_path / "out.pt"):  # AdamW, LoRA, ScaledAdam
+    for found in load_tensors(tmp_path / "out.pt").values():  # of each optimizer
         _compare(found["plain"], found["sharded"])
 
 

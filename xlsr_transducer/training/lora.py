@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.wav2vec2_layers import EncoderLayer
-from xlsr_transducer.training.sharding import divided_like, gather
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 PARTS = ("weight", "lora_a", "lora_b")
@@ -72,7 +71,7 @@ def _lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 def lora_state(model: nn.Module) -> dict[str, dict[str, Any]]:
     """What a checkpoint holds beside the merged weights, for the training to go on exactly."""
     return {
-        name: {"alpha": m.alpha, **gather({part: getattr(m, part) for part in PARTS})}
+        name: {"alpha": m.alpha, **{part: getattr(m, part).detach().cpu() for part in PARTS}}
         for name, m in _lora_layers(model).items()
     }
 
@@ -95,5 +94,4 @@ def load_lora_state(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
     with torch.no_grad():
         for name, layer in layers.items():
             for part in PARTS:
-                own = getattr(layer, part)
-                own.copy_(divided_like(state[name][part], own))
+                getattr(layer, part).copy_(state[name][part])

@@ -12,12 +12,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from test_decode import run
+from test_decode import tokens as tokens_of
 from test_ngram_lm import NAMES, Plain, make_arpa, sentences
 from test_search_k2 import WIDE, all_paths, nbest
 from test_search_streaming import assert_same
 
-from local import make_lg
+from local import make_lg, make_ngram
+from xlsr_transducer import decode
 from xlsr_transducer.compat import import_k2
+from xlsr_transducer.data.tokenizer import WORD_START, Tokenizer
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
@@ -35,7 +39,7 @@ except UserError as e:
 SPELT = {3: [1], 4: [1, 5], 5: [1, 5, 6], 6: [2, 5], 7: [2], 8: [3], 9: [3, 6, 6], 10: [4, 5],
          11: [4]}  # fmt: skip
 VOCAB = 7
-TOKENS = ["<blk>", *(f"v{i}" for i in range(1, VOCAB))]
+TOKENS = ["<blk>", *(f"{WORD_START}v{i}" for i in range(1, 5)), "v5", "v6"]
 
 
 class Grammar:
@@ -176,16 +180,19 @@ def test_the_searches_find_what_brute_force_finds(lg_file, method):
             assert h.score == pytest.approx(scores[tuple(h.tokens)], abs=1e-4)
 
 
+@pytest.mark.parametrize("flavour", ["whole", "partial"])
 @pytest.mark.parametrize("method", ["fast_beam_search_LG", "fast_beam_search_nbest_LG"])
-def test_batches_change_nothing_and_only_words_are_found(lg_file, method):
+def test_batches_change_nothing_and_only_words_are_found(lg_file, method, flavour):
+    """In a narrow beam utterances often end within a word."""
     torch.manual_seed(6)
     decoder, joiner = Decoder(VOCAB, 8).double().eval(), Joiner(8, 8, 8, VOCAB).double().eval()
     with torch.no_grad():
-        joiner.output_linear.weight *= 3
-    lens = torch.tensor([25, 0, 1, 40, 12])
-    x = torch.randn(5, 40, 8, dtype=torch.float64)
+        joiner.output_linear.weight *= 4
+    lens = torch.tensor([25, 0, 1, 40, 12, 31])
+    x = torch.randn(6, 40, 8, dtype=torch.float64)
     graph = read_lg(lg_file[0], TOKENS, 0.5)
-    search = make_search(SearchOptions(method), decoder, joiner, lg=graph)
+    options = SearchOptions(method, beam=3.0, fast_beam_flavour=flavour, blank_penalty=4.0)
+    search = make_search(options, decoder, joiner, lg=graph)
     together = nbest(search, x, lens)
     for n, hyps in enumerate(together):
         assert_same(nbest(search, x[n : n + 1], lens[n : n + 1])[0], hyps)
@@ -203,3 +210,31 @@ def test_a_file_of_another_kind_or_for_other_tokens_is_refused(lg_file, tmp_path
     torch.save({"arcs": content["arcs"]}, tmp_path / "LG.pt")
     with pytest.raises(UserError, match="not an LG.pt"):
         read_lg(tmp_path / "LG.pt", TOKENS, 1.0)
+
+
+def test_stage_7_and_the_four_methods_of_decode(corpus, streaming_exp, capsys):
+    lang_dir = corpus / "lang_bpe_60"
+    make_ngram.main([f"--data-dir={corpus}", f"--lang-dir={lang_dir}", "--unit=word"])
+    make_lg.main([f"--lang-dir={lang_dir}"])
+    lg = [f"--ngram-lm={lang_dir / 'LG.pt'}"]
+    common = ["--split=test_seen", "--blank-penalty=4", "--num-workers=0", "--decode-chunk-len=-1"]
+    errors = {}
+    for method in ("nbest", "nbest_oracle", "LG", "nbest_LG"):
+        name = f"fast_beam_search_{method}"
+        options = [f"--decoding-method={name}", *common, *(lg if "LG" in method else [])]
+        run(decode, corpus, streaming_exp, *options)
+        [path] = (streaming_exp / name).glob("errs-test_seen-*")
+        errors[method] = float(path.read_text().split()[2])
+        assert ("oracle" in path.name) == ("oracle" in method)
+        assert path.name.count("-LG-scale-0.01") == ("LG" in method)
+    assert errors["nbest_oracle"] < errors["nbest"]
+
+    words = set(read_arpa(lang_dir / "word_ngram_3.arpa")[0])
+    tokenizer = Tokenizer.load(lang_dir)
+    for method, is_free in (("LG", False), ("nbest_LG", False), ("nbest", True)):
+        found = tokens_of(streaming_exp / f"fast_beam_search_{method}", "test_seen").values()
+        said = {word for row, _ in found for word in tokenizer.decode(row).split()}
+        assert said and bool(said - words) == is_free
+
+    with pytest.raises(UserError, match="belongs to other tokens"):
+        read_lg(lang_dir / "LG.pt", TOKENS, 1.0)

@@ -18,9 +18,10 @@ from local import make_ngram
 from xlsr_transducer import decode, streaming_decode
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
+from xlsr_transducer.lm.text import texts_of
 from xlsr_transducer.search import Bias
 from xlsr_transducer.search.context_graph import context_graph
-from xlsr_transducer.search.ngram_lm import read_ngram_lm, words_of
+from xlsr_transducer.search.ngram_lm import read_arpa, read_ngram_lm, words_of
 
 NAMES = ["<blk>", "<sos/eos>", "<unk>", *(f"t{i}" for i in range(3, VOCAB))]
 
@@ -206,9 +207,27 @@ def test_stage_5_makes_a_model_that_both_commands_use_alike(
     assert list((streaming_exp / method).glob("recogs-test_seen-*-ngram_3-scale-4.5.txt"))
 
 
+def test_a_model_of_words_has_those_of_the_training_text_and_of_the_other_one(corpus, tmp_path):
+    lang_dir, text = corpus / "lang_bpe_60", tmp_path / "text.txt"
+    text.write_text("Zebra tere zebra <s>\n")
+    options = [f"--data-dir={corpus}", f"--lang-dir={lang_dir}", "--unit=word", "--ngram-order=2"]
+    make_ngram.main([*options, f"--lm-text={text}"])
+    words, ngrams = read_arpa(lang_dir / "word_ngram_2.arpa")
+    spoken = {word for row in texts_of(corpus, "train") for word in row.split()}
+    assert words[:4] == ["<s>", "</s>", "<unk>", "zebra"]
+    assert set(words[3:]) == spoken | {"zebra", "tere", "s"} and len(set(words)) == len(words)
+    zebra, tere = words.index("zebra"), words.index("tere")
+    assert (zebra, tere) in ngrams and (tere, zebra) in ngrams
+    unspoken = {ngrams[words.index(word),][0] for word in spoken - {"tere", "s"}}
+    assert len(unspoken) == 1 and unspoken.pop() < ngrams[zebra,][0]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        (["--ngram-lm=x.pt", "--decoding-method=modified_beam_search"], "x.pt works with .*_LG only, not"),
+        (["--ngram-lm=x", "--decoding-method=fast_beam_search_LG"], "needs --ngram-lm .*LG.pt"),
+        (["--decoding-method=fast_beam_search_nbest_LG"], "stage 7 of ./prepare.sh makes"),
         (["--ngram-lm=x", "--decoding-method=greedy_search"], "--ngram-lm .* not with greedy"),
         (["--ngram-lm=x", "--decoding-method=modified_beam_search"], "x: no such file; stage 5"),
         (["--ngram-lm-scale=3"], "needs --ngram-lm"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import pytest
 
 from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.decoder import Decoder
+from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.options import add_options, from_args
-from xlsr_transducer.search import SearchOptions
+from xlsr_transducer.search import SearchOptions, make_search
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,9 @@ from xlsr_transducer.search import SearchOptions
             "--max-sym-per-frame 2 works with --decoding-method greedy_search only",
         ),
         (dict(fast_beam_flavour="strict"), "--fast-beam-flavour strict works with"),
+        (dict(num_paths=0), "--num-paths 0: must be at least 1"),
+        (dict(num_paths=9, decoding_method="fast_beam_search_LG"), "--num-paths 9 works with"),
+        (dict(nbest_scale=1.0), "--nbest-scale 1.0 works with --decoding-method fast"),
         (
             dict(fast_beam_flavour="loose", decoding_method="fast_beam_search"),
             "--fast-beam-flavour loose: known are whole, strict, partial",
@@ -53,6 +59,9 @@ def test_the_suffix_differs_for_every_setting_that_matters_and_no_other():
             dict(max_states=32),
             dict(fast_beam_flavour="strict"),
         ],
+        "fast_beam_search_LG": [dict(max_contexts=4), dict(fast_beam_flavour="strict")],
+        "fast_beam_search_nbest": [dict(beam=4.0), dict(num_paths=9), dict(nbest_scale=1.0)],
+        "fast_beam_search_nbest_oracle": [dict(num_paths=9)],
     }
     seen = []
     for method, changes in matters.items():
@@ -63,6 +72,17 @@ def test_the_suffix_differs_for_every_setting_that_matters_and_no_other():
     assert suffix("greedy_search", beam_size=9, beam=1.0) == suffix("greedy_search")
     assert suffix("ctc_greedy_search", beam_size=9) == suffix("ctc_greedy_search")
     assert suffix("modified_beam_search") == "modified_beam_search-beam-size-4"
+
+
+@pytest.mark.parametrize("method", ["LG", "nbest", "nbest_oracle", "nbest_LG"])
+def test_searches_over_lattices_do_not_stream_and_need_k2(method, monkeypatch):
+    options = SearchOptions(decoding_method=f"fast_beam_search_{method}")
+    with pytest.raises(UserError, match=f"{method} needs whole utterances"):
+        options.require_streaming()
+    monkeypatch.setitem(sys.modules, "k2", None)
+    lg = object() if method.endswith("LG") else None
+    with pytest.raises(UserError, match=f"{method}: k2 does not import .*; install"):
+        make_search(options, Decoder(5, 4), Joiner(4, 4, 4, 5), lg=lg)
 
 
 def test_the_command_line_has_icefalls_names_and_defaults():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xlsr_transducer.compat import import_k2, load_tensors
+from xlsr_transducer.data.tokenizer import WORD_START
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.hypothesis import Hypothesis
@@ -44,13 +45,14 @@ class LatticeSearch(Search):
     ``fast_beam_flavour`` says what becomes of the last frame, whose arcs k2 leaves out: with
     'whole' that is one more frame, on which nothing but blank is possible; and if no path ends
     where the graph does, the best of all is taken, as with 'partial'. With 'strict' there is
-    no result then. A token of the last frame is never found by 'strict' and 'partial'.
+    no result then. A token of the last frame is never found by 'strict' and 'partial'. Along
+    LG, a word that is not complete at the end is left out.
     """
 
     def __init__(
         self, options: SearchOptions, decoder: nn.Module, joiner: nn.Module, graph: Any = None
     ):
-        """``graph``: a k2.Fsa over tokens with ``lm_scores``; by default the trivial one.
+        """``graph``: what ``read_lg`` returned; by default the trivial graph.
 
         Raises:
           UserError: k2 does not import.
@@ -134,7 +136,10 @@ class LatticeSearch(Search):
         """What a linear lattice says."""
         labels = path.labels.tolist()
         log_probs = (path.scores - path.lm_scores).tolist()
-        frames = [t for t, token in enumerate(labels) if token > 0]
+        end = len(labels)
+        if hasattr(path, "boundary"):  # the last word may be cut off
+            end = max((t for t, known in enumerate(path.boundary.tolist()) if known), default=0)
+        frames = [t for t, token in enumerate(labels[:end]) if token > 0]
         return Hypothesis(
             tokens=[labels[t] for t in frames],
             frames=frames,
@@ -198,6 +203,9 @@ def write_lg(path: Path, lg: Any, tokens: list[str]) -> None:
 def read_lg(path: Path, tokens: list[str], scale: float) -> Any:
     """The k2.Fsa of a file by ``write_lg``, its weights times ``scale``; for ``LatticeSearch``.
 
+    Its arcs have their weight as ``lm_scores``, and as ``boundary`` whether words are complete
+    before them: 1 for what begins a word, and for final arcs.
+
     Raises:
       UserError: no such file, another kind of file, or one for other tokens; no k2.
     """
@@ -215,4 +223,6 @@ def read_lg(path: Path, tokens: list[str], scale: float) -> Any:
     graph = k2.Fsa(content["arcs"])
     graph.scores = graph.scores * scale
     graph.lm_scores = graph.scores.clone()
+    begins = torch.tensor([token.startswith(WORD_START) for token in tokens])
+    graph.boundary = (begins[graph.labels.clamp(min=0).long()] | (graph.labels < 0)).int()
     return graph

@@ -13,6 +13,7 @@ from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 from lhotse.utils import compute_num_samples
 
 from xlsr_transducer.data.features import SAMPLING_RATE
+from xlsr_transducer.data.shar import with_audio
 from xlsr_transducer.errors import UserError
 
 # By default lhotse makes up to half a second of missing audio from reflected samples.
@@ -36,7 +37,7 @@ def read_audio(source: Union[str, Path, MonoCut]) -> np.ndarray:
     """
     cut = source if isinstance(source, MonoCut) else cut_of_file(source)
     try:
-        recording = cut.recording.resample(SAMPLING_RATE)
+        recording = with_audio(cut.recording).resample(SAMPLING_RATE)
         samples = recording.load_audio(
             channels=cut.channel, offset=cut.start, duration=audio_duration(cut)
         )

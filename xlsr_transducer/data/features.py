@@ -148,6 +148,8 @@ def load_feature_cuts(folder: Path, split: str) -> CutSet:
     """
     from lhotse import CutSet
 
+    from xlsr_transducer.data import shar  # noqa: F401  lhotse learns to read its features
+
     path = cuts_path(folder, split)
     if not path.is_file():
         raise UserError(

@@ -38,7 +38,7 @@ def test_sharded_steps_equal_plain_ones_and_resume_from_a_gathered_checkpoint(
         for rank in range(2)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=90)[0] for process in processes]
+        outputs = [process.communicate(timeout=180)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -145,8 +145,8 @@ def test_impossible_masks_are_refused_by_name(options: dict, message: str):
 
 
 def test_a_resumed_training_draws_the_same_masks_and_layers(corpus: Path, tmp_path: Path):
-    options = ["--num-epochs=1", "--save-every-n=3", "--layerdrop=0.4", "--channel-mask-prob=0.2", "--channel-mask-length=8",
-               "--time-mask-prob=0.3"]  # fmt: skip
+    options = ["--num-epochs=1", "--save-every-n=3", "--layerdrop=0.4", "--time-mask-prob=0.3",
+               "--channel-mask-prob=0.2", "--channel-mask-length=8"]  # fmt: skip
     run_train(corpus, tmp_path, *options)
     straight = read_checkpoint(tmp_path / "epoch-1.pt")
     run_train(corpus, tmp_path, *options, "--start-batch=3")

@@ -25,7 +25,7 @@ class MemoryOptions:
     """Memory."""
 
     gradient_checkpointing: bool = option(
-        False, "compute XLSR's layers again for their gradients: less memory, one more forward pass"
+        False, "compute XLSR's layers again for their gradients: one more forward, less memory"
     )
     scan_for_oom_batches: bool | None = option(
         None, "try the largest batches before the first step (default: on a GPU)"

@@ -69,7 +69,8 @@ def test_two_sharded_processes_go_on_from_a_plain_checkpoint_as_one_plain_proces
     sharded.mkdir()
     for name in ("epoch-1.pt", "xlsr_below_cut.pt"):
         shutil.copy(plain / name, sharded)
-    words = [*PLAIN, "--start-epoch", "2", "--world-size", "2", "--sharding", "fsdp2"]
+    words = [*PLAIN, "--start-epoch", "2", "--world-size", "2", "--sharding", "fsdp2",
+             "--gradient-checkpointing", "1"]  # fmt: skip
     assert run_train(corpus, sharded, *words) == 0
     expected, actual = (read_checkpoint(exp / "epoch-2.pt") for exp in (plain, sharded))
     assert expected.keys() == actual.keys()

@@ -95,7 +95,7 @@ if __name__ == "__main__":
         init_method=f"file://{store}",
         rank=number,
         world_size=WORLD_SIZE,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=240),
     )
     found = {
         cls.__name__: {way: train(number, way == "sharded", cls) for way in ("plain", "sharded")}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -299,5 +300,13 @@ class DataModule:
             sampler=batches,
             batch_size=None,
             num_workers=self.options.num_workers,
-            generator=torch.Generator(),  # leave the global one alone: it must resume exactly
+            generator=torch.Generator(),  # leave the global one alone
+            worker_init_fn=_leave_signals_to_the_parent,
         )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C, and many a batch system's SIGTERM, reach all processes; the parent needs its
+    readers until it has ended the step, and ends them itself."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)

@@ -1,0 +1,177 @@
+"""Training in several processes, and training that is killed: real processes over gloo."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lhotse import CutSet
+from lhotse.testing.dummies import dummy_cut, dummy_supervision
+from tiny_recipe import SMALL, run_train
+from train_driver import read_trace
+
+from xlsr_transducer.data import steps
+from xlsr_transducer.training.checkpoint import read_checkpoint
+from xlsr_transducer.training.step import Stepper
+
+# No dropout: only then do rounding errors not grow. Masks of frames are drawn all the same.
+STEADY = ["--dropout=0", "--xlsr-dropout=0", "--max-duration=3", "--total-duration=6",
+          "--num-epochs=2", "--save-every-n=5"]  # fmt: skip
+
+
+def run(
+    corpus: Path, exp: Path, *more: str, failure: str = ""
+) -> tuple[subprocess.CompletedProcess, float]:
+    """Trains in processes of their own; the seconds it took come second."""
+    options = ["--data-dir", str(corpus), "--exp-dir", str(exp), *SMALL, *STEADY, *more]
+    exp.mkdir(exist_ok=True)
+    environment = {**os.environ, "TRACE": str(exp)}
+    if failure:
+        environment["FAILURE"] = failure
+    command = [sys.executable, "-m", "tests.train_driver", *options]
+    start = time.monotonic()
+    done = subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True)
+    return done, time.monotonic() - start
+
+
+def resumed_trace(exp: Path, behind: int, rank: int = 0) -> list:
+    """The steps of a killed and resumed training, without those that were done twice."""
+    noted = read_trace(exp, rank)
+    again = next(i for i in range(1, len(noted)) if noted[i][0] <= noted[i - 1][0])
+    assert noted[again][0] == behind + 1
+    return noted[:behind] + noted[again:]
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """At least 40 steps of one process."""
+    exp = tmp_path_factory.mktemp("alone")
+    done, _ = run(corpus, exp)
+    assert done.returncode == 0, done.stderr
+    assert len(read_trace(exp)) >= 40
+    return exp
+
+
+@pytest.fixture(scope="module")
+def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of two processes."""
+    exp = tmp_path_factory.mktemp("pair")
+    done, _ = run(corpus, exp, "--world-size=2")
+    assert done.returncode == 0, done.stderr
+    return exp
+
+
+def test_a_killed_training_resumes_with_the_same_losses_to_the_last_bit(
+    corpus: Path, alone: Path, tmp_path: Path
+) -> None:
+    done, _ = run(corpus, tmp_path, failure="kill 0 17")
+    assert done.returncode == -signal.SIGKILL
+    done, _ = run(corpus, tmp_path, "--resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert resumed_trace(tmp_path, behind=15) == read_trace(alone)
+    ends = [read_checkpoint(exp / "epoch-2.pt") for exp in (alone, tmp_path)]
+    for part in ("model", "model_avg"):
+        for name, value in ends[0][part].items():
+            assert torch.equal(value, ends[1][part][name]), name
+    assert ends[0]["progress"] == ends[1]["progress"]
+    assert (alone / "history.json").read_text() == (tmp_path / "history.json").read_text()
+
+
+def test_two_processes_take_the_steps_of_one(alone: Path, pair: Path) -> None:
+    first, second = (read_trace(pair, rank) for rank in (0, 1))
+    for one, a, b in zip(read_trace(alone), first, second):
+        assert sorted(one[1]) == sorted(a[1] + b[1])
+    assert any(not b[1] for b in second)  # a step of one batch: the other process had none
+    ends = [read_checkpoint(exp / "checkpoint-20.pt")["model"] for exp in (alone, pair)]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-5)
+
+
+def test_an_error_in_one_process_ends_both_and_they_resume_with_the_same_batches(
+    corpus: Path, pair: Path, tmp_path: Path
+) -> None:
+    done, seconds = run(corpus, tmp_path, "--world-size=2", failure="raise 1 22")
+    assert done.returncode == 1 and seconds < 60
+    assert "process 1 failed: Traceback" in done.stderr
+    assert "ArithmeticError: this is a test" in done.stderr
+    done, _ = run(corpus, tmp_path, "--world-size=2", "--resume=auto")
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        straight, resumed = read_trace(pair, rank), resumed_trace(tmp_path, 20, rank)
+        assert [ids for _, ids, _ in straight] == [ids for _, ids, _ in resumed]
+
+
+def test_a_process_that_stands_still_ends_the_other(corpus: Path, tmp_path: Path) -> None:
+    """The driver sets the patience to seconds."""
+    done, seconds = run(corpus, tmp_path, "--world-size=2", failure="stop 1 3")
+    assert done.returncode == 1 and seconds < 60
+    assert "process 1 was silent" in done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_behind_the_step_and_names_the_command_that_goes_on(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    signum: int,
+) -> None:
+    add = Stepper.add
+
+    def add_and_signal(self, batch) -> None:
+        if self.state.progress.step == 3:
+            os.kill(os.getpid(), signum)
+        add(self, batch)
+
+    monkeypatch.setattr(Stepper, "add", add_and_signal)
+    before = signal.getsignal(signum)
+    assert run_train(corpus, tmp_path, *STEADY) == 0
+    assert signal.getsignal(signum) == before
+    log = "".join(path.read_text() for path in (tmp_path / "log").iterdir())
+    assert f"to go on: ./train.sh --data-dir {corpus} " in log and "--resume auto" in log
+    assert read_checkpoint(tmp_path / "checkpoint-4.pt")["progress"]["step"] == 4
+
+
+def batches(durations: list[float]) -> list[CutSet]:
+    """One cut a batch, with one token a second."""
+    found = []
+    for i, duration in enumerate(durations):
+        supervision = dummy_supervision(i)
+        supervision.custom = {"tokens": list(range(int(duration)))}
+        found.append(
+            CutSet.from_cuts([dummy_cut(i, duration=duration, supervisions=[supervision])])
+        )
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_steps_do_not_depend_on_the_number_of_processes(world_size: int) -> None:
+    durations = [4.0, 4.0, 3.0, 12.0, 1.0, 2.0, 8.0]
+    turns = [
+        list(steps.Turns(batches(durations), 10.0, rank, world_size)) for rank in range(world_size)
+    ]
+    assert len({len(t) for t in turns}) == 1  # as many turns for each
+    formed: list[list[float]] = [[]]
+    for together in zip(*turns):
+        assert len({(place.tokens, place.batches, place.is_last) for _, place in together}) == 1
+        for cuts, place in together:
+            formed[-1] += [cut.duration for cut in cuts]
+            assert not len(cuts) or durations[place.index] == cuts[0].duration
+        if together[0][1].is_last:
+            assert together[0][1].tokens == sum(formed[-1])
+            formed.append([])
+    # The third batch would make 11 seconds; one longer than the bound is a step of its own.
+    assert formed == [[4.0, 4.0], [3.0], [12.0], [1.0, 2.0], [8.0], []]
+
+
+def test_without_a_total_duration_each_process_has_one_batch_of_a_step() -> None:
+    turns = [list(steps.Turns(batches([1.0] * 5), 0.0, rank, 2, skip=2)) for rank in (0, 1)]
+    assert [place.index for _, place in turns[0]] == [2, 4]
+    assert [len(cuts) for cuts, _ in turns[1]] == [1, 0]
+    assert all(place.is_last for t in turns for _, place in t)

@@ -10,22 +10,19 @@ recognises says anything about XLSR.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from local.standin_pretraining import Outcome, pretrain
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.exporting.hugging_face import hugging_face_weights, write_folder
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
-from xlsr_transducer.model.xlsr_checkpoint import POS_CONV
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 SHAPE = XlsrConfig(
@@ -41,29 +38,6 @@ SHAPE = XlsrConfig(
     layerdrop=0.0,
 )
 DEFAULT_STEPS = 1500
-# What Hugging Face's configuration has besides the fields of XlsrConfig.
-HUGGING_FACE_CONFIG = {
-    "architectures": ["Wav2Vec2Model"],
-    "model_type": "wav2vec2",
-    "feat_extract_activation": "gelu",
-    "hidden_act": "gelu",
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
-    "initializer_range": 0.02,
-    "mask_time_prob": 0.075,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-PREPROCESSOR_CONFIG = {
-    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-    "do_normalize": True,
-    "feature_size": 1,
-    "padding_side": "right",
-    "padding_value": 0.0,
-    "return_attention_mask": True,
-    "sampling_rate": 16000,
-}
 CARD = """---
 language: et
 ---
@@ -91,37 +65,10 @@ def random_network(config: XlsrConfig, seed: int) -> Wav2Vec2:
     return network
 
 
-def hugging_face_weights(network: Wav2Vec2) -> dict[str, Tensor]:
-    """The state dict with the positional convolution's weight norm spelled out again.
-
-    ``weight_g`` and ``weight_v`` are the names that every version of transformers reads.
-    """
-    weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    folded = weights.pop(POS_CONV + "weight")
-    weights[POS_CONV + "weight_v"] = folded
-    norm = folded.double().square().sum(dim=(0, 1), keepdim=True).sqrt()
-    weights[POS_CONV + "weight_g"] = norm.float()
-    return weights
-
-
 def write_checkpoint(out_dir: Path, config: XlsrConfig, network: Wav2Vec2, origin: str) -> None:
-    """Writes the folder: configuration, weights, preprocessor and a card with ``origin``."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    weights = hugging_face_weights(network)
-    values: dict[str, Any] = {**HUGGING_FACE_CONFIG, **config.to_dict()}
-    values["num_feat_extract_layers"] = len(config.conv_dim)
-    millions = sum(w.numel() for w in weights.values()) / 1e6
-    card = CARD.format(millions=millions, origin=origin)
-    files = {
-        "model.safetensors": save(weights, metadata={"format": "pt"}),
-        "preprocessor_config.json": (json.dumps(PREPROCESSOR_CONFIG, indent=2) + "\n").encode(),
-        "README.md": card.encode(),
-        "config.json": (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(),
-    }
-    for name, content in files.items():  # config.json last: it tells that the rest is there
-        partial = out_dir / f"{name}.tmp"
-        partial.write_bytes(content)
-        os.replace(partial, out_dir / name)
+    """Writes the folder, with a card that says ``origin``."""
+    millions = sum(w.numel() for w in hugging_face_weights(network).values()) / 1e6
+    write_folder(out_dir, config, network, CARD.format(millions=millions, origin=origin))
 
 
 def make_random(

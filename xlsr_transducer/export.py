@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,13 +69,15 @@ def export(job: Job, out_dir: Path, reference: Reference) -> list[Verdict]:
             folder = Path(scratch)
             job.loaded.tokenizer.write_tokens(folder / TOKENS)
             (folder / BPE_MODEL).write_bytes(job.loaded.tokenizer.to_bytes())
-            passed = {TOKENS, BPE_MODEL}
+            passed = {TOKENS: out_dir, BPE_MODEL: out_dir}
             for artifact in write(job, folder):
                 logging.info(f"checking {', '.join(artifact.files)} in a fresh process")
                 verdicts.append(check(artifact, folder, reference))
-                passed.update(artifact.files if verdicts[-1].is_passed else ())
-            for name in sorted(passed):
-                os.replace(folder / name, out_dir / name)
+                if verdicts[-1].is_passed:
+                    passed.update(dict.fromkeys(artifact.files, artifact.home or out_dir))
+            for name, home in passed.items():
+                home.mkdir(parents=True, exist_ok=True)
+                shutil.move(str(folder / name), str(home / name))
     return verdicts
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,18 +132,34 @@ def tokens_beside(model: Path, tokens: Path | None) -> list[str]:
     return read_tokens(path)
 
 
+def check_archive(path: Path) -> Path:
+    """Returns the path of a file by PyTorch, which does not look at checksums itself.
+
+    Raises:
+      UserError: the file is missing, truncated or changed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as e:
+        raise UserError(
+            f"{path}: no file by PyTorch, or truncated ({e}); copy or export it again"
+        ) from e
+    if changed:
+        raise UserError(f"{path}: damaged ({changed} was changed); copy or export it again")
+    return path
+
+
 def load_script(path: Path) -> torch.jit.ScriptModule:
     """A TorchScript file on the CPU.
 
     Raises:
       UserError: it is missing, damaged or no TorchScript.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     try:
-        return torch.jit.load(str(path), map_location="cpu").eval()
+        return torch.jit.load(str(check_archive(path)), map_location="cpu").eval()
     except (RuntimeError, ValueError, EOFError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        raise UserError(
-            f"{path}: no TorchScript file, or damaged ({reason}); export it again"
-        ) from e
+        raise UserError(f"{path}: no TorchScript file ({reason}); export it again") from e

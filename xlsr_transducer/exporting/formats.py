@@ -32,6 +32,7 @@ class FormatOptions:
     wav2vec2_ctc: bool = option(
         False, "write wav2vec2_ctc.pt, with greedy search inside, which stock sherpa serves"
     )
+    hf: Path | None = option(None, "write XLSR into this folder, as Hugging Face has it")
     onnx: bool = option(False, "write encoder, decoder and joiner as ONNX files, and model.onnx")
     fp16: bool = option(False, "with --onnx 1: further ONNX files with float16 weights")
     int8: bool = option(False, "with --onnx 1: further ONNX files with int8 weights")
@@ -50,6 +51,7 @@ FORMATS = {
     "jit_trace": "xlsr_transducer.exporting.traced",
     "wav2vec2_ctc": "xlsr_transducer.exporting.wav2vec2_ctc",
     "onnx": "xlsr_transducer.exporting.onnx_format",
+    "hf": "xlsr_transducer.exporting.hugging_face",
 }
 
 
@@ -79,6 +81,9 @@ class Artifact:
     tolerance: float = 0.0  # largest difference of the encoder output; 0: equal to the last bit
     same_text: bool = True  # tokens and their frames must be equal
     is_projected: bool = False  # its encoder output is what the joiner projects it to
+    # What gives the outputs to compare with, where it is not the whole checkpoint.
+    expected: Callable[[Sequence[Tensor]], list[Output]] | None = None
+    home: Path | None = None  # where the files belong, if not in the folder of the export
 
 
 def chosen_formats(options: FormatOptions) -> list[Callable[[Job, Path], list[Artifact]]]:

@@ -1,0 +1,125 @@
+"""What sherpa asks of TorchScript files, in its order, with torch alone; prints JSON.
+
+    python sherpa_calls.py AUDIO OFFLINE STREAMING WAV2VEC2_CTC
+
+Offline transducer, streaming zipformer and wav2vec 2.0 with CTC, as its C++ sources call them:
+warm-up first, batches padded with the log of 1e-10, one symbol per frame, blank 0.
+"""
+
+import json
+import sys
+
+import torch
+
+PADDING = -23.025850929940457
+
+
+def pad(waves, layout):
+    """The shapes in which samples reach an encoder, and their lengths in units of dimension 1."""
+    if layout == "frames":
+        whole = [w[: len(w) // 160 * 160] for w in waves]
+        waves = [w.reshape(-1, 160) for w in whole]
+    elif layout == "columns":
+        waves = [w.unsqueeze(1) for w in waves]
+    lens = torch.tensor([len(w) for w in waves])
+    padded = torch.nn.utils.rnn.pad_sequence(waves, True, PADDING)
+    return padded, lens
+
+
+def search(model, encoder_out, lens, context, found, start=0):
+    """Greedy search from where ``found`` and ``context`` stand, joined frame by frame."""
+    projected = model.joiner.encoder_proj.forward(encoder_out)
+    for row in range(len(lens)):
+        for t in range(int(lens[row])):
+            decoder_out = model.decoder.forward(torch.tensor([context[row]]), False)
+            decoder_out = model.joiner.decoder_proj.forward(decoder_out)
+            logits = model.joiner.forward(
+                projected[row, t].view(1, 1, 1, -1), decoder_out.unsqueeze(1), False
+            )
+            token = int(logits.argmax())
+            if token != 0:
+                context[row] = context[row][1:] + [token]
+                found[row][0].append(token)
+                found[row][1].append(start + t)
+    return found
+
+
+def begin(model, streams):
+    first = [-1] * (model.decoder.context_size - 1) + [0]
+    return [list(first) for _ in range(streams)], [[[], []] for _ in range(streams)]
+
+
+def offline(model, waves, layout):
+    x, lens = pad(waves, layout)
+    encoder_out, out_lens = model.encoder.forward(x, lens)[:2]
+    assert out_lens.dtype == torch.int64
+    return search(model, encoder_out, out_lens, *begin(model, len(waves)))
+
+
+def batch_dim(i, count):
+    return 1 if i < count - 2 and i % 6 < 4 else 0
+
+
+def streaming(model, waves):
+    """All streams in one batch that is taken apart and put together again at each step."""
+    size = 2 * model.encoder.chunk_size + model.encoder.pad_length
+    model.encoder.forward(
+        torch.rand(1, size, 80), torch.tensor([size]), model.encoder.get_init_states(1)
+    )
+    states = [model.encoder.get_init_states(1, torch.device("cpu")) for _ in waves]
+    context, found = begin(model, len(waves))
+    shift = 2 * model.encoder.chunk_size * 160
+    for start in range(0, max(map(len, waves)), shift):
+        windows = torch.zeros(len(waves), size * 160)
+        lens = torch.zeros(len(waves), dtype=torch.int64)
+        for row, wave in enumerate(waves):
+            part = wave[start : start + size * 160]
+            windows[row, : len(part)], lens[row] = part, len(part)
+        count = len(states[0])
+        joined = [torch.cat([s[i] for s in states], batch_dim(i, count)) for i in range(count)]
+        encoder_out, out_lens, joined = model.encoder.forward(windows, lens, joined)
+        parts = [t.chunk(len(waves), batch_dim(i, count)) for i, t in enumerate(joined)]
+        states = [list(s) for s in zip(*parts)]
+        frames = model.encoder.chunk_size // 2
+        search(model, encoder_out, out_lens, context, found, start // shift * frames)
+    return found
+
+
+def ctc(model, waves):
+    x, lens = pad(waves, "samples")
+    logits, out_lens = model.forward(x, lens)
+    best = logits.log_softmax(-1).argmax(-1)
+    found = []
+    for row in range(len(waves)):
+        before, tokens, frames = 0, [], []
+        for t, token in enumerate(best[row, : out_lens[row]].tolist()):
+            if token not in (0, before):
+                tokens.append(token)
+                frames.append(t // 2)  # frames of 20 ms
+            before = token
+        found.append([tokens, frames])
+    return found
+
+
+def main(audio, *files):
+    waves = torch.load(audio)
+    models = [torch.jit.load(f, map_location="cpu").eval() for f in files]
+    assert [hasattr(m, "joiner") for m in models] == [True, True, False]
+    assert models[1].encoder.original_name == "StreamingEncoderModel"
+    assert models[2].original_name == "Wav2Vec2Model"
+    models[0].encoder.forward(torch.zeros(1, 200, 80), torch.tensor([200]))
+    models[0].encoder.forward(torch.zeros(1, 32000), torch.tensor([32000]))
+    models[2].forward(torch.zeros(1, 32000), torch.tensor([32000]))
+    found = {"offline alone": [offline(models[0], [w], "samples")[0] for w in waves]}
+    for layout in ("samples", "columns", "frames"):
+        found[f"offline, {layout} together"] = offline(models[0], waves, layout)
+    found["streaming"] = streaming(models[1], waves)
+    found["ctc alone"] = [ctc(models[2], [w])[0] for w in waves]
+    found["ctc together"] = ctc(models[2], waves)
+    assert not any(name.startswith("xlsr_transducer") for name in sys.modules)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main(*sys.argv[1:])

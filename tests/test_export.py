@@ -1,0 +1,224 @@
+"""Exports: every file says what the checkpoint says, alone, in batches, and to k2's servers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from xlsr_transducer import (
+    decode,
+    export,
+    jit_pretrained,
+    jit_pretrained_streaming,
+    jit_trace_pretrained,
+    pretrained,
+)
+from xlsr_transducer.data.audio_file import read_audio_file
+from xlsr_transducer.errors import UserError
+from xlsr_transducer.exporting import torchscript, wav2vec2_ctc
+from xlsr_transducer.exporting.scripted import OfflineEncoder
+from xlsr_transducer.inference import Output, recognise
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
+from xlsr_transducer.search import SearchOptions
+from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVERS = Path(__file__).with_name("sherpa_calls.py")
+STREAMING = "jit_script_chunk_16_left_2.pt"
+TRACES = [f"{part}_jit_trace.pt" for part in ("encoder", "decoder", "joiner")]
+
+
+@pytest.fixture(scope="module")
+def folder(streaming_exp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every format of PyTorch and Hugging Face, exported by the command."""
+    out = tmp_path_factory.mktemp("export")
+    formats = ["--jit=1", "--jit-trace=1", "--wav2vec2-ctc=1", f"--hf={out / 'hf'}"]
+    assert export.main(["--exp-dir", str(streaming_exp), "--out-dir", str(out), *formats]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def wavs(corpus: Path) -> list[Path]:
+    return sorted((corpus / "demo").glob("test_seen_*.wav"))[:4]
+
+
+@pytest.fixture(scope="module")
+def decoded(corpus: Path, streaming_exp: Path) -> dict[str, tuple[list[int], list[int]]]:
+    """Tokens and frames that ``decode`` gives, by the name of the file."""
+    decode.main(["--exp-dir", str(streaming_exp), "--data-dir", str(corpus),
+                 "--split=test_seen", "--num-workers=0"])  # fmt: skip
+    newest = max((streaming_exp / "greedy_search").glob("tokens-test_seen-*.jsonl"),
+                 key=lambda p: p.stat().st_mtime_ns)  # fmt: skip
+    records = map(json.loads, newest.read_text().splitlines())
+    return {r["id"]: (r["tokens"], r["frames"]) for r in records}
+
+
+def outputs_of(folder: Path, wavs: list[Path]) -> dict[str, list[Output]]:
+    waves = [torch.from_numpy(read_audio_file(path)) for path in wavs]
+    recognisers = {
+        "pretrained": pretrained.load(pretrained.PretrainedOptions(folder / "pretrained.pt")),
+        "jit": jit_pretrained.load(jit_pretrained.ScriptOptions(folder / "cpu_jit.pt")),
+        "streaming": jit_pretrained_streaming.load(
+            jit_pretrained.ScriptOptions(folder / STREAMING)
+        ),
+        "trace": jit_trace_pretrained.load(
+            jit_trace_pretrained.TraceOptions(*(folder / name for name in TRACES))
+        ),
+    }
+    found = {k: list(recognise(r, waves, SearchOptions())) for k, r in recognisers.items()}
+    files = [folder / wav2vec2_ctc.MODEL, folder / wav2vec2_ctc.TOKENS]
+    return {**found, "wav2vec2_ctc": wav2vec2_ctc.run(files, waves)}
+
+
+def test_every_format_gives_the_tokens_and_times_of_decode(folder, wavs, decoded) -> None:
+    expected = [decoded[path.stem] for path in wavs]
+    assert sum(len(tokens) for tokens, _ in expected) > 50
+    for name, outputs in outputs_of(folder, wavs).items():
+        assert [(o.tokens, o.frames) for o in outputs] == expected, name
+
+
+def test_servers_get_the_same_from_torch_alone_in_padded_batches(folder, wavs, tmp_path) -> None:
+    # Frames of 10 ms cannot carry what is left over.
+    waves = [torch.from_numpy(read_audio_file(path)) for path in wavs[:3]]
+    waves = [wave[: len(wave) // 160 * 160] for wave in waves]
+    torch.save(waves, tmp_path / "audio.pt")
+    files = [folder / "cpu_jit.pt", folder / STREAMING, folder / wav2vec2_ctc.MODEL]
+    done = subprocess.run(
+        [sys.executable, str(SERVERS), str(tmp_path / "audio.pt"), *map(str, files)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    model = jit_pretrained.load(jit_pretrained.ScriptOptions(folder / "cpu_jit.pt"))
+    outputs = recognise(model, waves, SearchOptions())
+    expected = [[o.tokens, o.frames] for o in outputs]
+    assert len(found) == 7
+    for way, result in found.items():
+        assert result == expected, way
+
+
+def test_xlsr_goes_back_to_hugging_face(folder, streaming_exp, corpus) -> None:
+    exported, source = load_xlsr(str(folder / "hf")), load_xlsr(str(corpus / "standin"))
+    loaded = load_model(CheckpointOptions(streaming_exp))
+    assert exported.config == source.config == loaded.config.xlsr
+    trained = loaded.model.encoder.xlsr.state_dict()
+    assert exported.weights.keys() == trained.keys()
+    for name, weight in exported.weights.items():
+        torch.testing.assert_close(weight, trained[name], atol=1e-7, rtol=1e-6)
+        if name.startswith("feature_extractor."):  # below the cut
+            assert torch.equal(weight, source.weights[name])
+    card = (folder / "hf" / "README.md").read_text()
+    assert source.sha256 in card and "chunk-16-left-2-sink-4" in card
+    assert "## Data" in card and '"base_lr": 0.005' in card and str(corpus) not in card
+
+
+def test_a_file_that_gives_something_else_is_deleted_and_the_status_is_1(
+    streaming_exp, tmp_path, monkeypatch, capsys
+) -> None:
+    full = ChunkSettings()
+    monkeypatch.setattr(torchscript, "OfflineEncoder", lambda e, _: OfflineEncoder(e, full))
+    options = ["--exp-dir", str(streaming_exp), "--out-dir", str(tmp_path), "--pretrained=0"]
+    assert export.main([*options, "--jit=1"]) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bpe.model", STREAMING, "tokens.txt"]
+    lines = capsys.readouterr().out.splitlines()
+    assert "encoder differs" in next(line for line in lines if line.startswith("cpu_jit.pt"))
+    assert lines[-1].startswith("deleted") and "cpu_jit.pt" in lines[-1]
+
+
+def test_recognising_needs_neither_lhotse_nor_training() -> None:
+    names = ["pretrained", "jit_pretrained", "jit_pretrained_streaming", "jit_trace_pretrained"]
+    lines = [f"import xlsr_transducer.{name}" for name in names]
+    foreign = ["lhotse", "k2", "tensorboard", "transformers", "torchaudio", "kaldialign"]
+    ours = [f"xlsr_transducer.training.{name}" for name in ("loop", "optim", "validate")]
+    lines.append(f"import sys; print([m for m in {foreign + ours} if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_commands_print_texts_and_times(folder, wavs, decoded, tmp_path, capsys) -> None:
+    samples, _ = soundfile.read(wavs[0])
+    soundfile.write(tmp_path / "a.flac", samples[::2], 8000)
+    model = str(folder / STREAMING)
+    files = [str(wavs[0]), str(tmp_path / "a.flac")]
+    jit_pretrained_streaming.main(["--nn-model-filename", model, "--timestamps=1", *files])
+    first, second = capsys.readouterr().out.splitlines()
+    name, text, times = first.split("\t")
+    assert name == files[0] and text and second.startswith(files[1] + "\t")
+    tokens, frames = decoded[wavs[0].stem]
+    assert times.split()[::2] == [f"{0.04 * frame:.2f}" for frame in frames]
+    jit_pretrained.main(["--nn-model-filename", str(folder / "cpu_jit.pt"), files[0]])
+    assert capsys.readouterr().out == f"{name}\t{text}\n"
+    pretrained.main(["--checkpoint", str(folder / "pretrained.pt"), files[0]])
+    assert capsys.readouterr().out == f"{name}\t{text}\n"
+
+
+@pytest.mark.parametrize("method", ["modified_beam_search", "ctc_greedy_search"])
+def test_other_searches_work_on_every_file(folder, wavs, method) -> None:
+    wave = [torch.from_numpy(read_audio_file(wavs[0]))]
+    options = SearchOptions(method)
+    recognisers = [
+        pretrained.load(pretrained.PretrainedOptions(folder / "pretrained.pt")),
+        jit_pretrained.load(jit_pretrained.ScriptOptions(folder / "cpu_jit.pt")),
+        jit_pretrained_streaming.load(jit_pretrained.ScriptOptions(folder / STREAMING)),
+    ]
+    found = [next(recognise(r, wave, options)) for r in recognisers]
+    assert found[0].tokens and [o.tokens for o in found] == [found[0].tokens] * 3
+
+
+def damaged(path: Path, folder: Path, kind: str) -> Path:
+    """A copy that lacks its end, or has one byte changed."""
+    content = bytearray(path.read_bytes())
+    if kind == "truncated":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 255
+    copy = folder / f"{kind}-{path.name}"
+    copy.write_bytes(content)
+    (folder / "tokens.txt").write_bytes((path.parent / "tokens.txt").read_bytes())
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["truncated", "tampered"])
+@pytest.mark.parametrize("name", ["pretrained.pt", "cpu_jit.pt", STREAMING])
+def test_damaged_files_are_refused_by_name(folder, tmp_path, wavs, name, kind) -> None:
+    path = damaged(folder / name, tmp_path, kind)
+    command, flag = {
+        "pretrained.pt": (pretrained, "--checkpoint"),
+        "cpu_jit.pt": (jit_pretrained, "--nn-model-filename"),
+        STREAMING: (jit_pretrained_streaming, "--nn-model-filename"),
+    }[name]
+    with pytest.raises(UserError, match=path.name):
+        command.main([flag, str(path), str(wavs[0])])
+
+
+@pytest.mark.parametrize(
+    "command, model, message",
+    [
+        (jit_pretrained, "none.pt", "no such file"),
+        (jit_pretrained, "encoder_jit_trace.pt", "has no encoder"),
+        (jit_pretrained_streaming, "cpu_jit.pt", "does not stream"),
+        (jit_pretrained, "pretrained.pt", "no TorchScript file"),
+    ],
+)
+def test_files_of_another_kind_are_refused(folder, wavs, command, model, message) -> None:
+    with pytest.raises(UserError, match=message):
+        command.main(["--nn-model-filename", str(folder / model), str(wavs[0])])
+
+
+def test_audio_and_tokens_that_cannot_be_read_are_named(folder, wavs, tmp_path) -> None:
+    model = ["--nn-model-filename", str(folder / "cpu_jit.pt")]
+    (tmp_path / "text.wav").write_text("no audio")
+    soundfile.write(tmp_path / "empty.wav", [], 16000)
+    for name in ("none.wav", "text.wav", "empty.wav"):
+        with pytest.raises(UserError, match=name):
+            jit_pretrained.main([*model, str(tmp_path / name)])
+    with pytest.raises(UserError, match="tokens"):
+        jit_pretrained.main([*model, "--tokens", str(tmp_path / "no.txt"), str(wavs[0])])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.errors import run_command
-from xlsr_transducer.inference import Recogniser, check_archive, encode_chunks, run
+from xlsr_transducer.inference import Recogniser, encode_chunks, run
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.options import option
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
@@ -51,7 +51,7 @@ def streaming(loaded: LoadedModel) -> Recogniser:
 
 def load(options: PretrainedOptions) -> Recogniser:
     """The model in a checkpoint, with the chunk settings that it was validated with."""
-    loaded = load_model(CheckpointOptions(checkpoint=check_archive(options.checkpoint)))
+    loaded = load_model(CheckpointOptions(checkpoint=options.checkpoint))
     return offline(loaded, loaded.config.streaming.default())
 
 

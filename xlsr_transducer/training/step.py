@@ -127,9 +127,12 @@ class Stepper:
                 loss = loss * weight / max(batch.place.tokens, 1)
                 self.state.scaler.scale(loss).backward()
         except RuntimeError as e:
-            # Where weights are sharded, the other processes wait for this one's share.
-            if not is_out_of_memory(e) or self.is_sharded:
+            if not is_out_of_memory(e):
                 raise
+            if self.is_sharded:  # the other processes wait for this one's shares
+                raise UserError(
+                    f"step {step}: {describe(batch)}, do not fit into memory: {ADVICE}"
+                ) from e
             return False
         if weight:
             self.sums.merge(sums)

@@ -22,7 +22,7 @@ from xlsr_transducer.training.sharding import check_sharding, gather, load_weigh
 TESTS = Path(__file__).parent
 needs_fsdp2 = pytest.mark.skipif(not has_fsdp2(), reason="this PyTorch has no fully_shard")
 PLAIN = ("--dropout", "0", "--xlsr-dropout", "0", "--time-mask-prob", "0", "--average-period", "2",
-         "--total-duration", "20", "--max-duration", "10")  # fmt: skip
+         "--total-duration", "20", "--max-duration", "10", "--clip-grad", "1000")  # fmt: skip
 
 
 @needs_fsdp2
@@ -81,7 +81,10 @@ def test_two_sharded_processes_go_on_from_a_plain_checkpoint_as_one_plain_proces
                 torch.testing.assert_close(actual[part][name], value, rtol=1e-5, atol=1e-5)
     first, second = expected["optimizer"]["state"], actual["optimizer"]["state"]
     assert first.keys() == second.keys()
-    assert all(first[i]["exp_avg"].shape == second[i]["exp_avg"].shape for i in first)
+    for i, moments in first.items():  # Adam's weights do not tell a gradient from its half
+        torch.testing.assert_close(
+            second[i]["exp_avg"], moments["exp_avg"], rtol=1e-3, atol=1e-5, msg=f"parameter {i}"
+        )
     assert expected["progress"] == pytest.approx(actual["progress"])
     load_model(CheckpointOptions(exp_dir=sharded, epoch=2, avg=1))
 

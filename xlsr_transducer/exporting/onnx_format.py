@@ -53,15 +53,16 @@ def write(job: Job, folder: Path) -> list[Artifact]:
       UserError: a package is missing, or the model is one that ONNX files cannot hold.
     """
     _check(job)
-    about = _about(job)
+    about = describe(job)
+    writers = [write_offline, _write_whole]
+    writers += [write_streaming] if not job.chunk.is_full_context else []
     artifacts = []
     for suffix, model in _precisions(job):
         with torch.no_grad(), graphs.traceable(model):
-            artifacts += _write_offline(job, model, suffix, folder, about)
-            if not job.chunk.is_full_context:
-                artifacts.append(_write_streaming(job, model, suffix, folder, about))
+            for write_files in writers:
+                artifacts.append(write_files(job, model, suffix, folder, about))
     if job.options.int8:
-        artifacts += [_quantize(a, folder) for a in artifacts if ".fp16" not in a.files[0]]
+        artifacts += [quantize(a, folder) for a in artifacts if ".fp16" not in a.files[0]]
     return artifacts
 
 
@@ -100,7 +101,7 @@ def _precisions(job: Job) -> Iterator[tuple[str, Transducer]]:
         yield ".fp16", graphs.half(job.loaded.model)
 
 
-def _about(job: Job) -> dict[str, Any]:
+def describe(job: Job) -> dict[str, Any]:
     """What every file says about the model."""
     config, model = job.loaded.config, job.loaded.model
     weights = hashlib.sha256()
@@ -125,44 +126,54 @@ def _about(job: Job) -> dict[str, Any]:
     }
 
 
-def _write_offline(
+def write_offline(
     job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
-) -> list[Artifact]:
-    # Longer than a chunk, and with padding: what is traced then holds for every length.
+) -> Artifact:
+    """Encoder, decoder and joiner for whole utterances."""
+    encoder, inputs = _offline_encoder(job, model)
+    three = names(job, suffix)
+    outputs = {"encoder_out": "NT", "encoder_out_lens": "N"}
+    _export(encoder, inputs, {"x": "Nn", "x_lens": "N"}, outputs, folder / three[0])
+    _finish(folder / three[0], {**about, "kind": "encoder"})
+    _write_rest(model, folder, three, about)
+    tolerance = TOLERANCES[suffix]
+    return Artifact(three, run_offline, job.chunk, False, tolerance, not suffix, True)
+
+
+def _offline_encoder(job: Job, model: Transducer) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """The module, and what it is traced with.
+
+    Longer than a chunk, and with padding: what is traced then holds for every length.
+    """
     num_samples = max(32000, 5 * 320 * job.chunk.chunk_size // 2)
     x = 0.05 * torch.randn(2, num_samples, generator=torch.Generator().manual_seed(0))
     lens = torch.tensor([num_samples, num_samples - 9600])
     encoder = graphs.WholeUtterances(OfflineEncoder(model.encoder, job.chunk), model.joiner)
-    decoder, joiner = _decoder_and_joiner(model)
-    three = names(job, suffix)
-    outputs = {"encoder_out": "NT", "encoder_out_lens": "N"}
-    _export(encoder, (x, lens), {"x": "Nn", "x_lens": "N"}, outputs, folder / three[0])
-    _finish(folder / three[0], {**about, "kind": "encoder"})
-    _write_rest(decoder, joiner, folder, three, about)
-
-    level = graphs.level_of(about["normalize"])
-    with _quiet_tracer():
-        traced = torch.jit.trace(encoder.eval(), (x[:1], lens[:1]), check_trace=False)
-    whole = graphs.WholeRecogniser(
-        traced,
-        graphs.GreedySearch(decoder, joiner),
-        about["vocab_size"],
-        level,
-    )
-    path = folder / f"{WHOLE}{suffix}.onnx"
-    _export(torch.jit.script(whole.eval()), (x[:1],), {"x": " n"}, {"logits": " T"}, path)
-    about = {**about, "kind": "whole recogniser", "level": level}
-    _finish(path, about, (1, None, about["vocab_size"]))
-    tolerance = TOLERANCES[suffix]
-    return [
-        Artifact(three, run_offline, job.chunk, False, tolerance, not suffix, True),
-        Artifact((path.name,), run_whole, job.chunk, False, tolerance, not suffix),
-    ]
+    return encoder.eval(), (x, lens)
 
 
-def _write_streaming(
+def _write_whole(
     job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
+    """``model.onnx``."""
+    encoder, inputs = _offline_encoder(job, model)
+    with _quiet_tracer():
+        traced = torch.jit.trace(encoder, tuple(x[:1] for x in inputs), check_trace=False)
+    level = graphs.level_of(about["normalize"])
+    search = graphs.GreedySearch(*_decoder_and_joiner(model))
+    whole = graphs.WholeRecogniser(traced, search, about["vocab_size"], level)
+    path = folder / f"{WHOLE}{suffix}.onnx"
+    scripted = torch.jit.script(whole.eval())
+    _export(scripted, (inputs[0][:1],), {"x": " n"}, {"logits": " T"}, path)
+    about = {**about, "kind": "whole recogniser", "level": level}
+    _finish(path, about, (1, None, about["vocab_size"]))
+    return Artifact((path.name,), run_whole, job.chunk, False, TOLERANCES[suffix], not suffix)
+
+
+def write_streaming(
+    job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
+) -> Artifact:
+    """Encoder, decoder and joiner for chunks."""
     step = graphs.OneChunk(model)
     state = model.encoder.get_init_states(2, torch.device("cpu"))
     x = torch.zeros(2, job.chunk.chunk_size * about["hop"])
@@ -177,21 +188,21 @@ def _write_streaming(
     shapes = json.dumps({name: ["N", *value.shape[1:]] for name, value in tensors.items()})
     about = {**about, "state_shapes": shapes}
     _finish(folder / three[0], {**about, "kind": "streaming encoder"})
-    _write_rest(*_decoder_and_joiner(model), folder, three, about)
+    _write_rest(model, folder, three, about)
     tolerance = TOLERANCES[suffix]
     return Artifact(three, run_streaming, job.chunk, True, tolerance, not suffix, True)
 
 
 def _decoder_and_joiner(model: Transducer) -> tuple[nn.Module, nn.Module]:
-    return graphs.ProjectedDecoder(model.decoder, model.joiner), graphs.ProjectedJoiner(
-        model.joiner
-    )
+    decoder = graphs.ProjectedDecoder(model.decoder, model.joiner)
+    return decoder.eval(), graphs.ProjectedJoiner(model.joiner).eval()
 
 
 def _write_rest(
-    decoder: nn.Module, joiner: nn.Module, folder: Path, three: tuple[str, ...], about: dict
+    model: Transducer, folder: Path, three: tuple[str, ...], about: dict[str, Any]
 ) -> None:
     """Decoder and joiner."""
+    decoder, joiner = _decoder_and_joiner(model)
     context = torch.zeros(2, about["context_size"], dtype=torch.int64)
     _export(decoder, (context,), {"y": "N"}, {"decoder_out": "N"}, folder / three[1])
     side = decoder(context)
@@ -256,7 +267,7 @@ def _finish(
     path.write_bytes(content[:place] + sha + content[place + 64 :])
 
 
-def _quantize(artifact: Artifact, folder: Path) -> Artifact:
+def quantize(artifact: Artifact, folder: Path) -> Artifact:
     """The same files with eight-bit weights in the encoder's matrix products.
 
     Decoder and joiner, a thousandth of the work, stay as they are.

@@ -281,6 +281,29 @@ def test_commands_print_text_and_times(folder, tmp_path, waves, job, capsys):
         assert name == str(wav) and text and float(times.split()[0]) >= 0
 
 
+def test_the_programs_of_the_documentation_need_nothing_else(job, folder, waves, tmp_path):
+    text = (ROOT / "docs/deploy.md").read_text(encoding="utf-8").split("## onnxruntime")[1]
+    whole, chunks = [part.split("```")[0] for part in text.split("```python\n")[1:3]]
+    chunks = chunks.replace("chunk-32", "chunk-16") + "    shown.append(frames[0, : lens[0]])\n"
+    (tmp_path / "exp").symlink_to(folder)
+    soundfile.write(tmp_path / "a.wav", waves[0].numpy(), 16000, subtype="FLOAT")
+    program = f"{whole}\nshown = []\n{chunks}\nnp.save('shown.npy', np.concatenate(shown))\n"
+    program += "import sys; assert 'torch' not in sys.modules\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    expected = next(recognise(offline(job.loaded, job.chunk), waves, GREEDY))
+    lines = [
+        f"{0.04 * frame:.2f} {job.loaded.tokenizer.tokens[token]}"
+        for frame, token in zip(expected.frames, expected.tokens)
+    ]
+    assert done.stdout.splitlines() == lines and len(lines) > 5
+    out = next(recognise(streaming(job.loaded), waves, GREEDY)).encoder_out
+    out = job.loaded.model.joiner.encoder_proj(out).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "shown.npy"), out, atol=5e-5)
+
+
 def test_without_onnx_the_option_says_what_to_install(job, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match="pip install onnx"):

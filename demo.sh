@@ -32,23 +32,16 @@ log "3. Features of the stand-in's last layer, and of its front end for the stre
 ./extract_features.sh --data-dir "$data" --xlsr "$standin" --cut frontend --num-jobs 2
 ./prepare.sh --data-dir "$data" --vocab-size 80 --stage 4
 
-# The epoch after the last one that was saved: an interrupted training goes on there.
-next_epoch() {
-  local last
-  last=$(ls "$1" 2>/dev/null | sed -n 's/^epoch-\([0-9]*\)\.pt$/\1/p' | sort -n | tail -n 1)
-  echo $((last + 1))
-}
-
 log "4. A full-context model on the frozen features of the last layer"
 ./train.sh "${small[@]}" --features last-cumulative --exp-dir "$exp/full" --num-epochs 12 \
-  --max-duration 14 --base-lr 0.003 --time-mask-length 8 --start-epoch "$(next_epoch "$exp/full")"
+  --max-duration 14 --base-lr 0.003 --time-mask-length 8 --resume auto
 
 log "5. A streaming model that goes on from it: all layers trained, many chunk sizes in one"
 ./train.sh "${small[@]}" --features frontend-cumulative --exp-dir "$exp/streaming" \
   --streaming 1 --chunk-size 32,16,64,-1 --left-context-chunks 2,1,4 \
   --attention-sink-size 4,0,16 --init-from "$exp/full/best-valid-wer.pt" \
   --num-epochs 4 --max-duration 20 --base-lr 0.002 --encoder-lr-scale 0.5 --xlsr-dropout 0.05 \
-  --start-epoch "$(next_epoch "$exp/streaming")"
+  --resume auto
 
 log "6. Word error rates: full context, then one streaming model at many latencies"
 python -m local.streaming_table --exp-dir "$exp/streaming" --data-dir "$data" \

@@ -60,9 +60,9 @@ def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of two processes."""
+    """The same of two processes, which find nothing to resume from."""
     exp = tmp_path_factory.mktemp("pair")
-    done, _ = run(corpus, exp, "--world-size=2")
+    done, _ = run(corpus, exp, "--world-size=2", "--resume=auto")
     assert done.returncode == 0, done.stderr
     return exp
 

@@ -57,7 +57,8 @@ class TracedStepper(Stepper):
     def _failure(self) -> str:
         how, rank, step = os.environ.get("FAILURE", "none -1 -1").split()
         is_now = int(rank) == RANK and int(step) == self.state.progress.step
-        return how if is_now else "none"
+        is_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        return how if is_now and not is_restarted else "none"
 
     def _fail(self) -> None:
         how = self._failure()

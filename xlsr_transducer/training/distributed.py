@@ -90,12 +90,10 @@ class Process:
         if self.world_size == 1:
             return text
         length = int(self.sum([len(text.encode()) if self.is_main else 0])[0])
-        coded = torch.zeros(length, dtype=torch.uint8)
-        if self.is_main:
-            coded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        coded = coded.to(self.device)
-        self.copy_from_main([coded])
-        return bytes(coded.tolist()).decode()
+        coded = list(text.encode()) if self.is_main else [0] * length
+        sent = torch.tensor(coded, dtype=torch.uint8, device=self.device)
+        self.copy_from_main([sent])
+        return bytes(sent.tolist()).decode()
 
 
 def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
@@ -123,7 +121,17 @@ def joined() -> Iterator[Process]:
     if world_size == 1:
         yield Process(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=PATIENCE))
+    # torchrun may keep the store when it starts the processes again: the addresses that those
+    # before left there would be waited for.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=PATIENCE,
+    )
     process = Process(rank, world_size, device)
     # Unlike its address, this is new whenever torchrun starts the processes again.
     token = int(process.sum([torch.seed() % 2**31 if rank == 0 else 0])[0])

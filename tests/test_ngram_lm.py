@@ -225,7 +225,10 @@ def test_a_model_of_words_has_those_of_the_training_text_and_of_the_other_one(co
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--ngram-lm=x.pt", "--decoding-method=modified_beam_search"], "x.pt works with .*_LG only, not"),
+        (
+            ["--ngram-lm=x.pt", "--decoding-method=modified_beam_search"],
+            "x.pt works with .*_LG only, not",
+        ),
         (["--ngram-lm=x", "--decoding-method=fast_beam_search_LG"], "needs --ngram-lm .*LG.pt"),
         (["--decoding-method=fast_beam_search_nbest_LG"], "stage 7 of ./prepare.sh makes"),
         (["--ngram-lm=x", "--decoding-method=greedy_search"], "--ngram-lm .* not with greedy"),

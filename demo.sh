@@ -2,7 +2,7 @@
 # The whole recipe on a small corpus that it synthesizes: ./demo.sh
 #
 # Sets up the environment (once), makes the corpus and a stand-in for XLSR, stores features,
-# trains a full-context and a streaming model, and ends with tables of word error rates.
+# trains a full-context and a streaming model, ends with tables of word error rates, and exports.
 # What is done already is not done again; remove data/demo_corpus and exp/demo to begin anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -52,5 +52,9 @@ for method in greedy_search modified_beam_search; do
 done
 python -m xlsr_transducer.streaming_decode --exp-dir "$exp/streaming" --data-dir "$data" \
   --split test_seen,test_unseen
+
+log "7. Export: each file is loaded again in a process of its own and compared with the checkpoint"
+python -m xlsr_transducer.export --exp-dir "$exp/streaming" --jit 1 --wav2vec2-ctc 1 --onnx 1 \
+  --wav "$data"/demo/test_seen_000[0-3].wav
 echo "These are figures of a stand-in on synthetic speech, with the number of words beside them:"
 echo "they say that the recipe works, and nothing about XLSR. Results lie in $exp."

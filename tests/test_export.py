@@ -19,6 +19,7 @@ from xlsr_transducer import (
     jit_trace_pretrained,
     pretrained,
 )
+from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.audio_file import read_audio_file
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting import torchscript, wav2vec2_ctc
@@ -45,8 +46,13 @@ def folder(streaming_exp: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def wavs(corpus: Path) -> list[Path]:
-    return sorted((corpus / "demo").glob("test_seen_*.wav"))[:4]
+def wavs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """At 16 kHz: lhotse, which ``decode`` reads with, resamples in its own way by torchaudio."""
+    folder, paths = tmp_path_factory.mktemp("wavs"), []
+    for path in sorted((corpus / "demo").glob("test_seen_*.wav"))[:4]:
+        paths.append(folder / path.name)
+        soundfile.write(paths[-1], read_audio(path), 16000, subtype="FLOAT")
+    return paths
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import attend_in_steps
+from xlsr_transducer.compat import attend_in_steps, gelu
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.model import wav2vec2_layers
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.model.wav2vec2_layers import PositionalConv
+from xlsr_transducer.model.wav2vec2_layers import ConvLayer, PositionalConv
 
 STATES = (*Wav2Vec2State._fields, "adapter")  # of a stream, in the order of the graph's inputs
 # A server that normalises the utterance has taken its level away. Models that hear it are given
@@ -156,13 +156,23 @@ def level_of(normalize: str) -> float:
 @contextlib.contextmanager
 def traceable(model: Transducer) -> Iterator[None]:
     """Inside, the network is computed in steps that ONNX has, in every precision."""
-    conv = model.encoder.xlsr.encoder.pos_conv_embed
-    conv.forward = types.MethodType(_gathered_windows, conv)
+    xlsr = model.encoder.xlsr
+    changed = {xlsr.encoder.pos_conv_embed: _gathered_windows}
+    for layer in xlsr.feature_extractor.conv_layers[1:]:
+        if layer.norm == "layer":
+            with torch.no_grad():
+                layer.product = _as_linear(layer.conv)
+            changed[layer] = _convolved_by_product
+    for module, forward in changed.items():
+        module.forward = types.MethodType(forward, module)
     try:
         with mock.patch.object(wav2vec2_layers, "attend", attend_in_steps):
             yield
     finally:
-        del conv.forward
+        for module in changed:
+            del module.forward
+            if hasattr(module, "product"):
+                del module.product
 
 
 def _gathered_windows(self: PositionalConv, x: Tensor, chunk_size: int) -> Tensor:
@@ -176,3 +186,24 @@ def _gathered_windows(self: PositionalConv, x: Tensor, chunk_size: int) -> Tenso
     windows = x[:, starts.unsqueeze(1) + torch.arange(self.left + chunk_size)]
     out = self._convolve(windows.flatten(0, 1))
     return out.reshape(batch, chunks * chunk_size, width)[:, :frames]
+
+
+def _as_linear(conv: nn.Conv1d) -> nn.Linear:
+    """The convolution as a product with all samples that an output sees, side by side."""
+    width, inputs, kernel = conv.weight.shape
+    linear = nn.Linear(inputs * kernel, width, bias=conv.bias is not None, dtype=conv.weight.dtype)
+    # Copies, as the tracer does not take parameters that two modules share.
+    linear.weight.copy_(conv.weight.transpose(1, 2).flatten(1))
+    if conv.bias is not None:
+        linear.bias.copy_(conv.bias)
+    return linear.requires_grad_(False)
+
+
+def _convolved_by_product(self: ConvLayer, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    """``ConvLayer.forward`` as a matrix product, which is faster and can have eight bits."""
+    kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+    lens = (torch.div(lens - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
+    x = x.transpose(1, 2)
+    frames = (x.shape[1] - kernel) // stride + 1
+    seen = torch.cat([x[:, i::stride][:, :frames] for i in range(kernel)], dim=2)
+    return gelu(self.layer_norm(self.product(seen))).transpose(1, 2), lens

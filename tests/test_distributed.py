@@ -18,6 +18,7 @@ from train_driver import read_trace
 
 from xlsr_transducer.data import steps
 from xlsr_transducer.training.checkpoint import read_checkpoint
+from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.step import Stepper
 
 # No dropout: only then do rounding errors not grow. Masks of frames are drawn all the same.
@@ -25,19 +26,15 @@ STEADY = ["--dropout=0", "--xlsr-dropout=0", "--max-duration=3", "--total-durati
           "--num-epochs=2", "--save-every-n=5"]  # fmt: skip
 
 
-def run(
-    corpus: Path, exp: Path, *more: str, failure: str = ""
-) -> tuple[subprocess.CompletedProcess, float]:
-    """Trains in processes of their own; the seconds it took come second."""
+def run(corpus: Path, exp: Path, *more: str, failure: str = "") -> subprocess.CompletedProcess:
+    """Trains in processes of their own."""
     options = ["--data-dir", str(corpus), "--exp-dir", str(exp), *SMALL, *STEADY, *more]
     exp.mkdir(exist_ok=True)
     environment = {**os.environ, "TRACE": str(exp)}
     if failure:
         environment["FAILURE"] = failure
     command = [sys.executable, "-m", "tests.train_driver", *options]
-    start = time.monotonic()
-    done = subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True)
-    return done, time.monotonic() - start
+    return subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True)
 
 
 def resumed_trace(exp: Path, behind: int, rank: int = 0) -> list:
@@ -52,7 +49,7 @@ def resumed_trace(exp: Path, behind: int, rank: int = 0) -> list:
 def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """At least 40 steps of one process."""
     exp = tmp_path_factory.mktemp("alone")
-    done, _ = run(corpus, exp)
+    done = run(corpus, exp)
     assert done.returncode == 0, done.stderr
     assert len(read_trace(exp)) >= 40
     return exp
@@ -60,9 +57,13 @@ def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of two processes, which find nothing to resume from."""
+    """The same of two processes, of which one fails behind step 22; then they go on."""
     exp = tmp_path_factory.mktemp("pair")
-    done, _ = run(corpus, exp, "--world-size=2", "--resume=auto")
+    done = run(corpus, exp, "--world-size=2", "--resume=auto", failure="raise 1 22")
+    assert done.returncode == 1, done.stderr
+    assert time.time() - (exp / "0.txt").stat().st_mtime < 60  # since the last step
+    (exp / "failure.txt").write_text(done.stderr)
+    done = run(corpus, exp, "--world-size=2", "--resume=auto")
     assert done.returncode == 0, done.stderr
     return exp
 
@@ -70,9 +71,9 @@ def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_training_resumes_with_the_same_losses_to_the_last_bit(
     corpus: Path, alone: Path, tmp_path: Path
 ) -> None:
-    done, _ = run(corpus, tmp_path, failure="kill 0 17")
+    done = run(corpus, tmp_path, failure="kill 0 17")
     assert done.returncode == -signal.SIGKILL
-    done, _ = run(corpus, tmp_path, "--resume=auto")
+    done = run(corpus, tmp_path, "--resume=auto")
     assert done.returncode == 0, done.stderr
     assert resumed_trace(tmp_path, behind=15) == read_trace(alone)
     ends = [read_checkpoint(exp / "epoch-2.pt") for exp in (alone, tmp_path)]
@@ -84,34 +85,38 @@ def test_a_killed_training_resumes_with_the_same_losses_to_the_last_bit(
 
 
 def test_two_processes_take_the_steps_of_one(alone: Path, pair: Path) -> None:
-    first, second = (read_trace(pair, rank) for rank in (0, 1))
-    for one, a, b in zip(read_trace(alone), first, second):
-        assert sorted(one[1]) == sorted(a[1] + b[1])
-    assert any(not b[1] for b in second)  # a step of one batch: the other process had none
     ends = [read_checkpoint(exp / "checkpoint-20.pt")["model"] for exp in (alone, pair)]
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-5)
 
 
-def test_an_error_in_one_process_ends_both_and_they_resume_with_the_same_batches(
-    corpus: Path, pair: Path, tmp_path: Path
-) -> None:
-    done, seconds = run(corpus, tmp_path, "--world-size=2", failure="raise 1 22")
-    assert done.returncode == 1 and seconds < 60
-    assert "process 1 failed: Traceback" in done.stderr
-    assert "ArithmeticError: this is a test" in done.stderr
-    done, _ = run(corpus, tmp_path, "--world-size=2", "--resume=auto")
-    assert done.returncode == 0, done.stderr
-    for rank in (0, 1):
-        straight, resumed = read_trace(pair, rank), resumed_trace(tmp_path, 20, rank)
-        assert [ids for _, ids, _ in straight] == [ids for _, ids, _ in resumed]
+def test_two_processes_that_failed_resume_with_the_same_batches(alone: Path, pair: Path) -> None:
+    first, second = (resumed_trace(pair, 20, rank) for rank in (0, 1))
+    expected = [[step, ids] for step, ids, _ in read_trace(alone)]
+    assert [[a[0], a[1] + b[1]] for a, b in zip(first, second)] == expected
+    assert any(not b[1] for b in second)  # a step of one batch: the other process had none
 
 
-def test_a_process_that_stands_still_ends_the_other(corpus: Path, tmp_path: Path) -> None:
-    """The driver sets the patience to seconds."""
-    done, seconds = run(corpus, tmp_path, "--world-size=2", failure="stop 1 3")
-    assert done.returncode == 1 and seconds < 60
-    assert "process 1 was silent" in done.stderr
+def test_an_error_in_one_process_ends_both_with_its_traceback(pair: Path) -> None:
+    """That it ended at all is in the fixture."""
+    said = (pair / "failure.txt").read_text()
+    assert "process 1 failed: Traceback" in said and "ArithmeticError: this is a test" in said
+    logs = "".join(path.read_text() for path in (pair / "log").iterdir())
+    assert logs.count("ArithmeticError: this is a test") == 2  # in both logs
+
+
+def test_a_process_that_stands_still_ends_the_other(capfd: pytest.CaptureFixture) -> None:
+    def too_late(signum: int, frame: object) -> None:
+        raise TimeoutError("the other process waits on")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(120)
+    try:
+        assert launch("tests.still_process", [], 2) == 1
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert "process 1 was silent" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

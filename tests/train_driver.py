@@ -3,7 +3,7 @@
 ``python -m tests.train_driver OPTIONS`` takes the options of ``xlsr_transducer.train``. In the
 environment, ``TRACE`` names a folder to note steps in, and ``FAILURE`` is ``HOW RANK STEP``: what
 process RANK does once STEP steps are done: ``raise`` an error, ``exit`` without a word, run out of
-memory (``oom``), ``stop`` or ``kill`` itself.
+memory (``oom``), or ``kill`` itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from xlsr_transducer import train
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.errors import run_command
-from xlsr_transducer.training import loop, watchdog
+from xlsr_transducer.training import loop
 from xlsr_transducer.training.failed_batch import Attempt
 from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.metrics import LossSums
@@ -68,14 +68,13 @@ class TracedStepper(Stepper):
             raise ArithmeticError("this is a test")
         if how == "exit":
             os._exit(3)
-        os.kill(os.getpid(), signal.SIGSTOP if how == "stop" else signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     train.launch = lambda module, argv, world_size: launch("tests.train_driver", argv, world_size)
     loop.Stepper = TracedStepper
-    watchdog.PATIENCE = 4.0
     return train.main(argv)
 
 

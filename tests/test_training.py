@@ -98,6 +98,17 @@ def test_the_running_mean_equals_the_mean_of_the_weights_of_each_step(
     torch.testing.assert_close(loaded.model.state_dict()[name], expected[name])
 
 
+def test_an_average_that_lacks_files_is_refused(streaming_exp: Path) -> None:
+    for options, message in (
+        ({"epoch": 2, "avg": 3}, "needs 4 files epoch"),
+        ({"epoch": 2, "avg": 3, "use_averaged_model": False}, "needs 3 files epoch"),
+        ({"iter": 5, "avg": 1}, "needs 2 files checkpoint"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_model(CheckpointOptions(exp_dir=streaming_exp, **options))
+    load_model(CheckpointOptions(exp_dir=streaming_exp, epoch=2, avg=2))  # from the start
+
+
 def test_mean_of_files_equals_a_float64_mean(tmp_path: Path) -> None:
     torch.manual_seed(0)
     values = torch.randn(5, 3, 4)

@@ -69,7 +69,8 @@ class Tokenizer:
         """Token ids of each text; a character the model does not know gives ``unk_id``."""
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts")
-        return self._model.encode(list(texts), out_type=int)
+        # Of a list, sentencepiece makes threads in each call, which take far longer than a text.
+        return [self._model.encode(text, out_type=int) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids. Blank and sos/eos are left out, unk becomes U+2047."""

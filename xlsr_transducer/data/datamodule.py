@@ -29,6 +29,7 @@ from xlsr_transducer.data.augment import Augmenter, AugmentOptions
 from xlsr_transducer.data.bounds import Bounded, FramesTokensConstraint, largest
 from xlsr_transducer.data.features import FRAME_SHIFT, cuts_path, load_feature_cuts, read_features
 from xlsr_transducer.data.flaws import damage_named, flaw
+from xlsr_transducer.data.order import Shuffled
 from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
@@ -156,7 +157,10 @@ class DataModule:
 
     def cuts(self, split: str) -> CutSet:
         """The cuts of a split with their tokens, lazily, without those that none can use."""
-        return self._all_cuts(split).filter(self.is_sound).map(self.tokenized)
+        return self._usable(self._all_cuts(split))
+
+    def _usable(self, cuts: CutSet) -> CutSet:
+        return cuts.filter(self.is_sound).map(self.tokenized)
 
     def _all_cuts(self, split: str) -> CutSet:
         if self.features:
@@ -247,7 +251,11 @@ class DataModule:
             yield dataset[cuts, Place(0, 1, tokens, is_last=True)]
 
     def _train_batches(self, splits: list[str], augmenter: Augmenter) -> Iterable[CutSet]:
-        cuts = self._joined(splits).filter(self.is_fit)
+        manifests = [self.manifest(split) for split in splits]
+        cuts = CutSet(Shuffled(manifests, augmenter.seed, augmenter.epoch))
+        if self.features:
+            cuts = cuts.with_features_path_prefix(self.features)
+        cuts = self._usable(cuts).filter(self.is_fit)
         cuts = cuts.map(partial(augmenter.change_speed, is_fit=self.is_fit))
         return self._batches(cuts, shuffle=True, seed=augmenter.seed, epoch=augmenter.epoch)
 

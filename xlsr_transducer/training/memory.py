@@ -63,7 +63,7 @@ def scan_for_oom(stepper: Stepper, batches: Iterable[Batch]) -> None:
     Raises:
       UserError: one does not fit into memory.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # that of GPUs is seeded anew for each batch
         for batch in batches:
             if not batch.ids:
                 continue

@@ -30,6 +30,7 @@ from xlsr_transducer.training.optim import (
 )
 from xlsr_transducer.training.scaled_adam import ScaledAdam
 from xlsr_transducer.training.schedules import eden, tri_stage
+from xlsr_transducer.training.sharding import load_optimizer
 
 BETAS = (0.9, 0.98)
 
@@ -207,6 +208,23 @@ def test_only_matrices_decay_and_every_parameter_has_one_rate() -> None:
         assert all((p.dim() > 1) == (group["weight_decay"] > 0) for p in group["params"])
     listed = [id(p) for g in groups for p in g["params"]]
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
+
+
+def test_a_resumed_optimizer_has_its_moments_back_and_the_rates_of_its_options() -> None:
+    model = small_model()
+    saved = make_optimizer(model, OptimOptions())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    saved.step()
+    other = make_optimizer(model, OptimOptions(encoder_lr_scale=0.3, weight_decay=0.5))
+    load_optimizer(other, saved.state_dict())
+    assert {(g["lr_scale"], g["weight_decay"]) for g in other.param_groups} == {
+        (0.3, 0.0), (0.3, 0.5), (1.0, 0.0), (1.0, 0.5)}  # fmt: skip
+    for parameter in model.parameters():
+        assert torch.equal(other.state[parameter]["exp_avg"], saved.state[parameter]["exp_avg"])
+    for options in (OptimOptions("scaled_adam"), OptimOptions(layer_lr_decay=0.9)):
+        with pytest.raises(UserError, match="other groups of parameters: go on with its --opt"):
+            load_optimizer(make_optimizer(model, options), saved.state_dict())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "scaled_adam"])

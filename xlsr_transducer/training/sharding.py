@@ -24,6 +24,7 @@ from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.optim import OptimOptions
 
 SHARDING = ("none", "fsdp2")
+_STATE_OF_GROUPS = ("params", "recent_norms")  # what a group holds beside options
 
 
 def check_sharding(optim: OptimOptions, use_fp16: bool, world_size: int) -> None:
@@ -143,8 +144,23 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``load_state_dict`` of a gathered state, for parameters that may be sharded."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    """``load_state_dict`` of a gathered state, for parameters that may be sharded.
+
+    Moments and what else was gathered from gradients come from the state; rates and decay stay
+    those of ``optimizer``, whose options may have changed.
+
+    Raises:
+      UserError: the state is of another optimizer, or of other groups of parameters.
+    """
+    groups, saved = optimizer.param_groups, state["param_groups"]
+    if [_kind(group) for group in groups] != [_kind(group) for group in saved]:
+        raise UserError(
+            "the checkpoint has the state of another optimizer, or of other groups of parameters: "
+            "go on with its --optimizer, --layer-lr-decay, --encoder-lr-scale and --weight-decay, "
+            "or begin anew from its weights with --init-from"
+        )
+    own = [{k: v for k, v in group.items() if k not in _STATE_OF_GROUPS} for group in groups]
+    parameters = [p for group in groups for p in group["params"]]
     divided = {
         index: {
             name: divided_like(value, parameters[index]) if isinstance(value, Tensor) else value
@@ -153,3 +169,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for index, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": divided})
+    for group, options in zip(optimizer.param_groups, own):
+        group.update(options)
+
+
+def _kind(group: dict[str, Any]) -> tuple[int, bool]:
+    """Of a group: its size, and whether it is of ScaledAdam."""
+    return len(group["params"]), "clipping_scale" in group

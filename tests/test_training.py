@@ -109,6 +109,21 @@ def test_an_average_that_lacks_files_is_refused(streaming_exp: Path) -> None:
     load_model(CheckpointOptions(exp_dir=streaming_exp, epoch=2, avg=2))  # from the start
 
 
+def test_old_checkpoints_are_removed_and_the_last_can_be_averaged(
+    corpus: Path, tmp_path: Path
+) -> None:
+    for name in ("epoch-9.pt", "checkpoint-999.pt"):  # of another training, and not the newest
+        (tmp_path / name).write_bytes(b"")
+    run_train(corpus, tmp_path, "--num-epochs=3", "--keep-last-epochs=2", "--save-every-n=2",
+              "--keep-last-k=1", "--average-period=1")  # fmt: skip
+    assert {p.name for p in tmp_path.glob("epoch-*.pt")} == {f"epoch-{n}.pt" for n in (2, 3, 9)}
+    last = read_checkpoint(tmp_path / "epoch-3.pt")["step"] // 2 * 2
+    steps = {p.name for p in tmp_path.glob("checkpoint-*.pt")}
+    assert steps == {f"checkpoint-{last}.pt", "checkpoint-999.pt"}
+    assert (tmp_path / "best-valid-wer.pt").is_file()
+    load_model(CheckpointOptions(exp_dir=tmp_path, epoch=3, avg=1))
+
+
 def test_mean_of_files_equals_a_float64_mean(tmp_path: Path) -> None:
     torch.manual_seed(0)
     values = torch.randn(5, 3, 4)

@@ -47,7 +47,10 @@ class LoopOptions:
     start_epoch: int = option(1, "epoch to start with; above 1 it loads the epoch before")
     start_batch: int = option(0, "if above 0: load checkpoint-N.pt and go on behind step N")
     save_every_n: int = option(4000, "steps between checkpoints within an epoch")
-    keep_last_k: int = option(30, "of those checkpoints, how many are kept")
+    keep_last_k: int = option(30, "of those checkpoints, how many are kept; 0: all")
+    keep_last_epochs: int = option(
+        20, "of the epochs' checkpoints, how many are kept, one more than --avg needs; 0: all"
+    )
     average_period: int = option(100, "steps between updates of the running mean of the weights")
     log_interval: int = option(50, "steps between log lines")
     seed: int = option(42, "seed of weights, order of data, dropout and chunk settings")
@@ -246,14 +249,21 @@ class Trainer:
         if is_best:
             self._save(BEST, is_whole=False)
         self._save(f"epoch-{epoch}.pt")
+        self._remove_old("epoch", epoch, self.loop.keep_last_epochs)
         return True
 
     def _save_numbered(self) -> None:
-        self._save(f"checkpoint-{self.state.progress.step}.pt")
-        if not self.process.is_main:
+        step = self.state.progress.step
+        self._save(f"checkpoint-{step}.pt")
+        self._remove_old("checkpoint", step, self.loop.keep_last_k)
+
+    def _remove_old(self, stem: str, newest: int, count: int) -> None:
+        """Keeps the last ``count`` files up to ``newest``, or all if that is 0; later ones are
+        another training's."""
+        if not (self.process.is_main and count > 0):
             return
-        saved = numbered_files(self.loop.exp_dir, "checkpoint")
-        for number in sorted(saved)[: -self.loop.keep_last_k]:
+        saved = numbered_files(self.loop.exp_dir, stem)
+        for number in sorted(n for n in saved if n <= newest)[:-count]:
             saved[number].unlink()
 
     def _save(self, name: str, is_whole: bool = True) -> None:

@@ -130,14 +130,18 @@ def set_trainable(model: Transducer, options: OptimOptions, step: int) -> None:
     """
     xlsr = model.encoder.xlsr
     frozen_now = step < options.freeze_encoder_steps or options.trainable_layers == 0
+    layers = _trained_layers(model, options)
     for name, parameter in xlsr.named_parameters():
-        parameter.requires_grad_(not frozen_now and _is_trained(name, model, options))
+        is_trained = not frozen_now and _is_trained(name, model, options, layers)
+        parameter.requires_grad_(is_trained)
     model.train()
     if not any(p.requires_grad for p in xlsr.parameters()):
         xlsr.eval()
 
 
-def _is_trained(name: str, model: Transducer, options: OptimOptions) -> bool:
+def _is_trained(
+    name: str, model: Transducer, options: OptimOptions, layers: dict[str, nn.Module]
+) -> bool:
     if name.startswith("feature_extractor."):
         return False
     if options.lora_rank > 0:
@@ -145,7 +149,7 @@ def _is_trained(name: str, model: Transducer, options: OptimOptions) -> bool:
     if options.trainable_layers < 0:
         return True
     if name.startswith("encoder.layers."):
-        return name.split(".")[2] in _trained_layers(model, options)
+        return name.split(".")[2] in layers
     return _is_top_norm(name, model)
 
 

@@ -113,6 +113,7 @@ while (($#)); do
 done
 
 stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
+((stage <= stop_stage)) || fail "--stage $stage comes after --stop-stage $stop_stage"
 
 cd "$root"
 . local/activate.sh

@@ -103,6 +103,8 @@ def _cell(text: str) -> str:
 def check_rejected(split: str, rejected: int, accepted: int, limit: float, path: Path) -> None:
     """Raises UserError if more than ``limit`` percent of a split's lines were rejected."""
     total = rejected + accepted
+    if not total:
+        raise UserError(f"{split}: the list is empty")
     if not accepted:
         raise UserError(f"{split}: none of {total} lines can be used; {path} says why")
     percent = 100 * rejected / total

@@ -260,7 +260,8 @@ def name_splits(args: argparse.Namespace) -> dict[str, Path]:
         lists[name] = path
     for path in lists.values():
         if not path.is_file():
-            raise UserError(f"the list {path} does not exist")
+            state = "is no file" if path.exists() else "does not exist"
+            raise UserError(f"the list {path} {state}")
     return lists
 
 

@@ -79,6 +79,15 @@ def test_a_resumed_training_ends_with_the_same_weights(
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+def test_a_new_training_does_not_mix_its_files_with_those_of_an_older_one(
+    corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "epoch-3.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="holds checkpoints of a training already.*--resume auto"):
+        run_train(corpus, tmp_path)
+    assert not (tmp_path / "settings.json").exists()
+
+
 def test_the_running_mean_equals_the_mean_of_the_weights_of_each_step(
     corpus: Path,
     tmp_path: Path,

@@ -61,7 +61,7 @@ def decode_set(
     loader = batches(audio, loaded.tokenizer, max_duration, num_workers)
     for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
         for line in batch.skipped:
-            logging.warning(f"{audio.name}: skipped, cannot be read: {line}")
+            audio.skip(line)
         if not batch.ids:
             continue
         start = time.perf_counter()

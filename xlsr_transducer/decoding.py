@@ -85,6 +85,12 @@ class AudioSet:
     cuts: CutSet
     has_text: bool
 
+    def skip(self, line: str) -> None:
+        """Leaves out what cannot be read, ``line`` says why; of files given by name, an error."""
+        if not self.has_text:
+            raise UserError(f"cannot be read: {line}")
+        logging.warning(f"{self.name}: skipped, cannot be read: {line}")
+
 
 def audio_sets(options: DecodeOptions, wavs: list[Path]) -> list[AudioSet]:
     """What to decode: wav files if given, else a manifest if given, else splits.

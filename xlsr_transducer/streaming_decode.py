@@ -98,9 +98,7 @@ class Audience:
             try:
                 samples = read_audio(cut)
             except UserError as e:
-                logging.warning(
-                    f"{self.results.audio.name}: skipped, cannot be read: {cut.id}: {e}"
-                )
+                self.results.audio.skip(f"{cut.id}: {e}")
                 continue
             self.results.texts[cut.id] = cut.supervisions[0].text
             self.speakers[cut.id] = Speaker(samples, self.pool.open(cut.id), self.piece)

@@ -35,7 +35,7 @@ from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.loop import LoopOptions, Trainer
 from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
-from xlsr_transducer.training.resume import resume_command
+from xlsr_transducer.training.resume import require_unused, resume_command
 
 OPTION_GROUPS = (
     DataOptions,
@@ -96,6 +96,8 @@ def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
     """Whether the training came to its end."""
     data_options, augment, loop, optim, loss, encoder, transducer, streaming, *rest = options
     failure, memory = rest
+    if not loop.resume and loop.start_epoch <= 1 and loop.start_batch <= 0:
+        require_unused(loop.exp_dir)
     set_up_logging(loop.exp_dir, "train", process.rank)
     torch.manual_seed(loop.seed)
     folder, features, xlsr = _model_input(args, streaming)

@@ -6,6 +6,7 @@ It learns the training text, or that of ``--lm-text``, and is validated on the t
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     options, lm_options = (from_args(cls, args) for cls in (LmTrainOptions, LmOptions))
     set_up_logging(options.exp_dir, "train-lm")
-    logging.info(f"settings: {vars(args)}")
+    logging.info("settings: " + json.dumps(vars(args), indent=2, default=str))
     torch.manual_seed(options.seed)
     tokenizer = Tokenizer.load(args.lang_dir or find_lang_dir(args.data_dir))
     if args.lm_text:

@@ -71,7 +71,7 @@ class ChunkSettings:
         if self.is_full_context:
             raise UserError(
                 "--chunk-size -1 cannot stream, as every frame waits for the end of the "
-                "utterance; give a chunk size such as 32"
+                "utterance; give a chunk size such as 32 (in decoding: --decode-chunk-len 32)"
             )
         return self.require_consistent()
 

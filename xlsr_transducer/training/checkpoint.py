@@ -195,8 +195,9 @@ def _last_files(options: CheckpointOptions, count: int) -> list[Path]:
     if options.epoch:  # a missing one would be an average over other epochs than meant
         numbers = [n for n in range(last - count + 1, last + 1) if n > 0]
     if len(numbers) < count:
+        hint = "; --use-averaged-model 0 needs one less" if count > options.avg else ""
         raise UserError(
             f"--avg {options.avg}: needs {count} files {stem}-*.pt up to {last} in "
-            f"{options.exp_dir}, and there are {len(numbers)}"
+            f"{options.exp_dir}, and there are {len(numbers)}{hint}"
         )
     return [options.exp_dir / f"{stem}-{n}.pt" for n in numbers[-count:]]

@@ -39,6 +39,16 @@ def newest_checkpoint(exp_dir: Path) -> Path | None:
     return None
 
 
+def require_unused(exp_dir: Path) -> None:
+    """Raises UserError where a new training would mix its files with those of an older one."""
+    found = {**numbered_files(exp_dir, "checkpoint"), **numbered_files(exp_dir, "epoch")}
+    if found:
+        raise UserError(
+            f"--exp-dir {exp_dir}: holds checkpoints of a training already; go on with it by "
+            f"--resume {AUTO}, remove the folder, or choose another one"
+        )
+
+
 def read_resumable(path: Path) -> dict:
     """A checkpoint that holds the state of a training too.
 

@@ -45,6 +45,15 @@ def test_log_and_tensorboard_hold_losses_rates_speed_samples_and_an_alignment(
     assert (tmp_path / "alignment.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_resumed_training_has_one_curve_in_tensorboard(corpus: Path, tmp_path: Path) -> None:
+    options = ("--num-epochs", "1", "--log-interval", "1", "--save-every-n", "2")
+    for more in ((), ("--start-batch", "2")):
+        run_train(corpus, tmp_path, *options, "--tensorboard", "1", *more)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    steps = [event.step for event in board.Scalars("train/simple")]
+    assert steps == list(range(1, steps[-1] + 1)) and len(steps) > 3
+
+
 def test_losses_that_are_not_finite_are_named_and_counted_at_the_end_of_the_epoch(
     corpus: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -36,9 +36,12 @@ class Watch:
         self.exp_dir, self.state, self.device = exp_dir, state, process.device
         self.clock = Clock(total_seconds, state.progress.seconds)
         self.sums = LossSums()
-        self.board = (
-            SummaryWriter(exp_dir / "tensorboard") if tensorboard and process.is_main else None
-        )
+        self.board: SummaryWriter | None = None
+        if tensorboard and process.is_main:
+            # What a killed training noted behind its checkpoint is done, and noted, again.
+            step = state.progress.step
+            purge_step = step + 1 if step > 0 else None
+            self.board = SummaryWriter(exp_dir / "tensorboard", purge_step=purge_step)
 
     def step(self, report: StepReport, log_interval: int) -> None:
         """Takes in a step; a log line and scalars every ``log_interval`` of them."""

@@ -121,10 +121,11 @@ def test_an_average_that_lacks_files_is_refused(streaming_exp: Path) -> None:
 def test_old_checkpoints_are_removed_and_the_last_can_be_averaged(
     corpus: Path, tmp_path: Path
 ) -> None:
-    for name in ("epoch-9.pt", "checkpoint-999.pt"):  # of another training, and not the newest
+    options = ("--keep-last-epochs=2", "--save-every-n=2", "--keep-last-k=1", "--average-period=1")
+    run_train(corpus, tmp_path, "--num-epochs=1", *options)
+    for name in ("epoch-9.pt", "checkpoint-999.pt"):  # of a training that went further
         (tmp_path / name).write_bytes(b"")
-    run_train(corpus, tmp_path, "--num-epochs=3", "--keep-last-epochs=2", "--save-every-n=2",
-              "--keep-last-k=1", "--average-period=1")  # fmt: skip
+    run_train(corpus, tmp_path, "--num-epochs=3", "--start-epoch=2", *options)
     assert {p.name for p in tmp_path.glob("epoch-*.pt")} == {f"epoch-{n}.pt" for n in (2, 3, 9)}
     last = read_checkpoint(tmp_path / "epoch-3.pt")["step"] // 2 * 2
     steps = {p.name for p in tmp_path.glob("checkpoint-*.pt")}

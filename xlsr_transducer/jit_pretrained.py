@@ -38,8 +38,14 @@ def load_transducer(path: Path) -> torch.jit.ScriptModule:
 
 
 def load(options: ScriptOptions) -> Recogniser:
-    """The model in a cpu_jit.pt."""
+    """The model in a cpu_jit.pt.
+
+    Raises:
+      UserError: the file's model streams.
+    """
     model = load_transducer(options.nn_model_filename)
+    if hasattr(model.encoder, "get_init_states"):
+        raise UserError(f"{options.nn_model_filename}: streams; use jit_pretrained_streaming")
     tokens = tokens_beside(options.nn_model_filename, options.tokens)
 
     def encode(wave: Tensor) -> Iterator[Tensor]:

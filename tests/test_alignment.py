@@ -238,6 +238,10 @@ def test_text_without_a_path_is_left_out_by_name(
     assert printed.out == "" and re.search(rf"skipped, no path: {wav}: \d+ tokens", printed.err)
     with pytest.raises(UserError, match="1 audio files, but 2 --text"):
         command.main([*arguments, "--text", "a", "--text", "b"])
+    with pytest.raises(UserError, match="--text is empty"):
+        command.main([*arguments, "--text", " "])
+    with pytest.raises(UserError, match="--text 'tere 日本': '日本' has characters"):
+        command.main([*arguments, "--text", "tere 日本"])
 
 
 def test_what_the_ctc_lattice_lacks_is_refused_by_name(corpus: Path, streaming_exp: Path) -> None:

@@ -144,6 +144,17 @@ def test_mean_of_files_equals_a_float64_mean(tmp_path: Path) -> None:
     assert torch.equal(mean, values.double().mean(0).float())
 
 
+def test_options_that_contradict_the_checkpoint_leave_the_settings_as_they_are(
+    corpus: Path, streaming_exp: Path, tmp_path: Path
+) -> None:
+    for name in ("epoch-1.pt", "settings.json"):
+        shutil.copy(streaming_exp / name, tmp_path)
+    before = (tmp_path / "settings.json").read_bytes()
+    with pytest.raises(UserError, match="other model options"):
+        run_train(corpus, tmp_path, "--resume", "auto", "--joiner-dim", "24")
+    assert (tmp_path / "settings.json").read_bytes() == before
+
+
 def test_batches_repeat_for_a_seed_and_resume_behind_those_seen(corpus: Path) -> None:
     data = data_module(corpus, max_duration=10.0)
     ids = [b.ids for b in data.train_loader(["train"], epoch=3, seed=1)]

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from xlsr_transducer.alignment import Span, align, align_ctc, token_spans, word_spans
 from xlsr_transducer.data.features import FRAME_SHIFT
+from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.decoding import AudioSet, DecodeOptions, audio_sets, batches, load_recogniser
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.logs import set_up_logging
@@ -75,6 +76,23 @@ def sets_to_align(options: DecodeOptions, wavs: list[Path], texts: list[str]) ->
     for cut, text in zip(cuts, texts):
         cut.supervisions[0].text = " ".join(text.split())
     return [dataclasses.replace(found[0], cuts=CutSet.from_cuts(cuts), has_text=True)]
+
+
+def check_texts(texts: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Refuses given texts that the model cannot say.
+
+    Raises:
+      UserError: one is empty, or has a word of unknown characters.
+    """
+    for text in texts:
+        if not text.split():
+            raise UserError("--text is empty: give the words that are said")
+        for word, ids in zip(text.split(), tokenizer.encode(text.split())):
+            if tokenizer.unk_id in ids:
+                raise UserError(
+                    f"--text {text!r}: {word!r} has characters that the model's tokens lack; "
+                    "spell it like the training text"
+                )
 
 
 @torch.no_grad()
@@ -200,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = sets_to_align(options, args.wavs, args.text or [])
     set_up_logging(folder, "align")
     loaded = load_recogniser(checkpoint)
+    check_texts(args.text or [], loaded.tokenizer)
     chunk = options.chunk(loaded.config)
     topology = _topology(args.method, args.rnnt_type, loaded.config.has_ctc)
     for audio in sets:

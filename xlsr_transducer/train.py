@@ -113,15 +113,15 @@ def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
     )
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
-    if process.is_main:
-        groups = (data_options, augment, loop, optim, loss, failure, memory)
-        _keep_settings(loop.exp_dir, args, config, *groups)
-        save_below_cut(xlsr, config, loop.exp_dir)
     data = DataModule(data_options, folder, tokenizer, augment)
     splits = load_splits(data_options.data_dir)
     logging.info(f"{process.describe()}, {_count(model)}")
     trainer = Trainer(model, config, data, splits, loop, optim, loss, process, failure, memory)
     trainer.resume()
+    if process.is_main:  # only now: options that contradict the checkpoint leave nothing behind
+        groups = (data_options, augment, loop, optim, loss, failure, memory)
+        _keep_settings(loop.exp_dir, args, config, *groups)
+        save_below_cut(xlsr, config, loop.exp_dir)
     with repeatable():
         return trainer.run()
 

@@ -179,6 +179,12 @@ def test_other_searches_work_on_every_file(folder, wavs, method) -> None:
     assert found[0].tokens and [o.tokens for o in found] == [found[0].tokens] * 3
 
 
+@pytest.mark.parametrize("method", ["fast_beam_search_LG", "modified_beam_search_LODR"])
+def test_searches_that_need_more_than_the_file_are_refused_with_those_that_do_not(method) -> None:
+    with pytest.raises(UserError, match=f"--method {method}: here it is one of greedy_search, "):
+        pretrained.main(["--checkpoint=none.pt", f"--method={method}", "none.wav"])
+
+
 def damaged(path: Path, folder: Path, kind: str) -> Path:
     """A copy that lacks its end, or has one byte changed."""
     content = bytearray(path.read_bytes())
@@ -211,6 +217,7 @@ def test_damaged_files_are_refused_by_name(folder, tmp_path, wavs, name, kind) -
         (jit_pretrained, "none.pt", "no such file"),
         (jit_pretrained, "encoder_jit_trace.pt", "has no encoder"),
         (jit_pretrained_streaming, "cpu_jit.pt", "does not stream"),
+        (jit_pretrained, STREAMING, "jit_pretrained_streaming"),
         (jit_pretrained, "pretrained.pt", "no TorchScript file"),
     ],
 )

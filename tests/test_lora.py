@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from stream_driver import TINY
-from tiny_recipe import run_train
+from tiny_recipe import run_and_resume, run_train
 from torch import nn
 
 from xlsr_transducer import decode
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
-from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model, read_checkpoint
+from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
 from xlsr_transducer.training.optim import (
     OptimOptions,
@@ -84,12 +83,7 @@ def test_only_the_small_matrices_of_the_trained_layers_change(layers: int, expec
 def test_a_training_goes_on_to_the_bit_and_decodes_without_flags(
     corpus: Path, tmp_path: Path
 ) -> None:
-    run_train(corpus, tmp_path / "a", *OPTIONS, "--save-every-n", "5")
-    (tmp_path / "b").mkdir()
-    for name in ("checkpoint-5.pt", "xlsr_below_cut.pt"):
-        shutil.copy(tmp_path / "a" / name, tmp_path / "b")
-    run_train(corpus, tmp_path / "b", *OPTIONS, "--start-batch", "5")
-    straight, resumed = (read_checkpoint(tmp_path / x / "epoch-2.pt") for x in "ab")
+    straight, resumed = run_and_resume(corpus, tmp_path, *OPTIONS)
     assert all(torch.equal(v, resumed["model"][k]) for k, v in straight["model"].items())
     assert all(float(x["lora_b"].abs().max()) > 0 for x in straight["lora"].values())
     assert not any("lora" in name for name in straight["model"])

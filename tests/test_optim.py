@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import statistics
 from pathlib import Path
 
@@ -12,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from stream_driver import TINY
-from tiny_recipe import run_train
+from tiny_recipe import run_and_resume
 from torch import nn
 
 from xlsr_transducer.compat import load_tensors
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
-from xlsr_transducer.training.checkpoint import read_checkpoint
 from xlsr_transducer.training.optim import (
     OptimOptions,
     limit_gradient,
@@ -285,15 +283,10 @@ def test_a_training_with_scaled_adam_learns_and_resumes_to_the_bit(
 ) -> None:
     own = ["--optimizer", "scaled_adam", "--base-lr", "0.02", "--freeze-encoder-steps", "3",
            "--layer-lr-decay", "0.8"]  # fmt: skip
-    run_train(corpus, tmp_path / "a", *own, "--save-every-n", "5")
+    straight, resumed = run_and_resume(corpus, tmp_path, *own)
     history = json.loads((tmp_path / "a" / "history.json").read_text())
     assert history[1]["train"]["pruned"] < history[0]["train"]["pruned"]
     settings = json.loads((tmp_path / "a" / "settings.json").read_text())["OptimOptions"]
     assert settings["clipping_scale"] == 2.0 and settings["weight_decay"] is None
-    (tmp_path / "b").mkdir()
-    for name in ("checkpoint-5.pt", "xlsr_below_cut.pt"):
-        shutil.copy(tmp_path / "a" / name, tmp_path / "b")
-    run_train(corpus, tmp_path / "b", *own, "--start-batch", "5")
-    straight, resumed = (read_checkpoint(tmp_path / x / "epoch-2.pt") for x in "ab")
     assert all(torch.equal(v, resumed["model"][k]) for k, v in straight["model"].items())
     assert str(straight["optimizer"]) == str(resumed["optimizer"])

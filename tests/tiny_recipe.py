@@ -6,6 +6,7 @@ Random weights and a handful of utterances: it shows that the parts fit, not wha
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def run_train(data_dir: Path, exp_dir: Path, *more: str) -> int:
             *more,
         ]
     )
+
+
+def run_and_resume(data_dir: Path, folder: Path, *options: str) -> tuple[dict, dict]:
+    """The last checkpoints of a training in ``folder``/a and of one in ``folder``/b that goes on
+    behind the fifth step of the first."""
+    run_train(data_dir, folder / "a", *options, "--save-every-n", "5")
+    (folder / "b").mkdir()
+    for name in ("checkpoint-5.pt", "xlsr_below_cut.pt"):
+        shutil.copy(folder / "a" / name, folder / "b")
+    run_train(data_dir, folder / "b", *options, "--start-batch", "5")
+    straight, resumed = (read_checkpoint(folder / name / "epoch-2.pt") for name in "ab")
+    return straight, resumed
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from xlsr_transducer.data.tokenizer import read_tokens, text_of
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.options import add_options, from_args, str2bool
 from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search.options import SELF_CONTAINED
 
 FRAME_SECONDS = 0.04  # of an encoder frame
 
@@ -109,6 +110,11 @@ def run(
     )
     args = parser.parse_args(argv)
     search_options = from_args(SearchOptions, args)
+    if search_options.decoding_method not in SELF_CONTAINED:
+        raise UserError(
+            f"--method {search_options.decoding_method}: here it is one of "
+            f"{', '.join(SELF_CONTAINED)}; decode has the others"
+        )
     recogniser = load(from_args(options, args))
     waves = (torch.from_numpy(read_audio_file(path)) for path in args.wavs)
     for path, output in zip(args.wavs, recognise(recogniser, waves, search_options)):

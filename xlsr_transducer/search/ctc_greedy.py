@@ -59,13 +59,9 @@ class CtcGreedySearch(Search):
         labels = torch.cat([state.label.unsqueeze(1), labels], 1)
         repeats = labels[:, 1:] == labels[:, :-1]
         tokens = labels[:, 1:].masked_fill(repeats | ~inside, self.blank_id)
-        at = (column + state.num_frames.unsqueeze(1)).unsqueeze(1)
-        origin = torch.zeros_like(state.history.lengths)
-        history = state.history.extend(
-            origin, tokens.unsqueeze(1), at, log_probs.unsqueeze(1), self.blank_id
-        )
+        at = column + state.num_frames.unsqueeze(1)
         return CtcState(
-            history=history.settle(torch.ones_like(origin, dtype=torch.bool)),
+            history=state.history.extend_single(tokens, at, log_probs, self.blank_id),
             label=labels.gather(1, lens.unsqueeze(1))[:, 0],
             num_frames=state.num_frames + lens,
             score=state.score + log_probs.masked_fill(~inside, 0).double().sum(1),
@@ -73,6 +69,4 @@ class CtcGreedySearch(Search):
 
     def nbest(self, state: CtcState, n: int) -> list[list[Hypothesis]]:
         """The one hypothesis of each stream, whatever ``n``."""
-        return state.history.hypotheses(
-            torch.zeros_like(state.history.lengths), state.score.unsqueeze(1), self.context_size
-        )
+        return state.history.nbest(state.score.unsqueeze(1), n, self.context_size)

@@ -91,13 +91,9 @@ class GreedySearch(Search):
                 context[spoke] = longer
                 decoder_side[spoke] = self._project_context(longer).to(decoder_side.dtype)
         frames = torch.arange(places[1], device=lens.device).div(per_frame, rounding_mode="floor")
-        frames = (frames + state.num_frames.unsqueeze(1)).unsqueeze(1)
-        origin = torch.zeros_like(state.history.lengths)
-        history = state.history.extend(
-            origin, tokens.unsqueeze(1), frames, log_probs.unsqueeze(1), self.blank_id
-        )
+        frames = frames + state.num_frames.unsqueeze(1)
         return GreedyState(
-            history=history.settle(torch.ones_like(origin, dtype=torch.bool)),
+            history=state.history.extend_single(tokens, frames, log_probs, self.blank_id),
             context=context,
             decoder_side=decoder_side,
             num_frames=state.num_frames + lens,
@@ -138,6 +134,4 @@ class GreedySearch(Search):
 
     def nbest(self, state: GreedyState, n: int) -> list[list[Hypothesis]]:
         """The one hypothesis of each stream, whatever ``n``."""
-        return state.history.hypotheses(
-            torch.zeros_like(state.history.lengths), state.score.unsqueeze(1), self.context_size
-        )
+        return state.history.nbest(state.score.unsqueeze(1), n, self.context_size)

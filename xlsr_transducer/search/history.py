@@ -141,6 +141,14 @@ class History:
             settled=settled,
         )
 
+    def extend_single(
+        self, tokens: Tensor, frames: Tensor, log_probs: Tensor, blank_id: int
+    ) -> History:
+        """``extend``, then ``settle``, where each stream has one hypothesis; all are (N, K)."""
+        origin = torch.zeros_like(self.lengths)
+        added = (x.unsqueeze(1) for x in (tokens, frames, log_probs))
+        return self.extend(origin, *added, blank_id).settle(torch.ones_like(origin).bool())
+
     def hypotheses(self, which: Tensor, scores: Tensor, norm: int) -> list[list[Hypothesis]]:
         """Reads hypotheses out.
 

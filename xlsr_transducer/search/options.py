@@ -30,6 +30,10 @@ LG_METHODS = tuple(method for method in METHODS if method.endswith("_LG"))
 ORACLE = "fast_beam_search_nbest_oracle"
 # Their results are made at the end of an utterance.
 OFFLINE_METHODS = ("modified_beam_search_lm_rescore", "fast_beam_search_LG", *NBEST_METHODS)
+# They need nothing beside the model: no language model, graph of words, k2 or reference.
+SELF_CONTAINED = tuple(
+    method for method in METHODS if method not in (*LM_METHODS, *OFFLINE_METHODS)
+)
 FLAVOURS = ("whole", "strict", "partial")
 
 

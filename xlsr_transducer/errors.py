@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
+
+# Errors of the system that say something about files and disks, not about the program.
+_OF_FILES = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ESTALE,
+}
 
 
 class UserError(ValueError):
@@ -24,7 +44,13 @@ def run_command(
         status = main(argv)
     except UserError as e:
         status = _complain(str(e))
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as e:
+    except BrokenPipeError:
+        # The reader of our output, such as head, has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    except OSError as e:
+        if e.errno not in _OF_FILES:
+            raise
         status = _complain(f"{e.strerror}: {e.filename}" if e.filename else str(e))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,0 +1,72 @@
+"""Files written whole or not at all: under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from xlsr_transducer.errors import UserError
+
+UNFINISHED = ".tmp"  # ends the name of a file that is being written
+
+
+@contextlib.contextmanager
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """Temporary names that become ``paths`` together when the block ends without an error.
+
+    The folders are made. After an error, what was there before still is.
+
+    Raises:
+      UserError: a file cannot be written, as the disk is full or read-only, for example.
+    """
+    temporary = [path.with_name(path.name + UNFINISHED) for path in paths]
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            for source, path in zip(temporary, paths):
+                os.replace(source, path)
+        finally:
+            for source in temporary:
+                source.unlink(missing_ok=True)
+    except OSError as e:
+        # Of other files, such as an input that is missing, the error names the file itself.
+        own = {str(p) for path, t in zip(paths, temporary) for p in (path, t, *path.parents)}
+        if e.filename is not None and str(e.filename) not in own:
+            raise
+        raise UserError(f"{_names(paths)}: could not be written ({e.strerror or e})") from e
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file, as ``replacing`` does."""
+    with replacing(path) as [temporary]:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Inside, this process alone holds the lock file ``path``, which is made if need be.
+
+    The system frees the lock when the process ends, however it ends.
+
+    Raises:
+      UserError: with ``message``; another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise UserError(message) from e
+        yield
+
+
+def _names(paths: tuple[Path, ...]) -> str:
+    return ", ".join(map(str, paths))

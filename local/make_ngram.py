@@ -5,9 +5,8 @@
 writes LANG_DIR/ngram_ORDER.arpa, or for stage 7, with `--unit word`, a model of the words,
 LANG_DIR/word_ngram_ORDER.arpa: interpolated modified Kneser-Ney (S. F. Chen, J. Goodman, "An
 empirical study of smoothing techniques for language modeling", 1999). The unigrams of
-tokens are `<s>`, `</s>` and then all tokens but blank and sos/eos in the order of tokens.txt, by
-which `--ngram-lm` sees that they belong to a model. Words are those of the training text and of
-the other one.
+tokens are `<s>`, `</s>` and then all tokens but blank and sos/eos. Words are those of the
+training text and of the other one.
 
 Letters: K n-grams of one order, V words of the language model, L words of the text.
 """

@@ -165,8 +165,9 @@ def test_language_model_and_hotwords_go_together_in_batches_and_pieces(lm):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("\tt5\t", "\tT5\t", "other tokens than the model's .unigram 6 is 'T5', not 't5'"),
-        ("\\1-grams:\n", "\\1-grams:\n-1\tx\n", "unigram 1 is 'x', not '<s>'"),
+        ("\tt5\t", "\tT5\t", "line 12 belongs to other tokens than the model's, .*no 'T5'"),
+        ("\\1-grams:\n", "\\1-grams:\n-1\tx\n", "line 7 belongs to other tokens .* no 'x'"),
+        ("\\1-grams:\n", "\\1-grams:\n-1\tt3\n", "line .* no n-gram of 1 .* or twice"),
         ("\\3-grams:\n", "\\3-grams:\n-1\tt3 x t3\n", "line .* no n-gram of 3 of the model's"),
         ("\\2-grams:\n", "\\2-grams:\nmuch\tt3 t3\n", "line .* no n-gram of 2 of the model's"),
         ("\\end\\", "", "not an ARPA file, or not all of one"),
@@ -179,6 +180,82 @@ def test_files_that_do_not_belong_to_the_model_are_refused(tmp_path, old, new, m
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         read_ngram_lm(path, NAMES)
+
+
+def test_the_order_of_lines_and_the_layout_of_the_file_change_nothing(tmp_path):
+    path = make_arpa(tmp_path / "lm.arpa", sentences(40), 3)
+    expected = read_ngram_lm(path, NAMES)
+    header, *sections = path.read_text().split("\n\n")
+    generator = random.Random(1)
+    for number, section in enumerate(sections[:3]):
+        title, *lines = section.splitlines()
+        generator.shuffle(lines)
+        lines = [line.replace("\t", "  ").replace("<unk>", "<UNK>") for line in lines]
+        sections[number] = "\r\n".join([title.upper() + " ", *lines])
+    path.write_bytes("\r\n \r\n".join(["made elsewhere", header, *sections]).encode())
+    found = read_ngram_lm(path, NAMES)
+    for name, value in vars(expected).items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(getattr(found, name))), name
+
+
+# Three orders as `lmplz` lays them out: <unk> first, words as they come, no back-off weight in
+# the highest order, 0 for <s>. Its text lacks t9, t10 and t11.
+KENLM = """\\data\\
+ngram 1=9
+ngram 2=4
+ngram 3=1
+
+\\1-grams:
+-1.5\t<unk>\t0
+0\t<s>\t-0.30103
+-0.9\t</s>\t0
+-0.7\tt4\t-0.2
+-0.8\tt3\t-0.1
+-1.1\tt8\t-0.15
+-1.2\tt5\t0
+-1.3\tt7\t0
+-1.4\tt6\t0
+
+\\2-grams:
+-0.4\t<s> t4\t-0.05
+-0.5\tt4 t3\t0
+-0.6\tt3 </s>\t0
+-0.3\tt3 t8\t0
+
+\\3-grams:
+-0.2\t<s> t4 t3
+
+\\end\\
+"""
+
+
+@pytest.mark.parametrize("has_unk", [True, False])
+def test_a_model_by_kenlm_gives_its_scores_and_one_of_fewer_pieces_is_refused(
+    tmp_path, caplog, has_unk
+):
+    path = tmp_path / "lm.arpa"
+    path.write_text(KENLM if has_unk else KENLM.replace("-1.5\t<unk>\t0\n", ""))
+    graph = read_ngram_lm(path, NAMES)
+    rarest = -1.5 if has_unk else -1.4
+    lacking = 3 if has_unk else 4
+    assert f"lacks {lacking} of {VOCAB} tokens" in caplog.text and "t9, t10, t11" in caplog.text
+
+    def log10(*context: int) -> list[float]:
+        state = torch.tensor([graph.start])
+        for token in context:
+            state = graph.step(state, torch.tensor([token]))
+        return (graph.weights(state)[0] / math.log(10)).tolist()
+
+    start = log10()  # after <s>: t4 is a bi-gram, the rest backs off
+    assert start[4] == pytest.approx(-0.4) and start[3] == pytest.approx(-0.8 - 0.30103)
+    assert [start[t] for t in (2, 9, 11)] == pytest.approx([rarest - 0.30103] * 3)
+    after = log10(4)  # after <s> t4
+    assert after[3] == pytest.approx(-0.2) and after[5] == pytest.approx(-1.2 - 0.05 - 0.2)
+    assert log10(4, 3)[8] == pytest.approx(-0.3) and log10(9)[4] == pytest.approx(-0.7)
+
+    joined = [*NAMES[:-1], "t3t8"]  # one piece, which the text of this file has in two
+    with pytest.raises(UserError, match="other tokens than the model's, which joins 't3 t8'"):
+        read_ngram_lm(path, joined)
 
 
 def test_stage_5_makes_a_model_that_both_commands_use_alike(

@@ -16,7 +16,15 @@ from xlsr_transducer.config import StreamingOptions, check_features
 from xlsr_transducer.data.features import FeatureInfo
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.training.checkpoint import read_checkpoint
+from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
+from xlsr_transducer.training.checkpoint import (
+    CheckpointOptions,
+    load_model,
+    model_content,
+    read_checkpoint,
+    save_below_cut,
+)
+from xlsr_transducer.training.storage import load_verified, save_atomically
 
 STREAMING = ["--streaming=1", "--chunk-size=16", "--left-context-chunks=1",
              "--attention-sink-size=4"]  # fmt: skip
@@ -122,8 +130,6 @@ def test_only_the_layers_asked_for_are_trained(
 
 
 def read_checkpoint_of_xlsr(folder: Path) -> dict[str, torch.Tensor]:
-    from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
-
     return load_xlsr(str(folder)).weights
 
 
@@ -140,6 +146,88 @@ def test_a_streaming_model_continues_from_a_full_context_one(corpus: Path, tmp_p
 
 def test_init_from_a_model_of_other_widths_is_refused(corpus: Path, tmp_path: Path) -> None:
     run_train(corpus, tmp_path / "full", "--num-epochs=1")
-    with pytest.raises(UserError, match="another shape"):
+    with pytest.raises(UserError, match=r"joiner\S+ has the shapes \[.*\] and \["):
         run_train(corpus, tmp_path / "other", f"--init-from={tmp_path / 'full' / 'epoch-1.pt'}",
                   "--joiner-dim=16")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(streaming_exp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``export`` writes as pretrained.pt: the whole of XLSR, the part below the cut too."""
+    loaded = load_model(CheckpointOptions(exp_dir=streaming_exp))
+    path = tmp_path_factory.mktemp("exported") / "pretrained.pt"
+    weights = loaded.model.state_dict()
+    save_atomically(model_content(loaded.config, loaded.tokenizer, weights), path)
+    return path
+
+
+def test_training_from_features_starts_from_an_exported_model(
+    corpus: Path, exported: Path, tmp_path: Path
+) -> None:
+    run_train(corpus, tmp_path, "--num-epochs=1", f"--init-from={exported}", "--base-lr=0")
+    before = read_checkpoint(exported)["model"]
+    after = read_checkpoint(tmp_path / "epoch-1.pt")["model"]
+    assert before.keys() > after.keys()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    load_model(CheckpointOptions(exp_dir=tmp_path))
+
+
+def test_an_exported_model_with_another_front_end_is_refused_by_name(
+    corpus: Path, exported: Path, tmp_path: Path
+) -> None:
+    content = read_checkpoint(exported)
+    name = next(n for n in content["model"] if "feature_extractor" in n)
+    content["model"][name] += 1
+    other = tmp_path / "other.pt"
+    save_atomically(content, other)
+    with pytest.raises(UserError, match="other.pt: its XLSR below the cut is not the one"):
+        run_train(corpus, tmp_path / "exp", f"--init-from={other}")
+
+
+def test_layers_of_another_xlsr_without_those_below_are_refused(
+    corpus: Path, streaming_exp: Path, tmp_path: Path
+) -> None:
+    content = read_checkpoint(streaming_exp / "epoch-1.pt")
+    content["config"]["features"]["sha256"] = "0" * 64
+    save_atomically(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="other.pt: holds layers of another XLSR"):
+        run_train(corpus, tmp_path / "exp", f"--init-from={tmp_path / 'other.pt'}")
+
+
+@pytest.mark.parametrize("damage", ["config", "model", "tokens", "mode", "chunk"])
+def test_what_is_wrong_inside_a_checkpoint_is_told_with_its_name(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, damage: str
+) -> None:
+    content = read_checkpoint(streaming_exp / "epoch-1.pt")
+    if damage == "mode":
+        content["config"]["features"]["normalize"] = "loud"
+    elif damage == "chunk":
+        content["config"]["streaming"]["chunk_size"] = "15"
+    else:
+        content[damage] = {"w": 1}
+    save_atomically(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="other.pt: "):
+        run_train(corpus, tmp_path / "exp", f"--init-from={tmp_path / 'other.pt'}")
+
+
+@pytest.mark.parametrize("stale", ["another XLSR", "another cut", "damaged"])
+def test_what_an_aborted_training_left_below_the_cut_is_replaced(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, stale: str
+) -> None:
+    path = tmp_path / "xlsr_below_cut.pt"
+    right = load_verified(streaming_exp / path.name)
+    wrong = {
+        "another XLSR": {**right, "sha256": "0" * 64},
+        "another cut": {**right, "model": dict(list(right["model"].items())[:-1])},
+        "damaged": {"model": None},
+    }[stale]
+    save_atomically(wrong, path)
+    loaded = load_model(CheckpointOptions(exp_dir=streaming_exp))
+    xlsr = load_xlsr(str(corpus / "standin"))
+    save_below_cut(xlsr, loaded.config, tmp_path)
+    kept = load_verified(path)
+    assert kept["sha256"] == right["sha256"] and kept["model"].keys() == right["model"].keys()
+    assert all(torch.equal(value, kept["model"][name]) for name, value in right["model"].items())
+    before = path.stat().st_ino
+    save_below_cut(xlsr, loaded.config, tmp_path)
+    assert path.stat().st_ino == before  # kept

@@ -113,7 +113,7 @@ class ModelConfig:
                 vocab_size=values["vocab_size"],
                 has_ctc=values["has_ctc"],
             )
-        except (KeyError, TypeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:  # a UserError too
             raise UserError(f"{where}: the model's configuration is not understood ({e})") from e
 
 

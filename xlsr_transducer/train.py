@@ -28,9 +28,10 @@ from xlsr_transducer.model.transducer import LossOptions, Transducer, Transducer
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 from xlsr_transducer.options import add_options, from_args, str2bool
 from xlsr_transducer.presets import parse_with_preset
-from xlsr_transducer.training.checkpoint import read_checkpoint, save_below_cut
+from xlsr_transducer.training.checkpoint import save_below_cut
 from xlsr_transducer.training.distributed import Process, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
+from xlsr_transducer.training.init_from import take_weights
 from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.loop import LoopOptions, Trainer
 from xlsr_transducer.training.memory import MemoryOptions
@@ -166,19 +167,8 @@ def _initial_model(
     model = build_model(config)
     part = model.encoder.xlsr.state_dict()
     model.encoder.xlsr.load_state_dict({name: xlsr.weights[name] for name in part})
-    if init_from is None:
-        return model
-    content = read_checkpoint(init_from)
-    if content["tokens"] != tokens:
-        raise UserError(f"--init-from {init_from}: was trained with another BPE model")
-    weights = {**model.state_dict(), **content["model"]}
-    extra = sorted(weights.keys() - model.state_dict().keys())
-    if extra:
-        raise UserError(f"--init-from {init_from}: made with other options: {extra[0]} is new")
-    wrong = [k for k, v in model.state_dict().items() if v.shape != weights[k].shape]
-    if wrong:
-        raise UserError(f"--init-from {init_from}: {wrong[0]} has another shape")
-    model.load_state_dict(weights)
+    if init_from is not None:
+        take_weights(model, config, xlsr, init_from, tokens)
     return model
 
 

@@ -8,11 +8,13 @@ lies once beside them in ``xlsr_below_cut.pt``.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xlsr_transducer.config import ModelConfig, build_model
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -97,16 +99,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a checkpoint of this project")
     if content["format"] not in (1, FORMAT):
         raise UserError(f"{path}: format {content['format']}, but this version reads {FORMAT}")
+    weights = content["model"]
+    if not (isinstance(weights, dict) and all(isinstance(w, Tensor) for w in weights.values())):
+        raise UserError(f"{path}: damaged, as its weights are no tensors; use another one")
     return content
 
 
 def save_below_cut(checkpoint: XlsrCheckpoint, config: ModelConfig, exp_dir: Path) -> None:
-    """Keeps the frozen part of XLSR beside the checkpoints, once."""
-    path = exp_dir / BELOW_CUT
-    if config.features.cut == "waveform" or path.is_file():
+    """Keeps the frozen part of XLSR beside the checkpoints, once.
+
+    A file that is damaged, or that an aborted training with another XLSR or cut left, is replaced:
+    the checkpoints of this training need theirs.
+    """
+    if config.features.cut == "waveform":
         return
+    path = exp_dir / BELOW_CUT
     part = Wav2Vec2(config.xlsr, end=config.features.cut)
     weights = {name: checkpoint.weights[name] for name in part.state_dict()}
+    if path.is_file():
+        try:
+            kept = load_verified(path)
+            if kept["sha256"] == config.features.sha256 and kept["model"].keys() == weights.keys():
+                return
+            reason = "it is of another XLSR or cut"
+        except (UserError, KeyError, TypeError, AttributeError):
+            reason = "it is damaged"
+        logging.warning(f"{path} is replaced: {reason}")
     save_atomically({"sha256": config.features.sha256, "model": weights}, path)
 
 

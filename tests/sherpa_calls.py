@@ -7,6 +7,7 @@ warm-up first, batches padded with the log of 1e-10, one symbol per frame, blank
 """
 
 import json
+import math
 import sys
 
 import torch
@@ -101,14 +102,58 @@ def ctc(model, waves):
     return found
 
 
+def filter_banks(wave, bins=80):
+    """(n,) samples -> (n / 160, bins), as kaldifeat computes them without dither."""
+    frames = torch.nn.functional.pad(wave, (120, 280)).unfold(0, 400, 160)[: len(wave) // 160]
+    frames = frames - frames.mean(1, keepdim=True)
+    frames = frames - 0.97 * torch.cat((frames[:, :1], frames[:, :-1]), dim=1)
+    frames = frames * torch.hann_window(400, periodic=False) ** 0.85
+    power = torch.fft.rfft(frames, 512).abs().square()[:, :256]
+    mel = 1127 * (1 + torch.arange(256) * 16000 / 512 / 700).log()
+    low, high = (1127 * math.log(1 + hertz / 700) for hertz in (20, 7600))
+    edges = torch.linspace(low, high, bins + 2).unsqueeze(1)
+    rising = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - mel) / (edges[2:] - edges[1:-1])
+    weights = torch.minimum(rising, falling).clamp(min=0)
+    return (power @ weights.t()).clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+def refusals(offline_model, streaming_model, waves):
+    """The errors of models that stock programs hand filter banks: whole, padded, a window."""
+    features = [filter_banks(w) for w in waves]
+    lens = torch.tensor([len(f) for f in features])
+    padded = torch.nn.utils.rnn.pad_sequence(features, True, PADDING)
+    encoder = streaming_model.encoder
+    size = 2 * encoder.chunk_size + encoder.pad_length
+    loud = (features[0] + 20).unsqueeze(0)  # of samples that are not normalised: all positive
+    calls = [
+        lambda: offline_model.encoder.forward(features[0].unsqueeze(0), lens[:1]),
+        lambda: offline_model.encoder.forward(padded, lens),
+        lambda: offline_model.encoder.forward(loud, lens[:1]),
+        lambda: offline_model.encoder.forward(filter_banks(waves[0], 40)[None], lens[:1]),
+        lambda: encoder.forward(
+            features[0][None, :size], torch.tensor([size]), encoder.get_init_states(1)
+        ),
+    ]
+    messages = []
+    for call in calls:
+        try:
+            call()
+            messages.append("no error")
+        except torch.jit.Error as e:
+            messages.append(str(e).strip().splitlines()[-1])
+    return messages
+
+
 def main(audio, *files):
     waves = torch.load(audio)
     models = [torch.jit.load(f, map_location="cpu").eval() for f in files]
     assert [hasattr(m, "joiner") for m in models] == [True, True, False]
     assert models[1].encoder.original_name == "StreamingEncoderModel"
     assert models[2].original_name == "Wav2Vec2Model"
-    models[0].encoder.forward(torch.zeros(1, 200, 80), torch.tensor([200]))
-    models[0].encoder.forward(torch.zeros(1, 32000), torch.tensor([32000]))
+    silence = torch.zeros(32000)
+    for features in (filter_banks(silence), torch.zeros(200, 80), silence):
+        models[0].encoder.forward(features.unsqueeze(0), torch.tensor([len(features)]))
     models[2].forward(torch.zeros(1, 32000), torch.tensor([32000]))
     found = {"offline alone": [offline(models[0], [w], "samples")[0] for w in waves]}
     for layout in ("samples", "columns", "frames"):
@@ -117,7 +162,7 @@ def main(audio, *files):
     found["ctc alone"] = [ctc(models[2], [w])[0] for w in waves]
     found["ctc together"] = ctc(models[2], waves)
     assert not any(name.startswith("xlsr_transducer") for name in sys.modules)
-    print(json.dumps(found))
+    print(json.dumps({"found": found, "refusals": refusals(models[0], models[1], waves)}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from xlsr_transducer.exporting.scripted import (
     OfflineEncoder,
     ScriptedTransducer,
     StreamingEncoderModel,
+    as_samples,
     pack_states,
     unpack_states,
 )
@@ -94,3 +95,27 @@ def test_full_context_models_of_any_context_size_script(context_size: int, has_c
     need_pad = torch.tensor([False])  # icefall's programs give a tensor
     decoder_out = scripted.decoder(y, need_pad=need_pad)
     assert torch.equal(decoder_out, model.decoder(y, need_pad=False))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_filter_banks_are_refused_and_warm_ups_are_silence(script: bool) -> None:
+    convert = torch.jit.script(as_samples) if script else as_samples
+    error = torch.jit.Error if script else ValueError
+    lens = torch.tensor([20, 7])
+    noise = torch.rand(2, 20, 80, generator=torch.Generator().manual_seed(0))
+    for warm_up in (noise, noise[:, :, :40], noise[:, :0], 0 * noise):
+        samples, counts = convert(warm_up, lens)
+        assert samples.shape == (2, warm_up.shape[1] * 160) and not samples.any()
+        assert counts.tolist() == [3200, 1120]
+    mixed = noise.clone()
+    mixed[1, 7:] = -23.025850929940457  # as a batch is padded
+    spike = noise.clone()
+    spike[0, 3, 5] = 1.0
+    for features in (noise - 0.5, 4 * noise, mixed, spike, noise * NAN, 0 * noise - 23.03):
+        for width in (80, 40, 81, 161):
+            wide = features.repeat(1, 1, 3)[:, :, :width]
+            with pytest.raises(error, match="samples at 16 kHz in frames of 160, not filter"):
+                convert(wide, lens)

@@ -22,16 +22,35 @@ from xlsr_transducer.model.transducer import Transducer
 
 
 def as_samples(x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
-    """(N, n) samples and their numbers from any of the shapes that servers can carry.
+    """Returns (N, n) samples and their numbers, from any of the shapes that servers can carry.
 
-    Anything else comes from a server that warms up with made-up features: silence.
+    What servers make up to warm up, of any other width, becomes silence.
+
+    Raises:
+      ValueError: ``x`` holds features, such as filter banks.
     """
     if x.dim() == 2:
         return x, lens
     width = x.shape[2]
     if width == 1 or width == 160:
         return x.flatten(1), lens * width
+    if not is_warm_up(x):
+        raise ValueError(
+            "this model takes samples at 16 kHz in frames of 160, not filter banks: "
+            "see docs/deploy.md"
+        )
     return torch.zeros(x.shape[0], x.shape[1] * 160, device=x.device), lens * 160
+
+
+def is_warm_up(x: Tensor) -> bool:
+    """Whether features are those with which servers warm up, and no one's speech.
+
+    sherpa's live programs take uniform noise in [0, 1), the others the log filter banks of
+    digital silence, which are the log of float32's epsilon, -15.94, throughout.
+    """
+    is_noise = bool(((x >= 0) & (x < 1)).all())
+    is_silence = bool(((x + 15.9424).abs() < 0.01).all())
+    return is_noise or is_silence
 
 
 class OfflineEncoder(nn.Module):

@@ -1,13 +1,12 @@
-"""What an audio file holds, from its header and its last samples: cheap, and truncation shows."""
+"""Probes an audio file by its header and its last samples: cheap, and truncation shows."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import struct
 from typing import BinaryIO
 
-import soundfile
+from xlsr_transducer.data.audio_file import AudioInfo, AudioProblem, decode, measure
 
 # A reader of the whole file would find these too, but 100,000 files would take hours.
 _TAIL_FRAMES = 800
@@ -16,57 +15,29 @@ _OGG_MAX_PAGE = 65307  # bytes: 27 of header, 255 of lengths, 255 * 255 of data
 _UNKNOWN_LENGTH_FROM = 0x7FFF0000
 
 
-class AudioProblem(Exception):
-    """Why a file cannot be used; the text is the reason given to the user."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AudioInfo:
-    """The header of a good file."""
-
-    num_samples: int  # per channel
-    sampling_rate: int  # Hz
-    num_channels: int
-
-
 def probe_audio(path: str) -> AudioInfo:
     """Reads the header of ``path`` and checks that its end is there.
 
-    Raises AudioProblem: missing file, unreadable, truncated, zero duration. An mp3 file without
-    a Xing header does not say how long it should be: cut short, it just counts as shorter.
+    Raises AudioProblem: missing file, unreadable, truncated, zero duration. A file that does not
+    tell its length, such as an mp3 file without a Xing header, is decoded, and holds what comes.
     """
     if not os.path.isfile(path):
         raise AudioProblem("missing file" + (" (a folder)" if os.path.isdir(path) else ""))
     try:
         with open(path, "rb") as f:
             _check_container(f)
-        file = soundfile.SoundFile(path)
     except OSError as e:
         raise AudioProblem(f"unreadable audio: {e.strerror}") from e
-    except (soundfile.SoundFileError, RuntimeError, TypeError) as e:
-        raise AudioProblem(f"unreadable audio: {_message(e)}") from e
-    with file:
-        info = AudioInfo(file.frames, file.samplerate, file.channels)
-        if info.num_samples <= 0 or info.sampling_rate <= 0:
-            raise AudioProblem("zero duration")
-        _check_tail(file)
+    info = measure(path)
+    if info.num_samples <= 0 or info.sampling_rate <= 0:
+        raise AudioProblem("zero duration")
+    if not info.is_decoded:
+        try:
+            decode(path, max(info.num_samples - _TAIL_FRAMES, 0) / info.sampling_rate)
+        except AudioProblem as e:
+            reason = str(e).removeprefix("unreadable audio: ").removeprefix("truncated audio: ")
+            raise AudioProblem(f"truncated audio: {reason}") from e
     return info
-
-
-def _message(error: Exception) -> str:
-    text = getattr(error, "error_string", "") or str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _check_tail(file: soundfile.SoundFile) -> None:
-    wanted = min(_TAIL_FRAMES, file.frames)
-    try:
-        file.seek(file.frames - wanted)
-        got = len(file.read(wanted, dtype="int16"))
-    except (soundfile.SoundFileError, RuntimeError) as e:
-        raise AudioProblem("truncated audio: its end cannot be decoded") from e
-    if got < wanted:
-        raise AudioProblem(f"truncated audio: the last {wanted - got} samples or more are missing")
 
 
 def _check_container(f: BinaryIO) -> None:

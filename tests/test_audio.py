@@ -7,8 +7,11 @@ import pytest
 import soundfile
 from lhotse import MonoCut
 from lhotse.utils import fastcopy
+from mp3_files import DELAY, write_mp3
 
+from local.probe_audio import probe_audio
 from xlsr_transducer.data.audio import AUDIO_DURATION, cut_of_file, num_samples, read_audio
+from xlsr_transducer.data.audio_file import AudioProblem, decode, read_audio_file
 from xlsr_transducer.errors import UserError
 
 
@@ -104,3 +107,70 @@ def test_an_empty_file_is_an_error(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(0), 16000)
     with pytest.raises(UserError, match="a.wav"):
         read_audio(tmp_path / "a.wav")
+
+
+def loud_then_quiet(rate: int) -> np.ndarray:
+    """Five seconds, of which libsndfile takes the first to tell the bitrate of all."""
+    noise = 0.3 * np.random.default_rng(0).standard_normal(5 * rate)
+    return noise * np.where(np.arange(5 * rate) < 2 * rate, 1, 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize("rate", [32000, 48000])
+def test_mp3_without_a_length_is_decoded_to_its_end(tmp_path, rate, mode):
+    path = tmp_path / "a.mp3"
+    expected = write_mp3(path, loud_then_quiet(rate), rate, mode)
+    length = probe_audio(str(path)).num_samples
+    assert length % 1152 == 0 and len(expected) < length <= len(expected) + 2 * 1152
+    cut = cut_of_file(path)
+    assert cut.recording.num_samples == length
+    samples, _ = decode(path)
+    assert len(samples) == length
+    assert np.abs(samples[DELAY : DELAY + len(expected), 0] - expected)[:-DELAY].max() < 1e-5
+    wave = read_audio(cut)
+    assert len(wave) == num_samples(cut) and np.array_equal(wave, read_audio(path))
+    assert len(read_audio_file(path)) == len(wave)
+    part = fastcopy(cut, start=1.0, duration=0.5, recording=cut.recording)
+    assert np.abs(read_audio(part) - wave[16000:24000])[200:-200].max() < 0.01
+
+
+def test_mp3_cut_in_a_frame_holds_the_frames_before(tmp_path):
+    path = tmp_path / "a.mp3"
+    write_mp3(path, loud_then_quiet(32000), 32000, "CONSTANT")
+    content, whole = path.read_bytes(), len(decode(path)[0])
+    for size in (len(content) // 2, len(content) - 7, len(content) - 300):
+        path.write_bytes(content[:size])
+        length = probe_audio(str(path)).num_samples
+        assert length % 1152 == 0 and whole * size / len(content) - 2304 < length < whole
+        assert len(decode(path)[0]) == length
+
+
+def test_flac_without_a_length_is_decoded_to_its_end(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.full(70000, 0.1), 16000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # 36 bits of STREAMINFO: the number of samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert probe_audio(str(path)).num_samples == len(read_audio(path)) == 70000
+    assert len(read_audio_file(path)) == 70000
+
+
+@pytest.mark.parametrize("ending", ["opus", "sph"])
+def test_the_ending_of_the_name_chooses_no_other_program(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    form = {"opus": ("OGG", "OPUS"), "sph": ("NIST", "PCM_16")}[ending]
+    soundfile.write(path, np.full(16000, 0.1), 16000, format=form[0], subtype=form[1])
+    assert probe_audio(str(path)).num_samples == 16000
+    assert np.array_equal(read_audio(cut_of_file(path)), read_audio_file(path))
+
+
+def test_sph_compressed_by_shorten_is_refused_with_the_reason(tmp_path):
+    path = tmp_path / "a.sph"
+    header = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n"
+    path.write_bytes(header.ljust(1024) + b"ajkg\x02" + bytes(2000))
+    for read in (read_audio, read_audio_file):
+        with pytest.raises(UserError, match="a.sph: .*shorten.*sph2pipe"):
+            read(path)
+    with pytest.raises(AudioProblem, match="shorten"):
+        probe_audio(str(path))

@@ -1,23 +1,51 @@
-"""How a file or a lhotse cut becomes samples: one way, so that every command hears the same."""
+"""How a file or a lhotse cut becomes samples: one way, the same for every command."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Union
+from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 from lhotse import MonoCut, Recording
+from lhotse.audio.backend import (
+    LibsndfileBackend,
+    LibsndfileCompatibleAudioInfo,
+    set_current_audio_backend,
+)
 from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 from lhotse.utils import compute_num_samples
 
+from xlsr_transducer.data.audio_file import AudioProblem, decode, measure
 from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.data.shar import with_audio
 from xlsr_transducer.errors import UserError
 
 # By default lhotse makes up to half a second of missing audio from reflected samples.
 os.environ.setdefault("LHOTSE_AUDIO_DURATION_MISMATCH_TOLERANCE", "0.01")
+
+
+class _Decoder(LibsndfileBackend):
+    """Decodes for lhotse, which otherwise has another program for some endings of file names."""
+
+    def read_audio(
+        self,
+        path_or_fd: Union[str, Path, BinaryIO],
+        offset: float = 0.0,
+        duration: Optional[float] = None,
+        force_opus_sampling_rate: Optional[int] = None,
+    ) -> tuple[np.ndarray, int]:
+        """(channels, n) float32, and the rate."""
+        samples, rate = decode(path_or_fd, offset, duration)
+        return samples.T, rate
+
+    def info(self, path_or_fd: Any, force_opus_sampling_rate: Optional[int] = None) -> Any:
+        found = measure(path_or_fd)
+        rate, frames = found.sampling_rate, found.num_samples
+        return LibsndfileCompatibleAudioInfo(found.num_channels, frames, rate, frames / rate)
+
+
+set_current_audio_backend(_Decoder())
 
 # A cut with features lasts as long as its frames; its audio lasts as long as this field says.
 AUDIO_DURATION = "audio_duration"
@@ -27,7 +55,8 @@ def read_audio(source: Union[str, Path, MonoCut]) -> np.ndarray:
     """Reads channel 0 of a file, or the channel of a cut, and resamples it to 16 kHz.
 
     Args:
-      source: a wav, flac, ogg or mp3 file of any rate, or a cut (with features or without).
+      source: a wav, flac, ogg, opus, mp3 or sph file of any rate, or a cut (with features or
+        without).
 
     Returns:
       (n,) float32 in [-1, 1].
@@ -85,6 +114,7 @@ def num_samples(cut: MonoCut) -> int:
 
 # soundfile raises RuntimeErrors; lhotse checks some things by assertions.
 _READ_ERRORS = (
+    AudioProblem,
     AudioLoadingError,
     DurationMismatchError,
     OSError,
@@ -112,6 +142,7 @@ def _reason(error: Exception) -> str:
     ):
         if sign in text:
             return meaning
-    found = re.search(r"LibsndfileError'>: (?:Error opening .*: )?(?:Error : )?(.+)", text)
-    line = found.group(1) if found else f"{type(error).__name__}: {text.strip()}"
-    return f"unreadable audio ({line.splitlines()[0][:160].rstrip('.')})"
+    line = text.strip().splitlines()[0][:160].rstrip(".") if text.strip() else ""
+    if isinstance(error, AudioProblem):
+        return line
+    return f"unreadable audio ({type(error).__name__}: {line})"

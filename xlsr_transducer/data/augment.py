@@ -29,7 +29,7 @@ from xlsr_transducer.errors import UserError
 from xlsr_transducer.options import option
 
 SPEEDS = (0.9, 1.0, 1.1)
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph")
 # icefall's SpecAugment, which counts frames of 10 ms and 80 channels, in frames of 20 ms; a
 # third of the channels is hidden at most, as there.
 WARP_FRAMES, MASK_FRAMES, NUM_TIME_MASKS = 40, 50, 10

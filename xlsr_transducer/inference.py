@@ -168,4 +168,7 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
         return torch.jit.load(str(check_archive(path)), map_location="cpu").eval()
     except (RuntimeError, ValueError, EOFError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        raise UserError(f"{path}: no TorchScript file ({reason}); export it again") from e
+        raise UserError(
+            f"{path}: no TorchScript file, or one of a newer PyTorch than {torch.__version__} "
+            f"({reason}); export it again"
+        ) from e

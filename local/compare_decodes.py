@@ -8,12 +8,12 @@ differences are listed; 2: there is nothing to compare.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.options import Parser
 
 Key = tuple[str, str]  # (set, utterance id)
 
@@ -59,7 +59,7 @@ def difference(a: dict, b: dict) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("a", type=Path, help="tokens file or folder of the first decode")
     parser.add_argument("b", type=Path, help="tokens file or folder of the second decode")
     args = parser.parse_args(argv)

@@ -39,12 +39,13 @@ from xlsr_transducer.data.features import INFO_FILE, SAMPLING_RATE, FeatureInfo,
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
+from xlsr_transducer.options import Number, Parser, folder_name
 
 MAX_UNREADABLE = 1.0  # percent of a split's cuts
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def get_parser() -> Parser:
+    parser = Parser(
         prog="extract_features.sh",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,7 +53,11 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data-dir", type=Path, default=Path("data"), help="default: data")
     add("--splits", nargs="+", metavar="SPLIT", help="default: all in manifests/splits.json")
-    add("--name", help="folder in DATA/features (default: from cut, normalisation and chunks)")
+    add(
+        "--name",
+        type=folder_name,
+        help="folder in DATA/features (default: from cut, normalisation and chunks)",
+    )
     add(
         "--xlsr",
         default="facebook/wav2vec2-large-xlsr-53",
@@ -64,9 +69,19 @@ def get_parser() -> argparse.ArgumentParser:
         choices=("cumulative", "utterance", "none"),
         help="of the waveform (default: cumulative, which can stream; utterance with s3prl)",
     )
-    add("--chunk-size", type=int, default=-1, help="20 ms frames; -1 (default): whole utterance")
-    add("--left-context-chunks", type=int, default=-1, help="-1 (default): all")
-    add("--attention-sink-size", type=int, default=0, help="default: 0")
+    add(
+        "--chunk-size",
+        type=Number(int, at_least=1, also=-1),
+        default=-1,
+        help="20 ms frames; -1 (default): whole utterance",
+    )
+    add(
+        "--left-context-chunks",
+        type=Number(int, at_least=0, also=-1),
+        default=-1,
+        help="-1 (default): all",
+    )
+    add("--attention-sink-size", type=Number(int, at_least=0), default=0, help="default: 0")
     add(
         "--extractor",
         choices=("transformers", "s3prl"),
@@ -78,20 +93,28 @@ def get_parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: workers share all GPUs")
     jobs = parser.add_mutually_exclusive_group()
     jobs.add_argument(
-        "--num-jobs", type=int, default=3, help="workers, of one thread each (default: 3)"
+        "--num-jobs",
+        type=Number(int, at_least=1, at_most=1024),
+        default=3,
+        help="workers, of one thread each (default: 3)",
     )
     jobs.add_argument("--single-process", action="store_true", help="no workers")
-    add("--max-duration", type=float, default=30.0, help="seconds per batch (default: 30)")
-    add("--subset", type=int, help="only the first N utterances of each split, for a trial")
+    add(
+        "--max-duration",
+        type=Number(float, above=0),
+        default=30.0,
+        help="seconds per batch (default: 30)",
+    )
+    add(
+        "--subset",
+        type=Number(int, at_least=1),
+        help="only the first N utterances of each split, for a trial",
+    )
     return parser
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises UserError for values that cannot be meant."""
-    for name, lowest in (("num_jobs", 1), ("subset", 1), ("max_duration", 0)):
-        value = getattr(args, name)
-        if value is not None and value < lowest:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+    """Raises UserError for what does not exist here."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     splits = split_names(args.data_dir)

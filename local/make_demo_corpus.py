@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from local.espeak import Synthesizer
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.options import Number, Parser
 
 SEEN_VOICES = (
     "et", "et+m1", "et+m3", "et+m4", "et+m7", "et+f1", "et+f2", "et+f5", "et+linda",
@@ -167,16 +168,25 @@ def make_split(
     return seconds
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out-dir", type=Path, default=Path("data/demo"))
-    parser.add_argument("--num-train", type=int, default=800, help="training utterances")
-    parser.add_argument("--num-val", type=int, default=40, help="validation utterances")
-    parser.add_argument("--num-test-seen", type=int, default=100, help="of voices in training")
-    parser.add_argument("--num-test-unseen", type=int, default=60, help="of voices in test only")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--num-train", type=Number(int, at_least=1), default=800, help="training utterances"
+    )
+    parser.add_argument(
+        "--num-val", type=Number(int, at_least=1), default=40, help="validation utterances"
+    )
+    parser.add_argument(
+        "--num-test-seen", type=Number(int, at_least=1), default=100, help="of voices in training"
+    )
+    parser.add_argument(
+        "--num-test-unseen",
+        type=Number(int, at_least=1),
+        default=60,
+        help="of voices in test only",
+    )
+    parser.add_argument("--seed", type=Number(int, at_least=0), default=1)
     return parser
 
 

@@ -15,7 +15,6 @@ Letters: V tokens, W words, A arcs.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from local.manifests import replacing
 from xlsr_transducer.compat import import_k2
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.options import Number, Parser
 from xlsr_transducer.search.k2_fsa import write_lg
 from xlsr_transducer.search.ngram_lm import BEGIN, END, Ngrams, read_arpa
 
@@ -127,10 +127,10 @@ def without_twins(k2: Any, graph: Any) -> Any:
     return k2.Fsa(torch.cat([arcs, scores.view(torch.int32).unsqueeze(1)], 1))
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--lang-dir", type=Path, required=True)
-    parser.add_argument("--ngram-order", type=int, default=3)
+    parser.add_argument("--ngram-order", type=Number(int, at_least=1, at_most=9), default=3)
     return parser
 
 

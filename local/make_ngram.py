@@ -13,7 +13,6 @@ Letters: K n-grams of one order, V words of the language model, L words of the t
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from xlsr_transducer.data.text import TextNormalizer, TextOptions
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.lm.text import read_texts, texts_of
-from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.options import Number, Parser, add_options, from_args, word
 from xlsr_transducer.search.ngram_lm import BEGIN, END, words_of
 
 # The words that every model of words begins with, in the order of their ids.
@@ -152,14 +151,19 @@ def numbered(texts: Iterable[str], ids: dict[str, int]) -> Iterator[list[int]]:
         ]
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--lang-dir", type=Path, required=True)
-    parser.add_argument("--ngram-order", type=int, default=3, help="words of the longest n-grams")
+    parser.add_argument(
+        "--ngram-order",
+        type=Number(int, at_least=1, at_most=9),
+        default=3,
+        help="words of the longest n-grams",
+    )
     parser.add_argument("--lm-text", type=Path, help="a sentence a line (default: training text)")
     parser.add_argument("--unit", choices=("token", "word"), default="token")
-    parser.add_argument("--lang", default="et", help="language of the text")
+    parser.add_argument("--lang", type=word, default="et", help="language of the text")
     add_options(parser, TextOptions)
     return parser
 
@@ -168,8 +172,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     order = args.ngram_order
-    if not 1 <= order <= 9:
-        raise UserError(f"--ngram-order {order}: must be from 1 to 9")
     tokenizer = Tokenizer.load(args.lang_dir)
     if args.lm_text:
         texts = read_texts(args.lm_text, TextNormalizer(from_args(TextOptions, args), args.lang))

@@ -36,26 +36,24 @@ from xlsr_transducer.data.features import (
 )
 from xlsr_transducer.data.shar import FEATURES_TYPE, members, source_in_tar
 from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import str2bool
+from xlsr_transducer.options import Number, Parser, str2bool
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--features", help="pack these features (default: the only ones)")
     parser.add_argument("--audio", type=str2bool, default=False, help="pack the audio instead")
     parser.add_argument("--out-dir", type=Path, required=True)
-    parser.add_argument("--shard-size", type=int, default=1000, help="utterances per tar file")
+    parser.add_argument(
+        "--shard-size", type=Number(int, at_least=1), default=1000, help="utterances per tar file"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.shard_size < 1:
-        raise UserError(f"--shard-size {args.shard_size}: must be at least 1")
     args.out_dir.mkdir(parents=True, exist_ok=True)
     if args.audio:
         pack_audio(args.data_dir, args.out_dir, args.shard_size)

@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from local.standin_pretraining import Outcome, pretrain
-from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.errors import run_command
 from xlsr_transducer.exporting.hugging_face import hugging_face_weights, write_folder
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_config import XlsrConfig
+from xlsr_transducer.options import Number, Parser
 
 SHAPE = XlsrConfig(
     conv_dim=(16, 32, 64, 64, 96, 96, 128),
@@ -106,18 +107,16 @@ def make_pretrained(
     return outcome
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--steps",
-        type=int,
+        type=Number(int, at_least=0),
         default=DEFAULT_STEPS,
         help=f"of pre-training (default: {DEFAULT_STEPS}); 0: random weights",
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=Number(int, at_least=0), default=1)
     return parser
 
 
@@ -125,8 +124,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.info("making a stand-in: a tiny network of XLSR's architecture. It is not XLSR.")
-    if args.steps < 0:
-        raise UserError(f"--steps {args.steps}: must be 0 or more")
     if args.steps == 0:
         make_random(args.out, args.seed)
     else:

@@ -26,6 +26,7 @@ from xlsr_transducer.model.chunking import ChunkSettings, cache_mask, chunk_mask
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
 from xlsr_transducer.model.wav2vec2_layers import PositionalConv
 from xlsr_transducer.model.xlsr_config import XlsrConfig
+from xlsr_transducer.options import Parser
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  after the choice of the backend
@@ -250,9 +251,7 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

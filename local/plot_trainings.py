@@ -1,6 +1,6 @@
 """Draws the courses of several trainings side by side, as PNG:
 
-    python -m local.plot_trainings --out curves.png exp/adamw exp/scaled_adam
+python -m local.plot_trainings --out curves.png exp/adamw exp/scaled_adam
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.options import Parser
 
 # (place in a record of history.json, label of the axis, its scale: WER may well be 0)
 PANELS = (
@@ -62,9 +63,7 @@ def plot(histories: dict[str, list[dict]], out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exp_dirs", nargs="+", type=Path, help="folders of trainings")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     args = parser.parse_args(argv)

@@ -21,6 +21,7 @@ from local.manifests import replacing
 from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.lm.text import texts_of
+from xlsr_transducer.options import Number, Parser
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -72,20 +73,16 @@ def _explain(error: RuntimeError, vocab_size: int) -> Exception:
     return error
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--vocab-size", type=int, default=2500)
+    parser.add_argument("--vocab-size", type=Number(int, at_least=4), default=2500)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if args.vocab_size < 4:
-        raise UserError(f"--vocab-size {args.vocab_size} leaves no room for text")
     tokenizer = Tokenizer.from_bytes(train_bpe(texts_of(args.data_dir, "train"), args.vocab_size))
     lang_dir = args.data_dir / f"lang_bpe_{args.vocab_size}"
     with replacing(lang_dir / "bpe.model", lang_dir / "tokens.txt") as (model, tokens):

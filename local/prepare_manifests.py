@@ -37,6 +37,7 @@ from local.manifests import (
 )
 from local.probe_audio import AudioInfo, AudioProblem, probe_audio
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.options import Number, Parser, word
 
 _LINES_PER_TASK = 64
 _TASKS_PER_WORKER = 4  # bounds what is read ahead, and with it memory
@@ -265,10 +266,8 @@ def name_splits(args: argparse.Namespace) -> dict[str, Path]:
     return lists
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train-list", type=Path, required=True)
     parser.add_argument("--val-list", type=Path, required=True)
     parser.add_argument(
@@ -278,19 +277,27 @@ def get_parser() -> argparse.ArgumentParser:
         "--audio-root", type=Path, help="relative paths start here (default: the list's folder)"
     )
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--lang", default="et", help="language code of the supervisions")
     parser.add_argument(
-        "--max-rejected", type=float, default=1.0, help="percent of a list's lines"
+        "--lang", type=word, default="et", help="language code of the supervisions"
     )
-    parser.add_argument("--num-jobs", type=int, default=8, help="files read at once")
+    parser.add_argument(
+        "--max-rejected",
+        type=Number(float, at_least=0, at_most=100),
+        default=1.0,
+        help="percent of a list's lines",
+    )
+    parser.add_argument(
+        "--num-jobs",
+        type=Number(int, at_least=1, at_most=1024),
+        default=8,
+        help="files read at once",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if args.num_jobs < 1:
-        raise UserError(f"--num-jobs must be at least 1, not {args.num_jobs}")
     if args.audio_root is not None and not args.audio_root.is_dir():
         raise UserError(f"--audio-root {args.audio_root} is not a folder")
     lists = name_splits(args)

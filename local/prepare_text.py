@@ -33,15 +33,13 @@ from local.manifests import (
 )
 from xlsr_transducer.data.text import CharacterUse, TextNormalizer, TextOptions
 from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.options import Number, Parser, add_options, from_args, word
 
 _NO_TEXT = "empty text after normalization"
 _REPORT_HEADER = ("action", "character", "code", "name", "becomes")
 
 
-def read_utterances(
-    data_dir: Path, split: str
-) -> Iterator[tuple[Recording, SupervisionSegment]]:
+def read_utterances(data_dir: Path, split: str) -> Iterator[tuple[Recording, SupervisionSegment]]:
     """Recordings with their supervisions, one at a time. Raises UserError if they do not pair."""
     paths = [manifest_path(data_dir, kind, split) for kind in ("recordings", "supervisions")]
     items = zip(*(read_jsonl_gz(path) for path in paths), strict=True)
@@ -132,14 +130,17 @@ def _shown(use: CharacterUse) -> str:
     return f"{character}>{use.becomes}" if use.action == "mapped" else character
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--lang", default="et", help="language code: matters for Turkish i")
     parser.add_argument(
-        "--max-rejected", type=float, default=1.0, help="percent of a list's lines"
+        "--lang", type=word, default="et", help="language code: matters for Turkish i"
+    )
+    parser.add_argument(
+        "--max-rejected",
+        type=Number(float, at_least=0, at_most=100),
+        default=1.0,
+        help="percent of a list's lines",
     )
     add_options(parser, TextOptions)
     return parser

@@ -15,15 +15,13 @@ import torch
 
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.options import str2bool
+from xlsr_transducer.options import Parser, str2bool
 from xlsr_transducer.training.checkpoint import read_checkpoint
 from xlsr_transducer.training.failed_batch import read_failed_batch, replay
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="exp/.../failed/step-N-rank-R.pt")
     parser.add_argument(
         "--checkpoint", type=Path, help="take its weights (a file of a sharded training has none)"

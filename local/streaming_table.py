@@ -16,11 +16,12 @@ from pathlib import Path
 
 from local.manifests import replacing
 from xlsr_transducer import decode, streaming_decode
+from xlsr_transducer.config import chunk_lists
 from xlsr_transducer.decoding import AudioSet, DecodeOptions, Results, audio_sets, load_recogniser
 from xlsr_transducer.errors import run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.options import Number, Parser, add_options, from_args
 from xlsr_transducer.scoring import ErrorRate, error_rate
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.streaming import StreamPool
@@ -29,13 +30,13 @@ from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 FRAME_MS = 20
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--split", default="", help="default: all test splits and val")
     for name, values in (("chunks", "16,32,64"), ("lefts", "1,2,4"), ("sinks", "0,4,16")):
         parser.add_argument(f"--{name}", default=values, help=f"(default: {values})")
-    parser.add_argument("--num-decode-streams", type=int, default=16)
+    parser.add_argument("--num-decode-streams", type=Number(int, at_least=1), default=16)
     for cls in (CheckpointOptions, SearchOptions):
         add_options(parser, cls)
     return parser
@@ -141,15 +142,16 @@ class Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
+    lists = chunk_lists(args.chunks, args.lefts, args.sinks, ("--chunks", "--lefts", "--sinks"))
+    settings = [ChunkSettings(*v).require_streaming() for v in itertools.product(*lists)]
     checkpoint = from_args(CheckpointOptions, args)
     set_up_logging(checkpoint.exp_dir, "streaming-table")
     loaded = load_recogniser(checkpoint, streaming=True)
     sets = audio_sets(DecodeOptions(data_dir=args.data_dir, split=args.split), [])
     table = Table(loaded, sets, args)
     table.run(ChunkSettings())
-    lists = [[int(v) for v in text.split(",")] for text in (args.chunks, args.lefts, args.sinks)]
-    for values in itertools.product(*lists):
-        table.run(ChunkSettings(*values).require_streaming())
+    for setting in settings:
+        table.run(setting)
     title = f"WER (%) of {checkpoint.exp_dir}, {table.search.options.suffix()}"
     same = f"{len(table.different)} utterances differ between simulation and streaming"
     text = "\n".join([title, table.format(), same, *table.different[:20]])

@@ -22,6 +22,7 @@ from local.manifests import manifest_path, read_jsonl_gz, replacing, split_names
 from xlsr_transducer.data.features import INFO_FILE, FeatureInfo, cuts_path
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.options import Parser
 
 _SHOWN_PER_KIND = 5
 _TOLERANCE = 1e-3  # seconds: durations are rounded to samples here and there
@@ -147,10 +148,8 @@ def check_features(data_dir: Path, splits: Sequence[str], problems: Problems) ->
             logging.info("%s: features of %d utterances", path, count)
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--lang-dir", type=Path, help="counts tokens with this BPE model")
     return parser

@@ -281,7 +281,7 @@ def test_commands_take_hotwords_and_streaming_gives_what_decoding_gives(
         (["--context-file=x", "--decoding-method=fast_beam_search"], "not with fast_beam_search"),
         (["--context-file=x", "--decoding-method=modified_beam_search"], "x: no such file"),
         (["--context-score=3"], "needs --context-file"),
-        (["--context-file=x", "--context-score=nan"], "must be a number"),
+        (["--context-file=x", "--context-score=nan"], "nan: must be from -1000 to 1000"),
     ],
 )
 def test_searches_that_cannot_use_hotwords_refuse_them_by_name(

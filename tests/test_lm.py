@@ -165,8 +165,8 @@ def test_what_cannot_be_used_is_refused_by_name(
 ) -> None:
     for options, message in (
         (["--lm-text=x.txt"], "x.txt: no such file"),
-        (["--hidden-dim=0"], "--hidden-dim 0: must be at least 1"),
-        (["--dropout=1"], "--dropout 1.0: must be"),
+        (["--hidden-dim=0"], "--hidden-dim 0: must be from 1 to 65536"),
+        (["--dropout=1"], "--dropout 1: must be"),
         (["--start-epoch=9"], "epoch-8.pt: no such file"),
     ):
         with pytest.raises(UserError, match=message):

@@ -280,7 +280,7 @@ def test_a_model_of_other_tokens_is_refused_and_both_are_named(
         (FUSION, ["--lm-exp-dir=x"], "--lm-exp-dir x: no best-valid-loss.pt"),
         (FUSION, [], f"{FUSION} needs --lm-exp-dir"),
         (FUSION, ["--lm-scale=1"], "--lm-scale 1.0 needs --lm-exp-dir"),
-        (FUSION, ["--lm-exp-dir=x", "--lm-scale=-1"], "--lm-scale -1.0: must be 0 or more"),
+        (FUSION, ["--lm-exp-dir=x", "--lm-scale=-1"], "--lm-scale -1: must be from 0"),
         (LODR, ["--lm-exp-dir=x"], "needs --ngram-lm, a bi-gram"),
         (LODR, ["--lm-exp-dir=x", "--ngram-lm=y"], "--ngram-lm-scale 0.1: .*takes .* away"),
     ],

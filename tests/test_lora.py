@@ -120,3 +120,12 @@ def test_lora_options_that_contradict_are_refused_by_name() -> None:
             OptimOptions(**options)
     with pytest.raises(UserError, match="leave no layer"):
         prepare_lora(small_model("last"), OptimOptions(lora_rank=4))
+    with pytest.raises(UserError, match=f"--lora-rank 999: .* width, {TINY.hidden_size}"):
+        prepare_lora(small_model(), OptimOptions(lora_rank=999))
+
+
+@pytest.mark.parametrize("cut, count", [("frontend", 3), ("2", 1), ("last", 0)])
+def test_more_layers_than_lie_above_the_cut_are_refused(cut: str, count: int) -> None:
+    prepare_lora(small_model(cut), OptimOptions(trainable_layers=count))
+    with pytest.raises(UserError, match=f"--trainable-layers 99: of XLSR {count} layers"):
+        prepare_lora(small_model(cut), OptimOptions(trainable_layers=99))

@@ -266,7 +266,10 @@ def test_the_gradient_is_shortened_for_adamw_and_left_to_scaled_adam() -> None:
         ({"optimizer": "scaled_adam", "weight_decay": 0.0}, "--weight-decay 0.0 .*scaled_adam"),
         ({"optimizer": "scaled_adam", "hold_fraction": 0.4}, "--hold-fraction"),
         ({"optimizer": "scaled_adam", "clip_grad": 5.0}, "--clip-grad"),
-        ({"optimizer": "scaled_adam", "lr_batches_fraction": 7500.0}, "share"),
+        (
+            {"optimizer": "scaled_adam", "lr_batches_fraction": 7500.0},
+            "must be above 0 and at most 10",
+        ),
         ({"layer_lr_decay": 0.0}, "--layer-lr-decay"),
         ({"warmup_fraction": 0.7}, "--warmup-fraction"),
     ],

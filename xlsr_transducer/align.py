@@ -7,7 +7,6 @@ The text is what the manifests hold, spelled as in training. For each set it lea
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import os
@@ -28,7 +27,7 @@ from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.loss.rnnt_loss import RNNT_TYPES
 from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings
-from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.options import Number, Parser, add_options, from_args
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
 METHODS = ("transducer", "ctc")
@@ -45,8 +44,8 @@ class Aligned:
     seconds: float
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=" ".join(__doc__.splitlines()[:2]))
+def get_parser() -> Parser:
+    parser = Parser(description=" ".join(__doc__.splitlines()[:2]))
     parser.add_argument("wavs", nargs="*", type=Path, help="audio files to align")
     parser.add_argument("--text", action="append", help="text of a file, once for each of them")
     parser.add_argument(
@@ -55,7 +54,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rnnt-type", choices=RNNT_TYPES, default="regular", help="topology, as in training"
     )
-    parser.add_argument("--max-duration", type=float, default=200.0, help="seconds per batch")
+    parser.add_argument(
+        "--max-duration", type=Number(float, above=0), default=200.0, help="seconds per batch"
+    )
     for cls in (CheckpointOptions, DecodeOptions):
         add_options(parser, cls)
     return parser
@@ -222,9 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chunk = options.chunk(loaded.config)
     topology = _topology(args.method, args.rnnt_type, loaded.config.has_ctc)
     for audio in sets:
-        found = align_set(
-            audio, loaded, chunk, topology, args.max_duration, options.num_workers
-        )
+        found = align_set(audio, loaded, chunk, topology, args.max_duration, options.num_workers)
         name = f"{audio.name}-{checkpoint.describe()}-{chunk.describe()}-{topology}"
         write_alignments(folder, name, found)
         logging.info(f"{audio.name}: {len(found)} utterances aligned, in {folder / name}.ctm")

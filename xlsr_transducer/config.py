@@ -13,7 +13,9 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
 from xlsr_transducer.model.xlsr_config import XlsrConfig
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Number, numbers_of, option
+
+CHUNK_FLAGS = ("--chunk-size", "--left-context-chunks", "--attention-sink-size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +42,14 @@ class StreamingOptions:
             raise UserError(f"{flag} needs --streaming 1: a full-context model has no chunks")
         if self.streaming:
             self.default().require_streaming()
-            self.choices()
+            self.all_settings()
 
     def choices(self) -> tuple[list[int], list[int], list[int]]:
         """The lists of chunk sizes, left contexts and sink sizes."""
-        return (
-            _integers("--chunk-size", self.chunk_size or "32"),
-            _integers("--left-context-chunks", self.left_context_chunks or "2"),
-            _integers("--attention-sink-size", self.attention_sink_size or "4"),
+        return chunk_lists(
+            self.chunk_size or "32",
+            self.left_context_chunks or "2",
+            self.attention_sink_size or "4",
         )
 
     def default(self) -> ChunkSettings:
@@ -69,11 +71,18 @@ class StreamingOptions:
         return ChunkSettings(*[rng.choice(values) for values in self.choices()]).simplified()
 
 
-def _integers(flag: str, text: str) -> list[int]:
-    try:
-        return [int(word) for word in str(text).split(",")]
-    except ValueError as e:
-        raise UserError(f"{flag} {text}: must be a whole number or a list such as 16,32,-1") from e
+def chunk_lists(
+    chunks: str, lefts: str, sinks: str, flags: tuple[str, str, str] = CHUNK_FLAGS
+) -> tuple[list[int], list[int], list[int]]:
+    """Lists such as "16,32,-1" of chunk sizes, left contexts and sink sizes.
+
+    Raises:
+      UserError: names the one of ``flags`` whose list is wrong.
+    """
+    size_or_all = Number(int, at_least=1, also=-1), Number(int, at_least=0, also=-1)
+    kinds = (*size_or_all, Number(int, at_least=0))
+    chunk, left, sink = map(numbers_of, flags, (chunks, lefts, sinks), kinds)
+    return chunk, left, sink
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ It hears the waveform, whatever features the model was trained on.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Sequence
@@ -29,17 +28,19 @@ from xlsr_transducer.decoding import (
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.options import Number, Parser, add_options, from_args
 from xlsr_transducer.scoring import format_table
 from xlsr_transducer.search import BiasOptions, Search, SearchOptions, make_search
 from xlsr_transducer.search.options import ORACLE
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("wavs", nargs="*", type=Path, help="audio files to transcribe")
-    parser.add_argument("--max-duration", type=float, default=200.0, help="seconds per batch")
+    parser.add_argument(
+        "--max-duration", type=Number(float, above=0), default=200.0, help="seconds per batch"
+    )
     for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions):
         add_options(parser, cls)
     return parser

@@ -20,21 +20,28 @@ from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.normalize import check_mode
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 from xlsr_transducer.scoring import Score, Transcript, write_results
 from xlsr_transducer.search import BiasOptions, Hypothesis, SearchOptions
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
 
 
 @dataclasses.dataclass(frozen=True)
-class ChunkOptions:
+class ChunkOptions(Options):
     """What each frame sees."""
 
     decode_chunk_len: int | None = option(
-        None, "chunk size in XLSR frames (20 ms); -1: whole utterance (default: the model's)"
+        None,
+        "chunk size in XLSR frames (20 ms); -1: whole utterance (default: the model's)",
+        at_least=1,
+        also=-1,
     )
-    left_context_chunks: int | None = option(None, "earlier chunks seen (default: the model's)")
-    attention_sink_size: int | None = option(None, "first frames seen (default: the model's)")
+    left_context_chunks: int | None = option(
+        None, "earlier chunks seen (default: the model's)", at_least=0, also=-1
+    )
+    attention_sink_size: int | None = option(
+        None, "first frames seen (default: the model's)", at_least=0
+    )
 
     def chunk(self, config: ModelConfig) -> ChunkSettings:
         """What each frame may see: the model's setting, changed by what was given.
@@ -74,7 +81,7 @@ class DecodeOptions(ChunkOptions):
     data_dir: Path = option(Path("data"), "what prepare.sh wrote")
     split: str = option("", "splits to decode, such as val,test (default: all but training)")
     manifest: Path | None = option(None, "decode this lhotse cut manifest instead of splits")
-    num_workers: int = option(2, "processes that read audio")
+    num_workers: int = option(2, "processes that read audio", at_least=0, at_most=1024)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ is not the checkpoint's is deleted, and the exit status is 1.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
 import tempfile
@@ -29,14 +28,14 @@ from xlsr_transducer.exporting.parity import (
     format_table,
 )
 from xlsr_transducer.model.encoder import StreamingXLSREncoder
-from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.options import Parser, add_options, from_args
 from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
 
 TOKENS, BPE_MODEL = "tokens.txt", "bpe.model"
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--out-dir", type=Path, help="where the files go (default: --exp-dir)")
     parser.add_argument(
         "--wav", type=Path, nargs="+", default=[], help="audio to compare on (default: built in)"

@@ -21,7 +21,7 @@ from xlsr_transducer.data.audio_file import read_audio_file
 from xlsr_transducer.data.stream_buffer import AudioBuffer
 from xlsr_transducer.data.tokenizer import read_tokens, text_of
 from xlsr_transducer.errors import UserError
-from xlsr_transducer.options import add_options, from_args, str2bool
+from xlsr_transducer.options import Parser, add_options, from_args, str2bool
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.search.options import SELF_CONTAINED
 
@@ -98,7 +98,7 @@ def run(
       about: what the command is for.
       options: the dataclass of options that ``load`` takes.
     """
-    parser = argparse.ArgumentParser(description=about)
+    parser = Parser(description=about)
     parser.add_argument("wavs", nargs="+", type=Path, help="wav, flac, ogg or mp3, of any rate")
     parser.add_argument(
         "--timestamps", type=str2bool, default=False, help="print the tokens with their seconds"

@@ -7,7 +7,6 @@ dashes or underscores. Nothing but plain values is read; they are spelt as on th
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 import yaml
 
 from xlsr_transducer.errors import UserError
+from xlsr_transducer.options import Parser, did_you_mean, flag_of
 
 
-def parse_with_preset(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None
-) -> argparse.Namespace:
+def parse_with_preset(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses ``argv``; what it does not give comes from the file of ``--conf``, if it has one.
 
     Raises:
@@ -32,16 +30,14 @@ def parse_with_preset(
     return parser.parse_args(argv)
 
 
-def read_preset(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+def read_preset(path: Path, parser: Parser) -> dict[str, Any]:
     """The options of a preset, by name with underscores, as ``parser`` converts them."""
     known = vars(parser.parse_args([])).keys() - {"conf"}
     values: dict[str, Any] = {}
     for name, text, line in _lines(path):
         where, name = f"{path}:{line}", name.replace("-", "_")
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"{where}: there is no option {name!r}{hint}")
+            raise UserError(f"{where}: there is no option {name!r}{did_you_mean(name, known)}")
         if name in values:
             raise UserError(f"{where}: {name} is given twice")
         values[name] = _converted(parser, name, text, where)
@@ -64,12 +60,8 @@ def _lines(path: Path) -> Iterator[tuple[str, str, int]]:
         yield key.value, value.value, line
 
 
-def _converted(parser: argparse.ArgumentParser, name: str, text: str, where: str) -> Any:
-    flag = "--" + name.replace("_", "-")
-    exits, parser.exit_on_error = parser.exit_on_error, False  # type: ignore[attr-defined]
+def _converted(parser: Parser, name: str, text: str, where: str) -> Any:
     try:
-        return getattr(parser.parse_args([f"{flag}={text}"]), name)
-    except argparse.ArgumentError as e:
-        raise UserError(f"{where}: {name}: {e.message}") from e
-    finally:
-        parser.exit_on_error = exits  # type: ignore[attr-defined]
+        return getattr(parser.parse_args([f"{flag_of(name)}={text}"]), name)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from e

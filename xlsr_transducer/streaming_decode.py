@@ -29,21 +29,27 @@ from xlsr_transducer.decoding import (
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.latency import LatencyReport
 from xlsr_transducer.logs import set_up_logging
-from xlsr_transducer.options import add_options, from_args, str2bool
+from xlsr_transducer.options import Number, Parser, add_options, from_args, str2bool
 from xlsr_transducer.scoring import format_table
 from xlsr_transducer.search import BiasOptions, SearchOptions, make_search
 from xlsr_transducer.streaming import SAMPLING_RATE, Stream, StreamPool
 from xlsr_transducer.training.checkpoint import CheckpointOptions
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("wavs", nargs="*", type=Path, help="audio files to transcribe")
     parser.add_argument(
-        "--num-decode-streams", type=int, default=16, help="streams computed at once"
+        "--num-decode-streams",
+        type=Number(int, at_least=1),
+        default=16,
+        help="streams computed at once",
     )
     parser.add_argument(
-        "--piece", type=float, default=0.1, help="seconds of audio that arrive at a time"
+        "--piece",
+        type=Number(float, at_least=0.001),
+        default=0.1,
+        help="seconds of audio that arrive at a time",
     )
     parser.add_argument(
         "--partial", type=str2bool, default=False, help="print results as they grow"
@@ -53,7 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-active-paths",
         dest="beam_size",
-        type=int,
+        type=Number(int, at_least=1),
         default=argparse.SUPPRESS,
         help="the same as --beam-size",
     )
@@ -156,8 +162,6 @@ def _print_partial(pool: StreamPool, tokenizer: Tokenizer) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    if args.num_decode_streams < 1:
-        raise UserError(f"--num-decode-streams {args.num_decode_streams}: must be at least 1")
     checkpoint, options, search_options, bias_options = (
         from_args(cls, args)
         for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions)

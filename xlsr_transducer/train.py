@@ -26,7 +26,7 @@ from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerOptions
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
-from xlsr_transducer.options import add_options, from_args, str2bool
+from xlsr_transducer.options import Number, Parser, add_options, from_args, str2bool
 from xlsr_transducer.presets import parse_with_preset
 from xlsr_transducer.training.checkpoint import save_below_cut
 from xlsr_transducer.training.distributed import Process, joined
@@ -52,8 +52,8 @@ OPTION_GROUPS = (
 )
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--conf", type=Path, help="options from a YAML file, such as conf/*.yaml")
     group = parser.add_argument_group("Input of the model")
     group.add_argument("--features", help="folder in DATA/features (default: the only one)")
@@ -62,12 +62,14 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--normalize", help="of the waveform, with --cut waveform (default: cumulative)"
     )
-    group.add_argument("--feature-dim", type=int, help="checked against the features")
+    group.add_argument(
+        "--feature-dim", type=Number(int, at_least=1), help="checked against the features"
+    )
     group.add_argument("--lang-dir", type=Path, help="BPE model (default: the only one in DATA)")
     group.add_argument("--init-from", type=Path, help="start from this checkpoint's weights")
     group.add_argument(
         "--world-size",
-        type=int,
+        type=Number(int, at_least=1, at_most=1024),
         default=1,
         help="processes to start on this machine, one per GPU; torchrun starts its own",
     )

@@ -5,7 +5,6 @@ It learns the training text, or that of ``--lm-text``, and is validated on the t
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Sequence
@@ -21,15 +20,17 @@ from xlsr_transducer.lm.model import LanguageModel, LmOptions
 from xlsr_transducer.lm.text import Sentences, read_texts, texts_of
 from xlsr_transducer.lm.training import LmTrainer, LmTrainOptions
 from xlsr_transducer.logs import set_up_logging
-from xlsr_transducer.options import add_options, from_args
+from xlsr_transducer.options import Parser, add_options, from_args, word
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def get_parser() -> Parser:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--lang-dir", type=Path, help="BPE model (default: the only one in DATA)")
     parser.add_argument("--lm-text", type=Path, help="a sentence a line (default: training text)")
-    parser.add_argument("--lang", default="et", help="language of the text (default: et)")
+    parser.add_argument(
+        "--lang", type=word, default="et", help="language of the text (default: et)"
+    )
     for cls in (LmTrainOptions, LmOptions, TextOptions):
         add_options(parser, cls)
     return parser

@@ -26,7 +26,7 @@ from lhotse.dataset import SpecAugment
 from xlsr_transducer.data.audio import cut_of_file, read_audio
 from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.errors import UserError
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 
 SPEEDS = (0.9, 1.0, 1.1)
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph")
@@ -38,26 +38,27 @@ SHORTEST = 14  # frames: lhotse cannot mask fewer
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentOptions:
+class AugmentOptions(Options):
     """Augmentation of training data."""
 
     speed_perturb: bool = option(
         False, "play each utterance at 0.9, 1 or 1.1 times its speed, drawn anew each epoch"
     )
     noise_dir: Path | None = option(None, "folder of noise, such as MUSAN, that is mixed in")
-    noise_prob: float = option(0.5, "share of utterances that get noise from --noise-dir")
+    noise_prob: float = option(
+        0.5, "share of utterances that get noise from --noise-dir", at_least=0, at_most=1
+    )
     noise_snr: str = option("10,20", "least and greatest signal-to-noise ratio, in dB")
-    reverb_prob: float = option(0.0, "share of utterances that are put into a room")
+    reverb_prob: float = option(
+        0.0, "share of utterances that are put into a room", at_least=0, at_most=1
+    )
     rir_dir: Path | None = option(
         None, "folder of room impulse responses; without it lhotse simulates rooms"
     )
     enable_spec_aug: bool = option(False, "SpecAugment of stored features, time warp included")
 
     def __post_init__(self) -> None:
-        for name in ("noise_prob", "reverb_prob"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {getattr(self, name)}: must be from 0 to 1")
+        super().__post_init__()
         self.snr_range()
         if self.rir_dir and self.reverb_prob == 0:
             raise UserError(f"--rir-dir {self.rir_dir} does nothing without --reverb-prob")

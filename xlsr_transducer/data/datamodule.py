@@ -34,29 +34,42 @@ from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import SUBSAMPLING
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 
 fit_sampler_to_lhotse()
 
 
 @dataclasses.dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """Data."""
 
     data_dir: Path = option(Path("data"), "what prepare.sh and extract_features.sh wrote")
-    max_duration: float = option(200.0, "seconds of audio per batch")
+    max_duration: float = option(200.0, "seconds of audio per batch", above=0)
     total_duration: float = option(
         0.0,
         "most seconds of audio per optimizer step, over all processes: so that any number of them "
         "takes the same steps; 0: one batch per process",
+        at_least=0,
     )
     max_frames_tokens: float = option(
-        0.0, "bound on encoder frames x tokens of a padded batch, in millions; 0: none"
+        0.0, "bound on encoder frames x tokens of a padded batch, in millions; 0: none", at_least=0
     )
-    num_buckets: int = option(30, "buckets of similar duration")
-    num_workers: int = option(2, "processes that read data")
-    min_utterance: float = option(0.1, "seconds; shorter utterances are left out of training")
-    max_utterance: float = option(30.0, "seconds; longer utterances are left out of training")
+    num_buckets: int = option(30, "buckets of similar duration", at_least=1)
+    num_workers: int = option(2, "processes that read data", at_least=0, at_most=1024)
+    min_utterance: float = option(
+        0.1, "seconds; shorter utterances are left out of training", at_least=0
+    )
+    max_utterance: float = option(
+        30.0, "seconds; longer utterances are left out of training", above=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_utterance > self.max_utterance:
+            raise UserError(
+                f"--min-utterance {self.min_utterance} exceeds --max-utterance "
+                f"{self.max_utterance}: no utterance is left"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,26 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class LmOptions:
+class LmOptions(Options):
     """Language model."""
 
-    embedding_dim: int = option(256, "width of the token embeddings")
-    hidden_dim: int = option(512, "width of the LSTM")
-    num_layers: int = option(2, "layers of the LSTM")
-    dropout: float = option(0.2, "share of activations dropped around each layer")
-
-    def __post_init__(self) -> None:
-        for name in ("embedding_dim", "hidden_dim", "num_layers"):
-            if getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout {self.dropout}: must be from 0 to below 1")
+    embedding_dim: int = option(256, "width of the token embeddings", at_least=1, at_most=65536)
+    hidden_dim: int = option(512, "width of the LSTM", at_least=1, at_most=65536)
+    num_layers: int = option(2, "layers of the LSTM", at_least=1, at_most=64)
+    dropout: float = option(
+        0.2, "share of activations dropped around each layer", at_least=0, below=1
+    )
 
 
 class LanguageModel(nn.Module):

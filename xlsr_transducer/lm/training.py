@@ -17,29 +17,25 @@ from xlsr_transducer.errors import UserError
 from xlsr_transducer.lm.checkpoint import BEST, lm_content, read_lm
 from xlsr_transducer.lm.model import LanguageModel, LmOptions
 from xlsr_transducer.lm.text import Sentences
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 from xlsr_transducer.training.metrics import append_history
 from xlsr_transducer.training.storage import save_atomically
 
 
 @dataclasses.dataclass(frozen=True)
-class LmTrainOptions:
+class LmTrainOptions(Options):
     """Training run."""
 
     exp_dir: Path = option(Path("exp/lm"), "where checkpoints and logs go")
-    num_epochs: int = option(20, "last epoch to train")
-    start_epoch: int = option(1, "epoch to start with; above 1 it loads the epoch before")
-    batch_tokens: int = option(4000, "tokens per batch, with padding")
-    base_lr: float = option(0.002, "learning rate at the start; it falls to 0 in a line")
-    weight_decay: float = option(0.01, "AdamW's decay")
-    clip_grad: float = option(1.0, "longest gradient of the loss per token")
-    seed: int = option(42, "seed of weights, order of sentences and dropout")
-
-    def __post_init__(self) -> None:
-        for name in ("num_epochs", "start_epoch", "batch_tokens"):
-            if getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {getattr(self, name)}: must be at least 1")
+    num_epochs: int = option(20, "last epoch to train", at_least=1)
+    start_epoch: int = option(
+        1, "epoch to start with; above 1 it loads the epoch before", at_least=1
+    )
+    batch_tokens: int = option(4000, "tokens per batch, with padding", at_least=1)
+    base_lr: float = option(0.002, "learning rate at the start; it falls to 0 in a line", above=0)
+    weight_decay: float = option(0.01, "AdamW's decay", at_least=0)
+    clip_grad: float = option(1.0, "longest gradient of the loss per token", above=0)
+    seed: int = option(42, "seed of weights, order of sentences and dropout", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)

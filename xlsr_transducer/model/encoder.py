@@ -23,37 +23,43 @@ from xlsr_transducer.model.state import EncoderState, with_cache
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.wav2vec2_layers import zero_padding
 from xlsr_transducer.model.xlsr_config import XlsrConfig
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderOptions:
+class EncoderOptions(Options):
     """Encoder."""
 
-    encoder_dim: int = option(512, "width of the encoder output")
-    adapter_kernel: int = option(5, "kernel of the adapter's causal convolution, in 40 ms frames")
-    dropout: float = option(0.1, "dropout of the adapter and the decoder output")
-    feature_dropout: float = option(0.0, "dropout of the features that enter the adapter")
-    xlsr_dropout: float = option(0.1, "dropout inside the trained part of XLSR")
-    layerdrop: float = option(0.0, "probability to skip a trained XLSR layer in training")
+    encoder_dim: int = option(512, "width of the encoder output", at_least=1, at_most=65536)
+    adapter_kernel: int = option(
+        5, "kernel of the adapter's causal convolution, in 40 ms frames", at_least=1, at_most=1024
+    )
+    dropout: float = option(
+        0.1, "dropout of the adapter and the decoder output", at_least=0, below=1
+    )
+    feature_dropout: float = option(
+        0.0, "dropout of the features that enter the adapter", at_least=0, below=1
+    )
+    xlsr_dropout: float = option(
+        0.1, "dropout inside the trained part of XLSR", at_least=0, below=1
+    )
+    layerdrop: float = option(
+        0.0, "probability to skip a trained XLSR layer in training", at_least=0, at_most=1
+    )
     time_mask_prob: float = option(
-        0.05, "share of frames hidden from XLSR in training, if no two masks overlap; 0: none"
+        0.05,
+        "share of frames hidden from XLSR in training, if no two masks overlap; 0: none",
+        at_least=0,
+        at_most=1,
     )
-    time_mask_length: int = option(10, "longest time mask, in XLSR frames")
+    time_mask_length: int = option(10, "longest time mask, in XLSR frames", at_least=1)
     channel_mask_prob: float = option(
-        0.0, "share of XLSR's input channels hidden in training, if no two masks overlap; 0: none"
+        0.0,
+        "share of XLSR's input channels hidden in training, if no two masks overlap; 0: none",
+        at_least=0,
+        at_most=1,
     )
-    channel_mask_length: int = option(64, "longest block of hidden channels")
-
-    def __post_init__(self) -> None:
-        for name in ("layerdrop", "time_mask_prob", "channel_mask_prob"):
-            flag, value = "--" + name.replace("_", "-"), getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise UserError(f"{flag} {value}: must be from 0 to 1")
-        for name in ("time_mask_length", "channel_mask_length"):
-            flag, value = "--" + name.replace("_", "-"), getattr(self, name)
-            if value < 1:
-                raise UserError(f"{flag} {value}: must be at least 1")
+    channel_mask_length: int = option(64, "longest block of hidden channels", at_least=1)
 
 
 class Adapter(nn.Module):

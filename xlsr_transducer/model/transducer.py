@@ -21,40 +21,58 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.encoder import XLSREncoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 
 FULL_CONTEXT = ChunkSettings()
 
 
 @dataclasses.dataclass(frozen=True)
-class TransducerOptions:
+class TransducerOptions(Options):
     """Decoder and joiner."""
 
-    decoder_dim: int = option(512, "width of the decoder")
-    joiner_dim: int = option(512, "width of the joiner")
-    context_size: int = option(2, "tokens that the decoder sees")
+    decoder_dim: int = option(512, "width of the decoder", at_least=1, at_most=65536)
+    joiner_dim: int = option(512, "width of the joiner", at_least=1, at_most=65536)
+    context_size: int = option(2, "tokens that the decoder sees", at_least=1, at_most=64)
 
 
 @dataclasses.dataclass(frozen=True)
-class LossOptions:
+class LossOptions(Options):
     """Loss."""
 
-    prune_range: int = option(5, "symbols per frame that the pruned loss looks at")
-    lm_scale: float = option(0.25, "smoothing of the simple loss with decoder-only scores")
-    am_scale: float = option(0.0, "smoothing of the simple loss with encoder-only scores")
-    simple_loss_scale: float = option(0.5, "weight of the simple loss after warm-up")
-    ctc_loss_scale: float = option(0.0, "weight of the CTC head's loss; 0: no such head")
+    prune_range: int = option(5, "symbols per frame that the pruned loss looks at", at_least=1)
+    lm_scale: float = option(
+        0.25, "smoothing of the simple loss with decoder-only scores", at_least=0, at_most=1
+    )
+    am_scale: float = option(
+        0.0, "smoothing of the simple loss with encoder-only scores", at_least=0, at_most=1
+    )
+    simple_loss_scale: float = option(0.5, "weight of the simple loss after warm-up", at_least=0)
+    ctc_loss_scale: float = option(
+        0.0, "weight of the CTC head's loss; 0: no such head", at_least=0
+    )
     cr_ctc_scale: float = option(
-        0.0, "weight of agreement of the CTC head on two views (CR-CTC), which doubles a batch"
+        0.0,
+        "weight of agreement of the CTC head on two views (CR-CTC), which doubles a batch",
+        at_least=0,
     )
     warm_step: int = option(
-        2000, "steps over which the pruned loss takes over from the simple one"
+        2000, "steps over which the pruned loss takes over from the simple one", at_least=0
     )
     rnnt_type: str = option("regular", "topology", ("regular", "modified", "constrained"))
-    delay_penalty: float = option(0.0, "reward for emitting early, per frame")
+    delay_penalty: float = option(0.0, "reward for emitting early, per frame", at_least=0)
     loss_backend: str = option("auto", "whose losses: k2's where it imports, or ours", BACKENDS)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rnnt_type == "regular" and self.prune_range < 2:
+            raise UserError(
+                f"--prune-range {self.prune_range}: must be at least 2 with --rnnt-type regular"
+            )
+        if self.lm_scale + self.am_scale > 1:
+            raise UserError(
+                f"--lm-scale {self.lm_scale} and --am-scale {self.am_scale}: must be 1 at most "
+                "together"
+            )
         if self.cr_ctc_scale > 0 and self.ctc_loss_scale <= 0:
             raise UserError(
                 f"--cr-ctc-scale {self.cr_ctc_scale} needs the CTC head: give --ctc-loss-scale too"

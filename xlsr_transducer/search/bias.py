@@ -9,7 +9,6 @@ the neural language model (0 without one), V tokens.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.lm.checkpoint import load_lm
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 from xlsr_transducer.search.context_graph import read_context_file
 from xlsr_transducer.search.k2_fsa import read_lg
 from xlsr_transducer.search.neural_lm import ScaledLm
@@ -33,13 +32,15 @@ LODR = "modified_beam_search_LODR"
 
 
 @dataclass(frozen=True)
-class BiasOptions:
+class BiasOptions(Options):
     """Hotwords and language models."""
 
     context_file: Path | None = option(
         None, "hotwords: one phrase a line, or `phrase :score` for its own score"
     )
-    context_score: float = option(2.0, "bonus of each token of a hotword")
+    context_score: float = option(
+        2.0, "bonus of each token of a hotword", at_least=-1000, at_most=1000
+    )
     ngram_lm: Path | None = option(
         None, "ARPA file of stage 5, added to the model's log-probs; or LG.pt of stage 7"
     )
@@ -47,9 +48,13 @@ class BiasOptions:
         None,
         "what the n-gram model's log-probs are multiplied by; LODR needs one below 0 "
         "(default: 0.1; of LG 0.01)",
+        at_least=-1000,
+        at_most=1000,
     )
     lm_exp_dir: Path | None = option(None, "folder of a neural language model (train_lm)")
-    lm_scale: float = option(0.3, "what the neural model's log-probs are multiplied by")
+    lm_scale: float = option(
+        0.3, "what the neural model's log-probs are multiplied by", at_least=0, at_most=1000
+    )
 
     def __post_init__(self) -> None:
         """Refuses what contradicts itself.
@@ -57,16 +62,11 @@ class BiasOptions:
         Raises:
           UserError: names the option, its value and what it has to be.
         """
-        if not math.isfinite(self.context_score):
-            raise UserError(f"--context-score {self.context_score}: must be a number")
+        super().__post_init__()
         if self.context_file is None and self.context_score != 2.0:
             raise UserError(f"--context-score {self.context_score} needs --context-file")
-        if not math.isfinite(self.ngram_scale):
-            raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale}: must be a number")
         if self.ngram_lm is None and self.ngram_lm_scale is not None:
             raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale} needs --ngram-lm")
-        if not (math.isfinite(self.lm_scale) and self.lm_scale >= 0):
-            raise UserError(f"--lm-scale {self.lm_scale}: must be 0 or more")
         if self.lm_exp_dir is None and self.lm_scale != 0.3:
             raise UserError(f"--lm-scale {self.lm_scale} needs --lm-exp-dir")
 

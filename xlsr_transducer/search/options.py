@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xlsr_transducer.errors import UserError
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, flag_of, option
 
 METHODS = (
     "greedy_search",
@@ -38,27 +38,41 @@ FLAVOURS = ("whole", "strict", "partial")
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(Options):
     """Search options. Names and defaults are icefall's."""
 
     decoding_method: str = option("greedy_search", "how to search", METHODS)
-    beam_size: int = option(4, "hypotheses kept by beam_search and modified_beam_search*")
-    beam: float = option(20.0, "fast_beam_search*: log-prob below the best at which to prune")
-    max_contexts: int = option(8, "fast_beam_search*: contexts kept per stream and frame")
-    max_states: int = option(64, "fast_beam_search*: states kept per stream and frame")
+    beam_size: int = option(
+        4, "hypotheses kept by beam_search and modified_beam_search*", at_least=1
+    )
+    beam: float = option(
+        20.0, "fast_beam_search*: log-prob below the best at which to prune", above=0
+    )
+    max_contexts: int = option(
+        8, "fast_beam_search*: contexts kept per stream and frame", at_least=1
+    )
+    max_states: int = option(64, "fast_beam_search*: states kept per stream and frame", at_least=1)
     fast_beam_flavour: str = option(
         "whole",
         "fast_beam_search*: 'whole' counts the last frame, 'strict' and 'partial' treat it as "
         "k2's format_output does without and with allow_partial",
         FLAVOURS,
     )
-    num_paths: int = option(200, "fast_beam_search_nbest*: paths drawn from the lattice")
-    nbest_scale: float = option(
-        0.5, "fast_beam_search_nbest*: log-probs times this say how likely a path is drawn"
+    num_paths: int = option(
+        200, "fast_beam_search_nbest*: paths drawn from the lattice", at_least=1
     )
-    max_sym_per_frame: int = option(1, "greedy_search: most tokens in one frame")
-    blank_penalty: float = option(0.0, "subtracted from the logit of blank")
-    temperature: float = option(1.0, "divides the logits before the softmax")
+    nbest_scale: float = option(
+        0.5,
+        "fast_beam_search_nbest*: log-probs times this say how likely a path is drawn",
+        above=0,
+    )
+    max_sym_per_frame: int = option(1, "greedy_search: most tokens in one frame", at_least=1)
+    blank_penalty: float = option(
+        0.0, "subtracted from the logit of blank", at_least=-1000, at_most=1000
+    )
+    temperature: float = option(
+        1.0, "divides the logits before the softmax", at_least=0.001, at_most=1000
+    )
 
     def __post_init__(self) -> None:
         """Refuses what contradicts itself.
@@ -66,18 +80,13 @@ class SearchOptions:
         Raises:
           UserError: names the option, its value and what it has to be.
         """
+        super().__post_init__()
         if self.decoding_method not in METHODS:
             known = ", ".join(METHODS)
             raise UserError(f"--decoding-method {self.decoding_method}: known are {known}")
         if self.fast_beam_flavour not in FLAVOURS:
             known = ", ".join(FLAVOURS)
             raise UserError(f"--fast-beam-flavour {self.fast_beam_flavour}: known are {known}")
-        for name in ("beam_size", "max_contexts", "max_states", "num_paths", "max_sym_per_frame"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} {getattr(self, name)}: must be at least 1")
-        for name in ("beam", "nbest_scale", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{_flag(name)} {getattr(self, name)}: must be above 0")
         if self.max_contexts > self.max_states:
             raise UserError(
                 f"--max-contexts {self.max_contexts} exceeds --max-states {self.max_states}: "
@@ -91,7 +100,7 @@ class SearchOptions:
     def _refuse_foreign(self, name: str, default: object, methods: tuple[str, ...]) -> None:
         if getattr(self, name) != default and self.decoding_method not in methods:
             raise UserError(
-                f"{_flag(name)} {getattr(self, name)} works with --decoding-method "
+                f"{flag_of(name)} {getattr(self, name)} works with --decoding-method "
                 f"{', '.join(methods)} only, not with {self.decoding_method}"
             )
 
@@ -122,7 +131,3 @@ class SearchOptions:
         if self.temperature != 1:
             parts.append(f"temperature-{self.temperature}")
         return "-".join(parts)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

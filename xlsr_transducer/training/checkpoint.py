@@ -22,7 +22,7 @@ from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 from xlsr_transducer.training.averaging import Weights, covered_steps, mean_between, mean_of
 from xlsr_transducer.training.storage import load_verified, save_atomically
 
@@ -32,23 +32,26 @@ BEST = "best-valid-wer.pt"
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointOptions:
+class CheckpointOptions(Options):
     """Which weights."""
 
     exp_dir: Path = option(Path("exp"), "folder of the training run")
-    epoch: int = option(0, "use epoch-N.pt; 0: best-valid-wer.pt, unless --iter is given")
-    iter: int = option(0, "use checkpoint-N.pt (N: steps)")
-    avg: int = option(1, "average over so many epochs, or checkpoints with --iter, up to it")
+    epoch: int = option(
+        0, "use epoch-N.pt; 0: best-valid-wer.pt, unless --iter is given", at_least=0
+    )
+    iter: int = option(0, "use checkpoint-N.pt (N: steps)", at_least=0)
+    avg: int = option(
+        1, "average over so many epochs, or checkpoints with --iter, up to it", at_least=1
+    )
     use_averaged_model: bool = option(
         True, "average by the running mean kept in training, over every step of the range"
     )
     checkpoint: Path | None = option(None, "use this file, such as a pretrained.pt")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epoch and self.iter:
             raise UserError(f"--epoch {self.epoch} contradicts --iter {self.iter}: give one")
-        if self.avg < 1:
-            raise UserError(f"--avg {self.avg}: must be at least 1")
         if self.avg > 1 and not (self.epoch or self.iter):
             raise UserError(f"--avg {self.avg} needs --epoch or --iter, to know where it ends")
 

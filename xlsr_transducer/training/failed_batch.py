@@ -26,7 +26,7 @@ from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerLosses
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 from xlsr_transducer.training.checkpoint import model_content
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
@@ -39,17 +39,19 @@ FEW = 3  # utterances of a batch whose loss may not be finite before the batch c
 
 
 @dataclasses.dataclass(frozen=True)
-class FailureOptions:
+class FailureOptions(Options):
     """When something fails."""
 
     inf_check: bool = option(
         False, "name the first module whose output or gradient is not finite, and stop (slow)"
     )
     keep_failed_batches: int = option(
-        3, "failed batches kept as exp/failed/*.pt, each with the weights of the model"
+        3, "failed batches kept as exp/failed/*.pt, each with the weights of the model", at_least=0
     )
     max_failed_in_a_row: int = option(
-        20, "steps in a row with losses or a gradient not finite, after which the training stops"
+        20,
+        "steps in a row with losses or a gradient not finite, after which the training stops",
+        at_least=1,
     )
 
 

@@ -13,7 +13,7 @@ from xlsr_transducer.config import ModelConfig
 from xlsr_transducer.data.datamodule import DataModule
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import LossOptions, Transducer
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 from xlsr_transducer.training.checkpoint import (
     BEST,
     model_content,
@@ -36,24 +36,34 @@ from xlsr_transducer.training.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopOptions:
+class LoopOptions(Options):
     """Training run."""
 
     exp_dir: Path = option(Path("exp"), "where checkpoints, logs and curves go")
-    num_epochs: int = option(30, "last epoch to train")
+    num_epochs: int = option(30, "last epoch to train", at_least=1)
     resume: str | None = option(
         None, "auto: go on behind the newest intact checkpoint in --exp-dir, if any", (AUTO,)
     )
-    start_epoch: int = option(1, "epoch to start with; above 1 it loads the epoch before")
-    start_batch: int = option(0, "if above 0: load checkpoint-N.pt and go on behind step N")
-    save_every_n: int = option(4000, "steps between checkpoints within an epoch")
-    keep_last_k: int = option(30, "of those checkpoints, how many are kept; 0: all")
-    keep_last_epochs: int = option(
-        20, "of the epochs' checkpoints, how many are kept, one more than --avg needs; 0: all"
+    start_epoch: int = option(
+        1, "epoch to start with; above 1 it loads the epoch before", at_least=1
     )
-    average_period: int = option(100, "steps between updates of the running mean of the weights")
-    log_interval: int = option(50, "steps between log lines")
-    seed: int = option(42, "seed of weights, order of data, dropout and chunk settings")
+    start_batch: int = option(
+        0, "if above 0: load checkpoint-N.pt and go on behind step N", at_least=0
+    )
+    save_every_n: int = option(4000, "steps between checkpoints within an epoch", at_least=0)
+    keep_last_k: int = option(30, "of those checkpoints, how many are kept; 0: all", at_least=0)
+    keep_last_epochs: int = option(
+        20,
+        "of the epochs' checkpoints, how many are kept, one more than --avg needs; 0: all",
+        at_least=0,
+    )
+    average_period: int = option(
+        100, "steps between updates of the running mean of the weights", at_least=0
+    )
+    log_interval: int = option(50, "steps between log lines", at_least=0)
+    seed: int = option(
+        42, "seed of weights, order of data, dropout and chunk settings", at_least=0
+    )
     use_fp16: bool = option(False, "float16 for the encoder, with loss scaling (GPU)")
     use_bf16: bool | None = option(
         None, "bfloat16 for the encoder (default: on a GPU that has it, unless --use-fp16)"
@@ -64,6 +74,7 @@ class LoopOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.use_fp16 and self.use_bf16:
             raise UserError("--use-fp16 contradicts --use-bf16: give one")
 

@@ -12,7 +12,7 @@ import torch
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, option
 
 if TYPE_CHECKING:
     from xlsr_transducer.training.step import Stepper
@@ -21,7 +21,7 @@ ADVICE = "lower --max-duration, bound --max-frames-tokens, or give --gradient-ch
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryOptions:
+class MemoryOptions(Options):
     """Memory."""
 
     gradient_checkpointing: bool = option(
@@ -31,7 +31,9 @@ class MemoryOptions:
         None, "try the largest batches before the first step (default: on a GPU)"
     )
     max_skipped_batches: int = option(
-        10, "batches that do not fit into memory and are left out, before the training stops"
+        10,
+        "batches that do not fit into memory and are left out, before the training stops",
+        at_least=0,
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.options import option
+from xlsr_transducer.options import Options, flag_of, option
 from xlsr_transducer.training.lora import add_lora
 from xlsr_transducer.training.scaled_adam import ScaledAdam
 from xlsr_transducer.training.schedules import eden, tri_stage
@@ -35,78 +35,81 @@ DEFAULTS: dict[str, dict[str, float]] = {
 }
 
 
-def _own(name: str, help: str) -> Any:
+def _own(name: str, help: str, **bounds: float) -> Any:
     """An option whose default depends on the optimizer."""
     values = [f"{o}: {DEFAULTS[o][name]}" for o in DEFAULTS if name in DEFAULTS[o]]
-    return option(None, f"{help} ({', '.join(values)})")
+    return option(None, f"{help} ({', '.join(values)})", **bounds)
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimOptions:
+class OptimOptions(Options):
     """Optimization. The schedule is the optimizer's: tri-stage, or Eden with scaled_adam."""
 
     optimizer: str = option(ADAMW, "how steps are taken", (ADAMW, SCALED_ADAM))
     base_lr: float | None = _own(
-        "base_lr", "peak rate of adapter, decoder and joiner; of scaled_adam a relative change"
+        "base_lr",
+        "peak rate of adapter, decoder and joiner; of scaled_adam a relative change",
+        above=0,
     )
-    encoder_lr_scale: float = option(0.1, "rate of XLSR's layers relative to --base-lr")
+    encoder_lr_scale: float = option(
+        0.1, "rate of XLSR's layers relative to --base-lr", at_least=0
+    )
     layer_lr_decay: float = option(
-        1.0, "rate of each layer of XLSR relative to the layer above it"
+        1.0, "rate of each layer of XLSR relative to the layer above it", above=0, at_most=1
     )
-    weight_decay: float | None = _own("weight_decay", "decay of matrices")
+    weight_decay: float | None = _own("weight_decay", "decay of matrices", at_least=0)
     warmup_fraction: float | None = _own(
-        "warmup_fraction", "share of the training's data in which the rate rises"
+        "warmup_fraction",
+        "share of the training's data in which the rate rises",
+        at_least=0,
+        at_most=1,
     )
-    hold_fraction: float | None = _own("hold_fraction", "share at the peak rate, after that")
+    hold_fraction: float | None = _own(
+        "hold_fraction", "share at the peak rate, after that", at_least=0, at_most=1
+    )
     lr_batches_fraction: float | None = _own(
-        "lr_batches_fraction", "Eden's lr_batches as a share of all batches"
+        "lr_batches_fraction", "Eden's lr_batches as a share of all batches", above=0, at_most=10
     )
     lr_epochs_fraction: float | None = _own(
-        "lr_epochs_fraction", "Eden's lr_epochs as a share of all epochs"
+        "lr_epochs_fraction", "Eden's lr_epochs as a share of all epochs", above=0, at_most=10
     )
-    clip_grad: float | None = _own("clip_grad", "longest gradient of the loss per token")
+    clip_grad: float | None = _own("clip_grad", "longest gradient of the loss per token", above=0)
     clipping_scale: float | None = _own(
-        "clipping_scale", "longest gradient, in medians of the last 100"
+        "clipping_scale", "longest gradient, in medians of the last 100", above=0
     )
-    freeze_encoder_steps: int = option(0, "steps before XLSR's layers are trained too")
-    trainable_layers: int = option(-1, "top layers of XLSR that are trained; -1: all, 0: none")
+    freeze_encoder_steps: int = option(0, "steps before XLSR's layers are trained too", at_least=0)
+    trainable_layers: int = option(
+        -1, "top layers of XLSR that are trained; -1: all, 0: none", at_least=0, also=-1
+    )
     lora_rank: int = option(
-        0, "train only products of two matrices of this rank in XLSR's attention; 0: all weights"
+        0,
+        "train only products of two matrices of this rank in XLSR's attention; 0: all weights",
+        at_least=0,
     )
-    lora_alpha: float | None = option(None, "LoRA's scale times its rank (twice the rank)")
+    lora_alpha: float | None = option(
+        None, "LoRA's scale times its rank (twice the rank)", above=0
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in {name for defaults in DEFAULTS.values() for name in defaults}:
             default = DEFAULTS[self.optimizer].get(name)
             given = getattr(self, name)
             if given is None:
                 object.__setattr__(self, name, default)
             elif default is None:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {given} does not apply to --optimizer {self.optimizer}")
-        self._check_ranges()
-        self._check_lora()
-
-    def _check_ranges(self) -> None:
-        if not 0 < self.layer_lr_decay <= 1:
-            raise UserError(
-                f"--layer-lr-decay {self.layer_lr_decay}: must be above 0 and at most 1"
-            )
-        for name in ("lr_batches_fraction", "lr_epochs_fraction"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 10:
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {value}: a share of the training's data, such as 0.1")
+                raise UserError(
+                    f"{flag_of(name)} {given} does not apply to --optimizer {self.optimizer}"
+                )
         hold = self.hold_fraction or 0.0
-        if min(self.warmup_fraction, hold) < 0 or self.warmup_fraction + hold > 1:
+        if self.warmup_fraction + hold > 1:
             raise UserError(
                 f"--warmup-fraction {self.warmup_fraction} and --hold-fraction {hold} must be "
                 "shares of one training"
             )
+        self._check_lora()
 
     def _check_lora(self) -> None:
-        if self.lora_rank < 0:
-            raise UserError(f"--lora-rank {self.lora_rank}: must be at least 0")
         if self.lora_rank == 0 and self.lora_alpha is not None:
             raise UserError(f"--lora-alpha {self.lora_alpha} needs --lora-rank")
         if self.lora_rank > 0 and self.trainable_layers == 0:
@@ -154,17 +157,32 @@ def _is_trained(
 
 
 def _trained_layers(model: Transducer, options: OptimOptions) -> dict[str, nn.Module]:
-    """The layers of XLSR, by number, that ``--trainable-layers`` asks for."""
+    """The layers of XLSR, by number, that ``--trainable-layers`` asks for.
+
+    Raises:
+      UserError: there are not so many above the cut of the features.
+    """
     layers = model.encoder.xlsr.encoder.layers if model.encoder.xlsr.has_layers else {}
-    first = 0 if options.trainable_layers < 0 else max(0, len(layers) - options.trainable_layers)
-    return dict(list(layers.items())[first:])
+    wanted = options.trainable_layers
+    if wanted > len(layers):
+        raise UserError(
+            f"--trainable-layers {wanted}: of XLSR {len(layers)} layers lie above the cut of the "
+            "features; -1 trains all of them"
+        )
+    return dict(list(layers.items())[0 if wanted < 0 else len(layers) - wanted :])
 
 
 def prepare_lora(model: Transducer, options: OptimOptions) -> None:
-    """Gives the trained layers of XLSR their small matrices, if ``--lora-rank`` asks for them."""
+    """Gives the trained layers of XLSR their small matrices, if ``--lora-rank`` asks for them.
+
+    Raises:
+      UserError: XLSR has no such layers, or is narrower than the rank.
+    """
+    layers, width = _trained_layers(model, options), model.encoder.config.hidden_size
     if options.lora_rank == 0:
         return
-    layers = _trained_layers(model, options)
+    if options.lora_rank > width:
+        raise UserError(f"--lora-rank {options.lora_rank}: must be at most XLSR's width, {width}")
     if not layers:
         raise UserError(
             f"--lora-rank {options.lora_rank}: the features come from the top of XLSR and leave "

@@ -78,6 +78,9 @@ def train(rank: int, is_divided: bool, make_optimizer: Callable) -> dict:
             valid.append(model(*batch(i), LOSS, ChunkSettings()).simple.sum().item())
     content = copy.deepcopy({"model": gather(model.state_dict()), "valid": valid[:2]})
     content["optimizer"] = copy.deepcopy(gather(optimizer.state_dict()))
+    dropped = [gather(x, keep=False) for x in (model.state_dict(), optimizer.state_dict()["state"])]
+    values = [*dropped[0].values(), *(x for state in dropped[1].values() for x in state.values())]
+    content["dropped"] = sum(x.numel() for x in values if isinstance(x, torch.Tensor))
     content["straight"] = steps(model, optimizer, rank, range(5, 8))
     model, optimizer = fresh()
     load_weights(model, content["model"])

@@ -1,8 +1,9 @@
 """What the commands share that recognise files with an exported model and nothing else:
-``pretrained``, ``jit_pretrained``, ``jit_pretrained_streaming``, ``jit_trace_pretrained``.
+``pretrained``, ``jit_pretrained``, ``jit_pretrained_streaming``, ``jit_trace_pretrained``,
+``onnx_pretrained``, ``onnx_pretrained_streaming``.
 
-Neither this nor what it imports needs lhotse, k2 or anything of training. Letters: n samples,
-T encoder frames, E width of the encoder.
+They import neither lhotse nor k2, and of ``training`` no more than reads checkpoint files.
+Letters: n samples, T encoder frames, E width of the encoder.
 """
 
 from __future__ import annotations

@@ -281,10 +281,11 @@ class Trainer:
         """Writes a checkpoint; ``is_whole``: with all that a training needs to go on."""
         if not self.keeps_state:
             return
-        content = model_content(self.config, self.data.tokenizer, self.state.weights())
+        is_main = self.process.is_main  # of a sharded model, the others take part in gathering
+        content = model_content(self.config, self.data.tokenizer, self.state.weights(is_main))
         if is_whole:
-            content.update(self.state.content())
-        if self.process.is_main:
+            content.update(self.state.content(is_main))
+        if is_main:
             save_atomically(content, self.loop.exp_dir / name)
 
     def restore(self, path: Path) -> None:

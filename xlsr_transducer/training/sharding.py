@@ -114,17 +114,19 @@ def stand_in(batch: Batch, config: ModelConfig) -> Batch:
     )
 
 
-def gather(value: Any) -> Any:
-    """The same with every divided tensor whole, and all tensors on the CPU.
+def gather(value: Any, keep: bool = True) -> Any:
+    """Returns the same with every divided tensor whole, and all tensors on the CPU.
 
-    Every process must call it with the same structure of dictionaries and lists.
+    Every process must call it with the same structure of dictionaries and lists. Without
+    ``keep`` this one takes part, tensor by tensor, and gets empty tensors.
     """
     if isinstance(value, Tensor):
-        return (value.full_tensor() if _is_divided(value) else value).detach().cpu()
+        value = value.full_tensor() if _is_divided(value) else value
+        return (value if keep else value.new_zeros(0)).detach().cpu()
     if isinstance(value, dict):
-        return {key: gather(item) for key, item in value.items()}
+        return {key: gather(item, keep) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(gather(item) for item in value)
+        return type(value)(gather(item, keep) for item in value)
     return value
 
 

@@ -78,19 +78,19 @@ class TrainingState:
         take_into_mean(self.mean, self.model.state_dict(), self.progress.averaged, step)
         self.progress.averaged = step
 
-    def weights(self) -> dict[str, Tensor]:
-        """The model's weights, on the CPU."""
-        return gather(self.model.state_dict())
+    def weights(self, keep: bool) -> dict[str, Tensor]:
+        """Returns the model's weights, on the CPU; without ``keep``, as ``gather`` does."""
+        return gather(self.model.state_dict(), keep)
 
-    def content(self) -> dict[str, Any]:
-        """What a checkpoint holds beside configuration, tokens and weights."""
+    def content(self, keep: bool) -> dict[str, Any]:
+        """Returns what a checkpoint holds beside configuration, tokens and weights."""
         return {
-            "model_avg": gather(self.mean),
+            "model_avg": gather(self.mean, keep),
             "step": self.progress.step,
             "progress": dataclasses.asdict(self.progress),
             "epoch_sums": dataclasses.asdict(self.epoch_sums),
             "lora": lora_state(self.model),
-            "optimizer": gather(self.optimizer.state_dict()),
+            "optimizer": gather(self.optimizer.state_dict(), keep),
             "scaler": self.scaler.state_dict(),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -105,6 +106,21 @@ def test_the_running_mean_equals_the_mean_of_the_weights_of_each_step(
     loaded = load_model(CheckpointOptions(exp_dir=tmp_path, epoch=2, avg=1))
     name = "joiner.output_linear.weight"
     torch.testing.assert_close(loaded.model.state_dict()[name], expected[name])
+
+
+def test_what_is_done_every_so_many_steps_is_off_at_0(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    off = ("--save-every-n=0", "--log-interval=0", "--average-period=0")
+    run_train(corpus, tmp_path, "--num-epochs=1", *off)
+    assert not list(tmp_path.glob("checkpoint-*.pt")) and "grad norm" not in caplog.text
+    last = CheckpointOptions(exp_dir=tmp_path, epoch=1)
+    with pytest.raises(UserError, match="epoch-1.pt: holds no running mean.*averaged-model 0"):
+        load_model(last)
+    load_model(dataclasses.replace(last, use_averaged_model=False))
+    with pytest.raises(UserError, match="--average-period 0: resume with that too"):
+        run_train(corpus, tmp_path, "--num-epochs=2", "--resume=auto", "--average-period=1")
+    run_train(corpus, tmp_path, "--num-epochs=2", "--resume=auto", *off)
 
 
 def test_an_average_that_lacks_files_is_refused(streaming_exp: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from xlsr_transducer.core.files import write_text
 
 
 def set_up_logging(folder: Path, name: str, rank: int = 0) -> Path:
@@ -26,3 +30,10 @@ def set_up_logging(folder: Path, name: str, rank: int = 0) -> Path:
         force=True,
     )
     return path
+
+
+def save_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes all settings of a run to ``folder/settings.json``, which the log names."""
+    path = folder / "settings.json"
+    write_text(path, json.dumps(settings, indent=2, default=str) + "\n")
+    logging.info(f"settings: {path}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -21,7 +20,7 @@ from xlsr_transducer.data.features import FeatureInfo, find_features
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.logs import save_settings, set_up_logging
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerOptions
@@ -177,14 +176,12 @@ def _initial_model(
 def _keep_settings(
     exp_dir: Path, args: argparse.Namespace, config: ModelConfig, *options: object
 ) -> None:
-    """Logs every setting, and saves them beside the checkpoints as JSON."""
+    """Writes every setting beside the checkpoints, as JSON."""
     names = ("conf", "features", "xlsr", "lang_dir", "init_from")
     settings = {"input": {name: getattr(args, name) for name in names}, "model": config.to_dict()}
     for group in options:
         settings[type(group).__name__] = dataclasses.asdict(group)  # type: ignore[call-overload]
-    text = json.dumps(settings, indent=2, default=str)
-    logging.info("settings: " + text)
-    (exp_dir / "settings.json").write_text(text + "\n", encoding="utf-8")
+    save_settings(exp_dir, settings)
 
 
 def _count(model: Transducer) -> str:

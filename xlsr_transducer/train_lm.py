@@ -5,7 +5,6 @@ It learns the training text, or that of ``--lm-text``, and is validated on the t
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from xlsr_transducer.errors import run_command
 from xlsr_transducer.lm.model import LanguageModel, LmOptions
 from xlsr_transducer.lm.text import Sentences, read_texts, texts_of
 from xlsr_transducer.lm.training import LmTrainer, LmTrainOptions
-from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.logs import save_settings, set_up_logging
 from xlsr_transducer.options import Parser, add_options, from_args, word
 
 
@@ -40,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     options, lm_options = (from_args(cls, args) for cls in (LmTrainOptions, LmOptions))
     set_up_logging(options.exp_dir, "train-lm")
-    logging.info("settings: " + json.dumps(vars(args), indent=2, default=str))
     torch.manual_seed(options.seed)
     tokenizer = Tokenizer.load(args.lang_dir or find_lang_dir(args.data_dir))
     if args.lm_text:
@@ -56,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = LmTrainer(model, lm_options, tokenizer.tokens, train, valid, options, device)
     if options.start_epoch > 1:
         trainer.restore(options.exp_dir / f"epoch-{options.start_epoch - 1}.pt")
+    save_settings(options.exp_dir, vars(args))
     with repeatable():
         trainer.run()
 

@@ -197,15 +197,23 @@ def _average(options: CheckpointOptions, path: Path, content: dict[str, Any]) ->
     if not options.use_averaged_model:
         files = _last_files(options, options.avg)
         return mean_of(read_checkpoint(file)["model"] for file in files)
-    if "model_avg" not in content:
-        raise UserError(f"{path}: holds no running average; use --use-averaged-model 0")
-    averaged = content["model_avg"]
+    averaged = _running_mean(path, content)
     if options.avg != options.epoch:  # otherwise from the very start
-        first = read_checkpoint(_last_files(options, options.avg + 1)[0])
+        before = _last_files(options, options.avg + 1)[0]
+        first = read_checkpoint(before)
         averaged = mean_between(
-            first["model_avg"], covered_steps(first), averaged, covered_steps(content)
+            _running_mean(before, first), covered_steps(first), averaged, covered_steps(content)
         )
     return {**content["model"], **{name: value.float() for name, value in averaged.items()}}
+
+
+def _running_mean(path: Path, content: dict[str, Any]) -> Weights:
+    if "model_avg" not in content:
+        raise UserError(
+            f"{path}: holds no running mean of the weights (its training had --average-period 0, "
+            "or it was exported); use --use-averaged-model 0"
+        )
+    return content["model_avg"]
 
 
 def _last_files(options: CheckpointOptions, count: int) -> list[Path]:

@@ -50,7 +50,9 @@ class LoopOptions(Options):
     start_batch: int = option(
         0, "if above 0: load checkpoint-N.pt and go on behind step N", at_least=0
     )
-    save_every_n: int = option(4000, "steps between checkpoints within an epoch", at_least=0)
+    save_every_n: int = option(
+        4000, "steps between checkpoints within an epoch; 0: none", at_least=0
+    )
     keep_last_k: int = option(30, "of those checkpoints, how many are kept; 0: all", at_least=0)
     keep_last_epochs: int = option(
         20,
@@ -58,9 +60,9 @@ class LoopOptions(Options):
         at_least=0,
     )
     average_period: int = option(
-        100, "steps between updates of the running mean of the weights", at_least=0
+        100, "steps between updates of the running mean of the weights; 0: no mean", at_least=0
     )
-    log_interval: int = option(50, "steps between log lines", at_least=0)
+    log_interval: int = option(50, "steps between log lines; 0: none", at_least=0)
     seed: int = option(
         42, "seed of weights, order of data, dropout and chunk settings", at_least=0
     )
@@ -117,7 +119,9 @@ class Trainer:
         recompute_layers(model, memory.gradient_checkpointing)
         self.autocast = loop.autocast_dtype(process.device)
         scaler = grad_scaler(self.autocast == torch.float16)
-        self.state = TrainingState.initial(model, make_optimizer(model, optim), scaler, process)
+        self.state = TrainingState.initial(
+            model, make_optimizer(model, optim), scaler, process, loop.average_period > 0
+        )
         # Whether this process has to do with the running mean and with checkpoints.
         self.keeps_state = process.is_main or is_sharded(model)
         self.interrupt = Interrupt()
@@ -214,11 +218,11 @@ class Trainer:
         """What is due behind a step: running mean, log line, checkpoint."""
         state, step = self.state, self.state.progress.step
         state.epoch_sums.merge(report.sums)
-        is_to_save = step % self.loop.save_every_n == 0
-        if is_to_save or step % self.loop.average_period == 0:
+        is_to_save = _is_due(step, self.loop.save_every_n)
+        if is_to_save or _is_due(step, self.loop.average_period):
             state.average()
         if self.process.is_main:
-            self.watch.step(report, self.loop.log_interval)
+            self.watch.step(report, _is_due(step, self.loop.log_interval))
         if is_to_save:
             self._save_numbered()
 
@@ -314,3 +318,8 @@ class Trainer:
             start = folder / f"epoch-{loop.start_epoch - 1}.pt"
         if start:
             self.restore(start)
+
+
+def _is_due(step: int, interval: int) -> bool:
+    """Whether something is done after ``step`` that is done every ``interval`` steps; 0: never."""
+    return interval > 0 and step % interval == 0

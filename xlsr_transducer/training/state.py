@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.averaging import Weights, take_into_mean
 from xlsr_transducer.training.distributed import Process
@@ -59,12 +60,16 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         scaler: Any,
         process: Process,
+        has_mean: bool = True,
     ) -> TrainingState:
         """Before the first step.
 
         The main process alone keeps the running mean, unless each keeps its part of the model.
+
+        Args:
+          has_mean: whether there is a running mean.
         """
-        keeps_mean = process.is_main or is_sharded(model)
+        keeps_mean = has_mean and (process.is_main or is_sharded(model))
         mean = {
             name: torch.zeros_like(value, dtype=torch.float64)
             for name, value in model.state_dict().items()
@@ -85,7 +90,7 @@ class TrainingState:
     def content(self, keep: bool) -> dict[str, Any]:
         """Returns what a checkpoint holds beside configuration, tokens and weights."""
         return {
-            "model_avg": gather(self.mean, keep),
+            **({"model_avg": gather(self.mean, keep)} if self.mean else {}),
             "step": self.progress.step,
             "progress": dataclasses.asdict(self.progress),
             "epoch_sums": dataclasses.asdict(self.epoch_sums),
@@ -95,7 +100,16 @@ class TrainingState:
         }
 
     def load(self, content: dict[str, Any]) -> None:
-        """Takes over what a checkpoint holds."""
+        """Takes over what a checkpoint holds.
+
+        Raises:
+          UserError: it has no running mean, or other LoRA, than this training.
+        """
+        if self.mean and "model_avg" not in content:
+            raise UserError(
+                "the checkpoint holds no running mean of the weights, as its training had "
+                "--average-period 0: resume with that too"
+            )
         load_weights(self.model, content["model"])
         load_lora_state(self.model, content["lora"])
         load_optimizer(self.optimizer, content["optimizer"])

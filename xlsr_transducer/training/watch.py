@@ -43,11 +43,11 @@ class Watch:
             purge_step = step + 1 if step > 0 else None
             self.board = SummaryWriter(exp_dir / "tensorboard", purge_step=purge_step)
 
-    def step(self, report: StepReport, log_interval: int) -> None:
-        """Takes in a step; a log line and scalars every ``log_interval`` of them."""
+    def step(self, report: StepReport, is_to_log: bool) -> None:
+        """Takes in a step; writes a log line and scalars of all since the last, if asked to."""
         self.sums.merge(report.sums)
         progress = self.state.progress
-        if progress.step % log_interval:
+        if not is_to_log:
             return
         rates = learning_rates(self.state.optimizer)
         speed, left = self.clock.speed(progress.seconds)

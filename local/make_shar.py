@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from local.manifests import JsonlGzWriter, manifest_path, replacing, split_names
 from xlsr_transducer.data.audio import num_samples
+from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.features import (
     INFO_FILE,
     SAMPLING_RATE,
@@ -34,6 +35,7 @@ from xlsr_transducer.data.features import (
     find_features,
     load_feature_cuts,
 )
+from xlsr_transducer.data.flaws import input_flaw
 from xlsr_transducer.data.shar import FEATURES_TYPE, members, source_in_tar
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Number, Parser, str2bool
@@ -94,12 +96,19 @@ def pack_audio(data_dir: Path, out_dir: Path, shard_size: int) -> None:
         return fastcopy(cut, recording=recording, start=0.0, channel=0)
 
     for split in split_names(data_dir):
-        cuts = CutSet.from_jsonl_lazy(manifest_path(data_dir, "cuts", split))
+        cuts = load_cuts(manifest_path(data_dir, "cuts", split)).filter(_has_audio)
         _pack(
             cuts.resample(SAMPLING_RATE), manifest_path(out_dir, "cuts", split), out_dir / split,
             {"recording": "flac"}, ".flac", shard_size, place,
         )  # fmt: skip
     shutil.copy(data_dir / "manifests" / "splits.json", out_dir / "manifests" / "splits.json")
+
+
+def _has_audio(cut: Cut) -> bool:
+    reason = input_flaw(cut, from_waveform=True)
+    if reason:
+        logging.warning(f"left out: {cut.id}: {reason}")
+    return not reason
 
 
 def _pack(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from xlsr_transducer.data.flaws import damage_named
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.errors import UserError
 
@@ -71,10 +72,10 @@ class JsonlGzWriter:
 
 
 def read_jsonl_gz(path: Path) -> Iterator[dict]:
-    """The items of a ``.jsonl.gz`` file, one at a time."""
+    """The items of a ``.jsonl.gz`` file, one at a time. Raises UserError if it is damaged."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run the earlier stages of ./prepare.sh first")
-    with gzip.open(path, "rt", encoding="utf-8") as f:
+    with damage_named(path), gzip.open(path, "rt", encoding="utf-8") as f:
         for line in f:
             yield json.loads(line)
 

@@ -50,7 +50,14 @@ class Problems:
 
 
 def cut_problems(cut: dict) -> Iterator[str]:
-    """What is wrong with a cut, seen alone. ``cut``: a MonoCut's dictionary."""
+    """What is wrong with a cut, seen alone. ``cut``: a lhotse cut's dictionary."""
+    if cut.get("type") != "MonoCut":
+        yield f"it is a {cut.get('type')}, not a MonoCut"
+        return
+    for part in ("recording", "supervisions", "duration"):
+        if cut.get(part) is None:
+            yield f"there is no {part}"
+            return
     duration = cut["duration"]
     if not (math.isfinite(duration) and duration > 0):
         yield "the duration is not a positive number"
@@ -121,7 +128,7 @@ def check_cuts(
         path = manifest_path(data_dir, "cuts", split)
         statistics = SplitStatistics(split)
         for cut in read_jsonl_gz(path):
-            found = [*cut_problems(cut), *uniqueness.problems(cut, split)]
+            found = [*cut_problems(cut)] or [*uniqueness.problems(cut, split)]
             for kind in found:
                 problems.add(kind, f"{path}: {cut['id']}")
             if not found:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from lhotse import CutSet, Recording
+from lhotse.cut import MultiCut
+from lhotse.utils import fastcopy
 
-from local import compare_decodes, streaming_table
+from local import compare_decodes, streaming_table, validate_manifests
 from xlsr_transducer import decode, streaming_decode
+from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.errors import UserError
 
 SEARCHES = {
@@ -188,3 +193,63 @@ def test_the_streaming_table_has_a_row_per_setting_and_finds_no_difference(
     assert (streaming_exp / "streaming_table.txt").read_text() == printed
     assert sum(line.strip().startswith(("8 (", "16 (")) for line in printed.splitlines()) == 4
     assert (streaming_exp / "streaming_table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_a_manifest_the_first_channel_is_decoded_and_what_has_no_text_is_named(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cuts = list(load_cuts(corpus / "manifests" / "cuts_val.jsonl.gz"))
+    samples, rate = soundfile.read(cuts[0].recording.sources[0].source)
+    soundfile.write(tmp_path / "two.wav", np.stack([samples, 0 * samples], 1), rate)
+    two = Recording.from_file(tmp_path / "two.wav")
+    values = {k: getattr(cuts[0], k) for k in ("id", "start", "duration", "supervisions")}
+    odd = [
+        MultiCut(**values, channel=[0, 1], recording=two),
+        fastcopy(cuts[1], supervisions=[]),
+        cuts[2].pad(cuts[2].duration + 1.0, preserve_id=True),
+        cuts[3],
+    ]
+    CutSet.from_cuts(odd).to_file(tmp_path / "odd.jsonl.gz")
+    CutSet.from_cuts([cuts[0], cuts[3]]).to_file(tmp_path / "even.jsonl.gz")
+    for command, folder in ((decode, ""), (streaming_decode, "streaming")):
+        found = []
+        for name in ("odd", "even"):
+            manifest = f"--manifest={tmp_path / name}.jsonl.gz"
+            run(command, corpus, streaming_exp, manifest, "--num-workers=0", "--blank-penalty=4")
+            found.append(tokens(streaming_exp / folder / "greedy_search", name))
+            log = capsys.readouterr().err
+            assert log.count("skipped, cannot be used") == (2 if name == "odd" else 0)
+            if name == "odd":
+                assert f"{cuts[1].id}: there is no text" in log
+                assert f"{cuts[2].id}: it is a MixedCut" in log
+        assert found[0] == found[1] and len(found[0]) == 2
+
+
+def test_a_manifest_without_a_usable_line_or_damaged_is_an_error_that_names_it(
+    corpus: Path, streaming_exp: Path, tmp_path: Path
+) -> None:
+    val = corpus / "manifests" / "cuts_val.jsonl.gz"
+    cuts = [fastcopy(cut, supervisions=[]) for cut in load_cuts(val)]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "no_text.jsonl.gz")
+    (tmp_path / "half.jsonl.gz").write_bytes(val.read_bytes()[:300])
+    for name, reason in (("no_text", "no utterance"), ("half", "damaged")):
+        with pytest.raises(UserError, match=f"{name}.jsonl.gz: {reason}"):
+            run(decode, corpus, streaming_exp, f"--manifest={tmp_path / name}.jsonl.gz")
+
+
+def test_damaged_files_of_the_corpus_are_named_with_the_command_that_makes_them_again(
+    corpus: Path, streaming_exp: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus / "manifests", tmp_path / "manifests")
+    path = tmp_path / "manifests" / "cuts_test_seen.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match="cuts_test_seen.*damaged.*prepare.sh --stage 2"):
+        run(decode, tmp_path, streaming_exp, "--split=test_seen", "--num-workers=0")
+    with pytest.raises(UserError, match="cuts_test_seen.*damaged.*prepare.sh --stage 2"):
+        validate_manifests.main([f"--data-dir={tmp_path}"])
+    for content in ("", "[]", '{"train": 3}', '{"train": [3]}'):
+        (tmp_path / "manifests" / "splits.json").write_text(content)
+        with pytest.raises(UserError, match="splits.json is damaged"):
+            run(decode, tmp_path, streaming_exp)
+        with pytest.raises(UserError, match="splits.json is damaged"):
+            validate_manifests.main([f"--data-dir={tmp_path}"])

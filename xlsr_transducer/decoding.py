@@ -9,11 +9,14 @@ from pathlib import Path
 import kaldialign
 import torch
 from lhotse import CutSet, MonoCut, SupervisionSegment
+from lhotse.cut import Cut
 from torch.utils.data import DataLoader
 
 from xlsr_transducer.config import ModelConfig
 from xlsr_transducer.data.audio import cut_of_file
+from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.flaws import flaw
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
@@ -111,10 +114,10 @@ def audio_sets(options: DecodeOptions, wavs: list[Path]) -> list[AudioSet]:
         if not options.manifest.is_file():
             raise UserError(f"--manifest {options.manifest}: no such file")
         name = options.manifest.name.split(".")[0].replace("cuts_", "", 1)
-        return [AudioSet(name, CutSet.from_file(options.manifest), True)]
+        return [_scored_set(name, options.manifest)]
     splits = load_splits(options.data_dir)
     names = options.split.split(",") if options.split else [*splits["val"], *splits["test"]]
-    return [AudioSet(name, _cuts_of_split(options.data_dir, name), True) for name in names]
+    return [_scored_set(name, _manifest_of(options.data_dir, name)) for name in names]
 
 
 def _cut_of(path: Path) -> MonoCut:
@@ -124,11 +127,32 @@ def _cut_of(path: Path) -> MonoCut:
     return cut
 
 
-def _cuts_of_split(data_dir: Path, name: str) -> CutSet:
+def _manifest_of(data_dir: Path, name: str) -> Path:
     path = data_dir / "manifests" / f"cuts_{name}.jsonl.gz"
     if not path.is_file():
         raise UserError(f"--split {name}: no {path}; run ./prepare.sh")
-    return CutSet.from_jsonl_lazy(path)
+    return path
+
+
+def _scored_set(name: str, manifest: Path) -> AudioSet:
+    """The utterances of a manifest that have audio and a text; the others are named in the log.
+
+    Raises:
+      UserError: there are none, or the manifest is damaged.
+    """
+    skipped: dict[str, str] = {}  # id -> reason; each pass over the cuts finds the same ones
+
+    def is_sound(cut: Cut) -> bool:
+        reason = flaw(cut, from_waveform=True)
+        if reason and cut.id not in skipped:
+            skipped[cut.id] = reason
+            logging.warning(f"{name}: skipped, cannot be used: {cut.id}: {reason}")
+        return not reason
+
+    cuts = load_cuts(manifest).filter(is_sound)
+    if next(iter(cuts), None) is None:
+        raise UserError(f"{manifest}: no utterance of it has audio and a text to compare with")
+    return AudioSet(name, cuts, True)
 
 
 def batches(

@@ -27,8 +27,9 @@ from xlsr_transducer.compat import fit_sampler_to_lhotse
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.augment import Augmenter, AugmentOptions
 from xlsr_transducer.data.bounds import Bounded, FramesTokensConstraint, largest
+from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.features import FRAME_SHIFT, cuts_path, load_feature_cuts, read_features
-from xlsr_transducer.data.flaws import damage_named, flaw
+from xlsr_transducer.data.flaws import flaw
 from xlsr_transducer.data.order import Shuffled
 from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -181,7 +182,7 @@ class DataModule:
         path = self.manifest(split)
         if not path.is_file():
             raise UserError(f"{path}: no such manifest; run ./prepare.sh, stages 1 and 2")
-        return CutSet.from_jsonl_lazy(path)
+        return load_cuts(path)
 
     def is_sound(self, cut: Cut) -> bool:
         return not flaw(cut, from_waveform=self.features is None)
@@ -217,16 +218,15 @@ class DataModule:
         """
         utterances, seconds = 0, 0.0
         left_out: dict[str, list[str]] = {}
-        with damage_named(self.manifest(split)):
-            for cut in self._all_cuts(split):
-                reason = flaw(cut, from_waveform=self.features is None)
-                if for_training and not reason:
-                    reason = self.unfit(self.tokenized(cut))
-                if reason:
-                    left_out.setdefault(reason, []).append(cut.id)
-                else:
-                    utterances += 1
-                    seconds += cut.duration
+        for cut in self._all_cuts(split):
+            reason = flaw(cut, from_waveform=self.features is None)
+            if for_training and not reason:
+                reason = self.unfit(self.tokenized(cut))
+            if reason:
+                left_out.setdefault(reason, []).append(cut.id)
+            else:
+                utterances += 1
+                seconds += cut.duration
         for reason, ids in left_out.items():
             logging.warning(
                 f"{split}: {len(ids)} utterances left out, {reason}: {', '.join(ids[:5])}"

@@ -146,9 +146,8 @@ def load_feature_cuts(folder: Path, split: str) -> CutSet:
     Raises:
       UserError: the split is missing or its extraction was not completed.
     """
-    from lhotse import CutSet
-
     from xlsr_transducer.data import shar  # noqa: F401  lhotse learns to read its features
+    from xlsr_transducer.data.cuts import load_cuts
 
     path = cuts_path(folder, split)
     if not path.is_file():
@@ -156,7 +155,7 @@ def load_feature_cuts(folder: Path, split: str) -> CutSet:
             f"{path} is missing: run ./extract_features.sh again, it continues where it stopped"
         )
     # Stored paths start at the folder, so that it can be moved.
-    return CutSet.from_jsonl_lazy(path).with_features_path_prefix(folder)
+    return load_cuts(path).with_features_path_prefix(folder)
 
 
 def read_features(cut: Cut) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What can be wrong with a manifest: a line that no one can use, or the whole file."""
+"""Flaws of a manifest: a line that cannot be used, or the whole file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from lhotse import MonoCut
 from lhotse.cut import Cut
 
 from xlsr_transducer.errors import UserError
@@ -17,13 +18,25 @@ _DAMAGE = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError, Asser
 
 
 def flaw(cut: Cut, from_waveform: bool) -> str:
-    """Why a cut can serve no purpose; empty if it can."""
+    """Returns why a cut can be neither trained on nor scored; empty if it can."""
+    reason = input_flaw(cut, from_waveform)
+    if reason:
+        return reason
+    if not cut.supervisions or not isinstance(cut.supervisions[0].text, str):
+        return "there is no text"
+    if len(cut.supervisions) > 1:
+        return f"there are {len(cut.supervisions)} supervisions in place of one"
+    return ""
+
+
+def input_flaw(cut: Cut, from_waveform: bool) -> str:
+    """Returns why a cut gives no input for the model; empty if it does."""
+    if not isinstance(cut, MonoCut):
+        return f"it is a {type(cut).__name__}, not a part of one recording"
     if not _is_positive(cut.duration):
         return f"the duration is {cut.duration}"
     if not _is_number(cut.start):
         return f"the start is {cut.start}"
-    if not cut.supervisions or not isinstance(cut.supervisions[0].text, str):
-        return "there is no text"
     if from_waveform and not cut.has_recording:
         return "there is no recording"
     if not from_waveform and not cut.has_features:
@@ -52,7 +65,14 @@ def damage_named(path: Path) -> Iterator[None]:
         raise
     except _DAMAGE as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
-        raise UserError(
-            f"{path}: damaged, or no manifest of cuts ({reason}); make it again with the command "
-            "that made it"
-        ) from e
+        raise UserError(f"{path}: damaged, or no manifest ({reason}); {_remedy(path)}") from e
+
+
+def _remedy(path: Path) -> str:
+    if path.parent.name == "manifests":
+        stage = 2 if path.name.startswith("cuts_") else 1
+        command = f"./prepare.sh --stage {stage} --stop-stage {stage}"
+        return f"make it again with {command} --data-dir {path.parent.parent} and your lists"
+    if (path.parent / "features.json").is_file():
+        return "make it again with ./extract_features.sh, which keeps the arrays"
+    return "make it again with the command that made it"

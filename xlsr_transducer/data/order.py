@@ -15,6 +15,7 @@ from pathlib import Path
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
+from xlsr_transducer.data.cuts import first_channel
 from xlsr_transducer.data.flaws import damage_named
 
 
@@ -42,7 +43,7 @@ class Shuffled:
             self._lines = [line for path in self.manifests for line in _read_lines(path)]
             random.Random(f"order {self.seed} {self.epoch}").shuffle(self._lines)
         for line in self._lines:
-            yield deserialize_item(json.loads(line))
+            yield first_channel(deserialize_item(json.loads(line)))
 
 
 def _read_lines(path: Path) -> list[bytes]:

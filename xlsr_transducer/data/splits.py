@@ -1,4 +1,4 @@
-"""Which splits a corpus has: ``manifests/splits.json``, written by prepare.sh."""
+"""The splits of a corpus: ``manifests/splits.json``, written by prepare.sh."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from xlsr_transducer.errors import UserError
 
 
 def load_splits(data_dir: Path) -> dict[str, list[str]]:
-    """``{"train": [...], "val": [...], "test": [...]}``, names of splits by role."""
+    """Returns ``{"train": [...], "val": [...], "test": [...]}``, names of splits by role.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
     path = data_dir / "manifests" / "splits.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: run ./prepare.sh first, or give --data-dir")
-    splits = json.loads(path.read_text(encoding="utf-8"))
-    return {role: splits.get(role, []) for role in ("train", "val", "test")}
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        found = {role: list(splits.get(role, [])) for role in ("train", "val", "test")}
+    except (ValueError, AttributeError, TypeError) as e:
+        raise UserError(
+            f"{path} is damaged ({e}); make it again with ./prepare.sh --stage 1 --stop-stage 1 "
+            f"--data-dir {data_dir} and your lists"
+        ) from e
+    if not all(isinstance(name, str) for names in found.values() for name in names):
+        raise UserError(f"{path} is damaged: the splits of a role are a list of names")
+    return found

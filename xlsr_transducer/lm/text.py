@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lhotse import CutSet
 from torch import Tensor
 from tqdm import tqdm
 
+from xlsr_transducer.data.cuts import load_cuts
+from xlsr_transducer.data.flaws import flaw
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.text import TextNormalizer
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -46,8 +47,9 @@ def texts_of(data_dir: Path, role: str) -> Iterator[str]:
         path = data_dir / "manifests" / f"cuts_{split}.jsonl.gz"
         if not path.is_file():
             raise UserError(f"{path} is missing: stage 2 of ./prepare.sh makes it")
-        for cut in CutSet.from_jsonl_lazy(path):
-            yield cut.supervisions[0].text
+        for cut in load_cuts(path):
+            if not flaw(cut, from_waveform=True):
+                yield cut.supervisions[0].text
 
 
 @dataclasses.dataclass(frozen=True)

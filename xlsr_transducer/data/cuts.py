@@ -1,0 +1,53 @@
+"""How manifests of cuts are read: one by one, each as a part of one channel of one recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lhotse import CutSet, MonoCut
+from lhotse.cut import Cut, MultiCut
+from lhotse.utils import fastcopy
+
+from xlsr_transducer.data.flaws import damage_named
+
+
+def load_cuts(path: Path) -> CutSet:
+    """The cuts of a manifest, read anew by each pass over them.
+
+    Iterating raises UserError if the file is damaged.
+    """
+    return CutSet(_Cuts(path))
+
+
+class _Cuts:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __iter__(self) -> Iterator[Cut]:
+        with damage_named(self.path):
+            is_lazy = ".jsonl" in self.path.suffixes
+            cuts = CutSet.from_jsonl_lazy(self.path) if is_lazy else CutSet.from_file(self.path)
+            yield from map(first_channel, cuts)
+
+
+def first_channel(cut: Cut) -> Cut:
+    """Of a cut of several channels the first, with what is said on it; other cuts as they are."""
+    if not isinstance(cut, MultiCut):
+        return cut
+    channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
+    channel = min(channels, default=0)
+    supervisions = [
+        fastcopy(s, channel=channel)
+        for s in cut.supervisions
+        if s.channel == channel or (isinstance(s.channel, list) and channel in s.channel)
+    ]
+    return MonoCut(
+        id=cut.id,
+        start=cut.start,
+        duration=cut.duration,
+        channel=channel,
+        supervisions=supervisions,
+        recording=cut.recording,
+        custom=cut.custom,
+    )

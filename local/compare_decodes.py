@@ -47,6 +47,9 @@ def read(path: Path) -> dict[Key, dict]:
 
 def difference(a: dict, b: dict) -> str | None:
     """The first token or time in which two records differ, in words; None if there is none."""
+    if ("unread" in a) != ("unread" in b):
+        reason = a.get("unread", b.get("unread"))
+        return f"could not be read in {'A' if 'unread' in a else 'B'} ({reason})"
     for what, unit in (("tokens", "token"), ("frames", "time of token")):
         if a[what] == b[what]:
             continue
@@ -81,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if num_bad:
         print(f"{num_bad} of {total} utterances differ")
         return 1
-    print(f"{total} utterances identical in tokens and times")
+    unread = sum("unread" in entry for entry in a.values())
+    print(
+        f"{total} utterances identical in tokens and times"
+        + (f", of which {unread} could not be read" if unread else "")
+    )
     return 0
 
 

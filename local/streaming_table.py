@@ -2,8 +2,9 @@
 
     python -m local.streaming_table --exp-dir exp/streaming --data-dir data
 
-prints a table, writes it to EXP/streaming_table.txt with a picture beside it, and fails if any
-utterance's tokens or their times differ between simulation and streaming.
+prints a table, writes it to EXP/streaming_table.txt with a picture beside it (of sets of another
+corpus than the model's: EXP/streaming_table-SETS.txt), and fails if any utterance's tokens or
+their times differ between simulation and streaming, or if one could not be read.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from local.manifests import replacing
 from xlsr_transducer import decode, streaming_decode
+from xlsr_transducer.audio_sets import AudioSet, audio_sets, name_in_results
 from xlsr_transducer.config import chunk_lists
-from xlsr_transducer.decoding import AudioSet, DecodeOptions, Results, audio_sets, load_recogniser
-from xlsr_transducer.errors import run_command
+from xlsr_transducer.core.files import replacing
+from xlsr_transducer.decoding import Results, load_recogniser
+from xlsr_transducer.errors import complain, run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.options import Number, Parser, add_options, from_args
@@ -43,13 +45,8 @@ def get_parser() -> Parser:
 
 
 def word_errors(results: Results, loaded: LoadedModel) -> ErrorRate:
-    """WER of a set."""
-    decode_tokens = loaded.tokenizer.decode
-    pairs = [
-        (results.texts[i].split(), decode_tokens(h.tokens).split())
-        for i, h in results.hypotheses.items()
-    ]
-    return error_rate(pairs)
+    """WER of a set; all words of an utterance that could not be read count as deleted."""
+    return error_rate([(t.ref, t.hyp) for t in results.transcripts(loaded.tokenizer)])
 
 
 def differing(a: Results, b: Results) -> list[str]:
@@ -68,6 +65,7 @@ class Table:
 
     def __init__(self, loaded: LoadedModel, sets: list[AudioSet], args: argparse.Namespace):
         self.loaded, self.sets, self.args = loaded, sets, args
+        self.names = [name_in_results(audio, args.exp_dir) for audio in sets]
         model = loaded.model
         self.search = make_search(
             from_args(SearchOptions, args),
@@ -77,6 +75,7 @@ class Table:
         )
         self.rows: list[tuple[ChunkSettings, list[ErrorRate]]] = []
         self.different: list[str] = []
+        self.unread: dict[str, int] = {}  # utterances, by set
 
     def run(self, chunk: ChunkSettings) -> None:
         """Simulates one setting, and streams it if it can stream."""
@@ -84,6 +83,7 @@ class Table:
         for audio in self.sets:
             simulated = decode.decode_set(audio, self.loaded, self.search, chunk, 100.0, 0)
             rates.append(word_errors(simulated, self.loaded))
+            self.unread[audio.name] = len(simulated.unread)
             if chunk.is_full_context:
                 continue
             self.loaded.model.encoder.set_chunk(chunk)
@@ -98,18 +98,25 @@ class Table:
 
     def format(self) -> str:
         """The table as text."""
-        names = [a.name for a in self.sets]
         words = [str(rate.num_ref) for rate in self.rows[0][1]]
-        lines = [f"{'chunk':>16}{'left':>6}{'sinks':>7}" + "".join(f"{n:>14}" for n in names)]
-        lines.append(f"{'words':>29}" + "".join(f"{w:>14}" for w in words))
+        widths = [max(14, len(name) + 2) for name in self.names]
+        lines = [f"{'chunk':>16}{'left':>6}{'sinks':>7}" + _cells(self.names, widths)]
+        lines.append(f"{'words':>29}" + _cells(words, widths))
+        lines.append(f"{'unread':>29}" + _cells(map(str, self.unread.values()), widths))
         for chunk, rates in self.rows:
             cells = f"{chunk.chunk_size:>6} ({chunk.chunk_size * FRAME_MS:>4} ms)"
             cells = "whole utterance" if chunk.is_full_context else cells
             left = "" if chunk.is_full_context else str(chunk.left_context_chunks)
             sinks = "" if chunk.is_full_context else str(chunk.attention_sink_size)
             line = f"{cells:>16}{left:>6}{sinks:>7}"
-            lines.append(line + "".join(f"{r.percent:>14.2f}" for r in rates))
+            lines.append(line + _cells((f"{r.percent:.2f}" for r in rates), widths))
         return "\n".join(lines)
+
+    def file_stem(self) -> str:
+        """The name of the table's files, another one for sets of another corpus."""
+        if self.names == [audio.name for audio in self.sets]:
+            return "streaming_table"
+        return "-".join(["streaming_table", *self.names])
 
     def plot(self, path: Path) -> None:
         """WER over the chunk size, one line per left context, as PNG."""
@@ -117,13 +124,13 @@ class Table:
 
         figure = Figure(figsize=(4.5 * len(self.sets), 3.6), layout="tight")
         axes = figure.subplots(1, len(self.sets), squeeze=False)[0]
-        for number, (axis, audio) in enumerate(zip(axes, self.sets)):
+        for number, (axis, name) in enumerate(zip(axes, self.names)):
             for chunk, rates in self.rows:
                 if chunk.is_full_context:
                     label = "whole utterance"
                     axis.axhline(rates[number].percent, color="gray", ls=":", label=label)
             self._lines(axis, number)
-            axis.set(title=audio.name, xlabel="chunk (ms)", ylabel="WER (%)", ylim=(0, None))
+            axis.set(title=name, xlabel="chunk (ms)", ylabel="WER (%)", ylim=(0, None))
             axis.grid(alpha=0.3)
         axes[0].legend(fontsize=7)
         figure.savefig(path, dpi=120, format="png")
@@ -140,6 +147,10 @@ class Table:
             axis.plot(*zip(*sorted(points)), "o-", ms=3, label=f"left {left}, sinks {sinks}")
 
 
+def _cells(values: Iterable[str], widths: Iterable[int]) -> str:
+    return "".join(value.rjust(width) for value, width in zip(values, widths))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     lists = chunk_lists(args.chunks, args.lefts, args.sinks, ("--chunks", "--lefts", "--sinks"))
@@ -147,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = from_args(CheckpointOptions, args)
     set_up_logging(checkpoint.exp_dir, "streaming-table")
     loaded = load_recogniser(checkpoint, streaming=True)
-    sets = audio_sets(DecodeOptions(data_dir=args.data_dir, split=args.split), [])
+    sets = audio_sets(args.data_dir, args.split)
     table = Table(loaded, sets, args)
     table.run(ChunkSettings())
     for setting in settings:
@@ -156,12 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     same = f"{len(table.different)} utterances differ between simulation and streaming"
     text = "\n".join([title, table.format(), same, *table.different[:20]])
     print(text)
-    with replacing(
-        checkpoint.exp_dir / "streaming_table.txt", checkpoint.exp_dir / "streaming_table.png"
-    ) as [text_file, picture]:
+    paths = [checkpoint.exp_dir / (table.file_stem() + end) for end in (".txt", ".png")]
+    with replacing(*paths) as [text_file, picture]:
         text_file.write_text(text + "\n", encoding="utf-8")
         table.plot(picture)
-    return 1 if table.different else 0
+    if table.different:
+        return 1
+    if any(table.unread.values()):
+        return complain("utterances could not be read, see above; their words count as deleted")
+    return 0
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_errs_show_alignments_confusions_and_counts_per_word(tmp_path):
 def test_the_summary_names_the_settings(tmp_path):
     write_results(tmp_path, "test", "beam-4", EXAMPLE)
     text = (tmp_path / "wer-summary-test-beam-4.txt").read_text()
-    assert text == "settings\tWER\nbeam-4\t80.00\n"
+    assert text == "settings\tWER\tunread\nbeam-4\t80.00\t0\n"
 
 
 def test_a_star_in_the_text_is_a_word_like_any_other(tmp_path):
@@ -143,4 +143,4 @@ def test_the_table_has_a_line_per_score_and_the_number_of_words():
     table = format_table([score("test", "greedy", EXAMPLE), score("val", "beam", EXAMPLE[1:2])])
     lines = table.splitlines()
     assert len(lines) == 4 and lines[2].startswith("test  greedy") and "80.00 [" in lines[2]
-    assert lines[2].split()[-3:] == ["5", "2/1/1", "3"]
+    assert lines[2].split()[-4:] == ["5", "2/1/1", "3", "0"]

@@ -85,7 +85,7 @@ def test_a_truncated_tar_file_is_a_named_skip_and_a_bad_option_an_error(
     tar = tmp_path / "train" / "features.000000.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     found = batches(corpus, tmp_path, find_lang_dir(corpus))
-    skipped = [line for batch in found for line in batch.skipped]
+    skipped = [str(line) for batch in found for line in batch.skipped]
     assert skipped and all("features.000000.tar" in line for line in skipped)
     assert any(batch.ids for batch in found)
     with pytest.raises(OSError, match="truncated"):

@@ -1,5 +1,5 @@
 """Finds when given words were said: ``python -m xlsr_transducer.align --exp-dir exp``, or with
-a wav file and ``--text`` behind it.
+a wav file and ``--text``.
 
 The text is what the manifests hold, spelled as in training. For each set it leaves, in
 ``exp/alignments``, a CTM file of words, and a TextGrid of words and tokens per utterance.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,13 @@ from lhotse import CutSet
 from tqdm import tqdm
 
 from xlsr_transducer.alignment import Span, align, align_ctc, token_spans, word_spans
+from xlsr_transducer.audio_sets import AudioSet, name_in_results
+from xlsr_transducer.core.files import write_text
 from xlsr_transducer.data.features import FRAME_SHIFT
+from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.decoding import AudioSet, DecodeOptions, audio_sets, batches, load_recogniser
-from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.decoding import DecodeOptions, batches, load_recogniser
+from xlsr_transducer.errors import UserError, complain, run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.loss.rnnt_loss import RNNT_TYPES
 from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings
@@ -70,13 +72,14 @@ def sets_to_align(options: DecodeOptions, wavs: list[Path], texts: list[str]) ->
     """
     if len(wavs) != len(texts):
         raise UserError(f"{len(wavs)} audio files, but {len(texts)} --text: give one for each")
-    found = audio_sets(options, wavs)
+    found = options.audio_sets(wavs)
     if not wavs:
         return found
+    text_of = dict(zip(found[0].files, texts))
     cuts = list(found[0].cuts)
-    for cut, text in zip(cuts, texts):
-        cut.supervisions[0].text = " ".join(text.split())
-    return [dataclasses.replace(found[0], cuts=CutSet.from_cuts(cuts), has_text=True)]
+    for cut in cuts:
+        cut.supervisions[0].text = " ".join(text_of[cut.id].split())
+    return [dataclasses.replace(found[0], cuts=CutSet.from_cuts(cuts))]
 
 
 def check_texts(texts: Sequence[str], tokenizer: Tokenizer) -> None:
@@ -104,19 +107,23 @@ def align_set(
     topology: str,
     max_duration: float,
     num_workers: int,
-) -> list[Aligned]:
-    """Aligns every utterance of a set, in batches; what cannot be aligned is logged by name.
+) -> tuple[list[Aligned], list[Unread]]:
+    """Aligns every utterance of a set, in batches.
 
     Args:
       topology: `ctc`, or a type of the transducer's loss.
+
+    Returns:
+      The alignments in the order of files given by name, otherwise of ids; what could not be
+      aligned.
     """
     model, tokenizer, found = loaded.model, loaded.tokenizer, []
+    left_out = list(audio.unread.values())
     device = next(model.parameters()).device
     settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
     loader = batches(audio, tokenizer, max_duration, num_workers)
     for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
-        for line in batch.skipped:
-            logging.warning(f"{audio.name}: skipped, cannot be read: {line}")
+        left_out += batch.skipped
         if not batch.ids:
             continue
         batch = batch.to(device)
@@ -126,17 +133,28 @@ def align_set(
         for i, path in enumerate(paths):
             name, text = batch.ids[i], batch.texts[i]
             if path.score == -float("inf"):
-                logging.warning(
-                    f"{audio.name}: skipped, no path: {name}: {int(batch.token_lens[i])} tokens "
-                    f"in {int(lens[i])} frames"
-                )
+                reason = f"no path for {int(batch.token_lens[i])} tokens in {int(lens[i])} frames"
+                reason = f"{audio.shown(name)}: {reason}" if audio.files else reason
+                left_out.append(Unread(name, text, reason))
                 continue
             tokens = token_spans(path, tokenizer.tokens, ENCODER_FRAME)
             starts = [tokenizer.word_starts[t] for t in path.tokens]
             words = word_spans(tokens, starts, text.split())
             seconds = max(float(batch.input_lens[i]) / 16000, int(lens[i]) * ENCODER_FRAME)
             found.append(Aligned(name, words, tokens, seconds))
-    return sorted(found, key=lambda a: a.id)
+    place = {name: number for number, name in enumerate(audio.files)}
+    return sorted(found, key=lambda a: (place.get(a.id), a.id)), left_out
+
+
+def report(audio: AudioSet, left_out: Sequence[Unread]) -> int:
+    """Logs what was left out of a set; returns the exit status, 2 if that is anything."""
+    if audio.files:
+        return max((complain(unread.reason) for unread in left_out), default=0)
+    for unread in left_out:
+        logging.warning(f"{audio.name}: not aligned: {unread}")
+    if not left_out:
+        return 0
+    return complain(f"{audio.name}: {len(left_out)} utterances not aligned; the log names them")
 
 
 def ctm(alignments: Sequence[Aligned]) -> str:
@@ -182,22 +200,14 @@ def _without_gaps(spans: list[Span], seconds: float) -> list[tuple[str, float, f
 
 def write_alignments(folder: Path, name: str, alignments: Sequence[Aligned]) -> None:
     """Writes ``NAME.ctm`` and ``NAME/ID.TextGrid`` into ``folder``."""
-    grids = folder / name
-    grids.mkdir(parents=True, exist_ok=True)
     for a in alignments:
-        _write(grids / f"{_escaped(a.id, ' /:')}.TextGrid", text_grid(a))
-    _write(folder / f"{name}.ctm", ctm(alignments))
+        write_text(folder / name / f"{_escaped(a.id, ' /:')}.TextGrid", text_grid(a))
+    write_text(folder / f"{name}.ctm", ctm(alignments))
 
 
 def _escaped(name: str, characters: str) -> str:
     """``name`` with white space and the given characters as in a URL."""
     return re.sub(rf"[\s%{re.escape(characters)}]", lambda m: quote(m[0], safe=""), name)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _topology(method: str, rnnt_type: str, has_ctc: bool) -> str:
@@ -212,7 +222,7 @@ def _topology(method: str, rnnt_type: str, has_ctc: bool) -> str:
     return "ctc"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     checkpoint, options = (from_args(cls, args) for cls in (CheckpointOptions, DecodeOptions))
     folder = checkpoint.exp_dir / "alignments"
@@ -222,13 +232,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_texts(args.text or [], loaded.tokenizer)
     chunk = options.chunk(loaded.config)
     topology = _topology(args.method, args.rnnt_type, loaded.config.has_ctc)
+    settings, status = f"{checkpoint.describe()}-{chunk.describe()}-{topology}", 0
     for audio in sets:
-        found = align_set(audio, loaded, chunk, topology, args.max_duration, options.num_workers)
-        name = f"{audio.name}-{checkpoint.describe()}-{chunk.describe()}-{topology}"
-        write_alignments(folder, name, found)
-        logging.info(f"{audio.name}: {len(found)} utterances aligned, in {folder / name}.ctm")
-        if args.wavs:
-            print(ctm(found), end="")
+        own_name = audio.name if audio.files else name_in_results(audio, checkpoint.exp_dir)
+        found, left_out = align_set(
+            audio, loaded, chunk, topology, args.max_duration, options.num_workers
+        )
+        write_alignments(folder, f"{own_name}-{settings}", found)
+        logging.info(f"{own_name}: {len(found)} aligned, in {folder}/{own_name}-{settings}.ctm")
+        if audio.files:
+            print(ctm(found), end="", flush=True)
+        status = max(status, report(audio, left_out))
+    return status
 
 
 if __name__ == "__main__":

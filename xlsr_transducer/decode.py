@@ -1,12 +1,11 @@
 """Recognises whole utterances, seeing what a streaming model would see:
-``python -m xlsr_transducer.decode --exp-dir exp``, or with wav files behind it.
+``python -m xlsr_transducer.decode --exp-dir exp``, or followed by wav files.
 
-It hears the waveform, whatever features the model was trained on.
+It processes the waveform, whatever features the model was trained on.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +13,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from xlsr_transducer.audio_sets import AudioSet, name_in_results
 from xlsr_transducer.decoding import (
-    AudioSet,
     DecodeOptions,
     Results,
-    audio_sets,
     batches,
     closest,
     decode_device,
     load_recogniser,
+    status_of,
     suffix,
 )
 from xlsr_transducer.errors import UserError, run_command
@@ -61,8 +60,8 @@ def decode_set(
     settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
     loader = batches(audio, loaded.tokenizer, max_duration, num_workers)
     for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
-        for line in batch.skipped:
-            audio.skip(line)
+        for unread in batch.skipped:
+            results.leave_out(unread)
         if not batch.ids:
             continue
         start = time.perf_counter()
@@ -81,7 +80,7 @@ def decode_set(
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     checkpoint, options, search_options, bias_options = (
         from_args(cls, args)
@@ -91,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if search_options.decoding_method == ORACLE and args.wavs:
         raise UserError(f"--decoding-method {ORACLE} needs texts to compare with: no audio files")
     folder = checkpoint.exp_dir / search_options.decoding_method
-    set_up_logging(folder, "decode")
+    set_up_logging(None if args.wavs else folder, "decode")
+    sets = options.audio_sets(args.wavs)
     loaded = load_recogniser(checkpoint)
     chunk = options.chunk(loaded.config)
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
@@ -99,18 +99,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     lg = bias_options.load_lg(loaded.tokenizer)
     search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output, lg)
     scores, speeds = [], []
-    for audio in audio_sets(options, args.wavs):
+    settings = suffix(checkpoint, chunk, search_options, bias_options)
+    for audio in sets:
+        name = "" if audio.files else name_in_results(audio, checkpoint.exp_dir)
         results = decode_set(audio, loaded, search, chunk, args.max_duration, options.num_workers)
-        if not audio.has_text:
-            results.print_texts(loaded.tokenizer)
-            continue
-        name = suffix(checkpoint, chunk, search_options, bias_options)
-        scores.append(results.write(folder, name, loaded.tokenizer))
-        speeds.append(f"{audio.name} {results.rtf:.4f}")
-        logging.info(f"{audio.name}: WER {scores[-1].wer.percent:.2f} %")
-    if scores:
-        print(format_table(scores))
-        print(f"RTF on {decode_device()}: " + ", ".join(speeds))
+        if audio.files:
+            return results.print_texts(loaded.tokenizer)
+        scores.append(results.write(folder, name, settings, loaded.tokenizer))
+        speeds.append(f"{name} {results.rtf:.4f}")
+    print(format_table(scores))
+    print(f"RTF on {decode_device()}: " + ", ".join(speeds))
+    return status_of(scores)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,22 @@
-"""What ``decode`` and ``streaming_decode`` share: settings, audio to decode, result files."""
+"""What ``decode`` and ``streaming_decode`` share: settings, results, result files."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import kaldialign
 import torch
-from lhotse import CutSet, MonoCut, SupervisionSegment
-from lhotse.cut import Cut
 from torch.utils.data import DataLoader
 
+from xlsr_transducer.audio_sets import AudioSet, audio_sets
 from xlsr_transducer.config import ModelConfig
-from xlsr_transducer.data.audio import cut_of_file
-from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
-from xlsr_transducer.data.flaws import flaw
-from xlsr_transducer.data.splits import load_splits
+from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.errors import UserError, complain
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.normalize import check_mode
@@ -86,73 +83,9 @@ class DecodeOptions(ChunkOptions):
     manifest: Path | None = option(None, "decode this lhotse cut manifest instead of splits")
     num_workers: int = option(2, "processes that read audio", at_least=0, at_most=1024)
 
-
-@dataclasses.dataclass(frozen=True)
-class AudioSet:
-    """Utterances to decode under one name."""
-
-    name: str
-    cuts: CutSet
-    has_text: bool
-
-    def skip(self, line: str) -> None:
-        """Leaves out what cannot be read, ``line`` says why; of files given by name, an error."""
-        if not self.has_text:
-            raise UserError(f"cannot be read: {line}")
-        logging.warning(f"{self.name}: skipped, cannot be read: {line}")
-
-
-def audio_sets(options: DecodeOptions, wavs: list[Path]) -> list[AudioSet]:
-    """What to decode: wav files if given, else a manifest if given, else splits.
-
-    Raises:
-      UserError: a file or split does not exist.
-    """
-    if wavs:
-        return [AudioSet("files", CutSet.from_cuts([_cut_of(path) for path in wavs]), False)]
-    if options.manifest:
-        if not options.manifest.is_file():
-            raise UserError(f"--manifest {options.manifest}: no such file")
-        name = options.manifest.name.split(".")[0].replace("cuts_", "", 1)
-        return [_scored_set(name, options.manifest)]
-    splits = load_splits(options.data_dir)
-    names = options.split.split(",") if options.split else [*splits["val"], *splits["test"]]
-    return [_scored_set(name, _manifest_of(options.data_dir, name)) for name in names]
-
-
-def _cut_of(path: Path) -> MonoCut:
-    cut = cut_of_file(path)
-    cut.id = str(path)
-    cut.supervisions = [SupervisionSegment(cut.id, cut.id, 0, cut.duration, text="")]
-    return cut
-
-
-def _manifest_of(data_dir: Path, name: str) -> Path:
-    path = data_dir / "manifests" / f"cuts_{name}.jsonl.gz"
-    if not path.is_file():
-        raise UserError(f"--split {name}: no {path}; run ./prepare.sh")
-    return path
-
-
-def _scored_set(name: str, manifest: Path) -> AudioSet:
-    """The utterances of a manifest that have audio and a text; the others are named in the log.
-
-    Raises:
-      UserError: there are none, or the manifest is damaged.
-    """
-    skipped: dict[str, str] = {}  # id -> reason; each pass over the cuts finds the same ones
-
-    def is_sound(cut: Cut) -> bool:
-        reason = flaw(cut, from_waveform=True)
-        if reason and cut.id not in skipped:
-            skipped[cut.id] = reason
-            logging.warning(f"{name}: skipped, cannot be used: {cut.id}: {reason}")
-        return not reason
-
-    cuts = load_cuts(manifest).filter(is_sound)
-    if next(iter(cuts), None) is None:
-        raise UserError(f"{manifest}: no utterance of it has audio and a text to compare with")
-    return AudioSet(name, cuts, True)
+    def audio_sets(self, wavs: Sequence[Path] = ()) -> list[AudioSet]:
+        """What to decode (see ``audio_sets``)."""
+        return audio_sets(self.data_dir, self.split, self.manifest, wavs)
 
 
 def batches(
@@ -191,26 +124,56 @@ def closest(
 
 @dataclasses.dataclass
 class Results:
-    """What was recognised in one set."""
+    """What was recognised in one set, by utterance id."""
 
     audio: AudioSet
     texts: dict[str, str] = dataclasses.field(default_factory=dict)  # references
     hypotheses: dict[str, Hypothesis] = dataclasses.field(default_factory=dict)
+    unread: dict[str, Unread] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0  # of audio
     elapsed: float = 0.0  # of computing
 
-    def write(self, folder: Path, suffix: str, tokenizer: Tokenizer) -> Score:
-        """Writes icefall's result files and the tokens with their times."""
-        transcripts = [
-            Transcript(i, self.texts[i].split(), tokenizer.decode(h.tokens).split())
-            for i, h in sorted(self.hypotheses.items())
-        ]
-        return write_results(folder, self.audio.name, suffix, transcripts, self.hypotheses)
+    def __post_init__(self) -> None:
+        for unread in self.audio.unread.values():
+            self.leave_out(unread)
 
-    def print_texts(self, tokenizer: Tokenizer) -> None:
-        """One line per file: its name and its text."""
-        for name, hypothesis in self.hypotheses.items():
-            print(f"{name}\t{tokenizer.decode(hypothesis.tokens)}")
+    def leave_out(self, unread: Unread) -> None:
+        """Takes in an utterance that cannot be read."""
+        self.unread[unread.id] = unread
+        if not self.audio.files:  # of files, ``print_texts`` complains
+            logging.warning(f"{self.audio.name}: cannot be read, counts as deleted: {unread}")
+
+    def transcripts(self, tokenizer: Tokenizer) -> list[Transcript]:
+        """References and recognised words; none of an utterance that could not be read."""
+        found = [
+            Transcript(i, self.texts[i].split(), tokenizer.decode(h.tokens).split())
+            for i, h in self.hypotheses.items()
+        ]
+        found += [Transcript(u.id, u.text.split(), []) for u in self.unread.values()]
+        return sorted(found, key=lambda t: t.id)
+
+    def write(self, folder: Path, name: str, suffix: str, tokenizer: Tokenizer) -> Score:
+        """Writes icefall's result files and the tokens with their times.
+
+        Args:
+          name: of the set, in ``folder`` (see ``name_in_results``).
+        """
+        reasons = {i: unread.reason for i, unread in self.unread.items()}
+        transcripts = self.transcripts(tokenizer)
+        found = write_results(folder, name, suffix, transcripts, self.hypotheses, reasons)
+        logging.info(f"{name}: WER {found.wer.percent:.2f} %, {found.num_unread} unread")
+        return found
+
+    def print_texts(self, tokenizer: Tokenizer) -> int:
+        """One line per file, its name and its text, or an error; returns the exit status."""
+        status = 0
+        for name, path in self.audio.files.items():
+            if name in self.unread:
+                status = complain(self.unread[name].reason)
+            else:
+                text = tokenizer.decode(self.hypotheses[name].tokens)
+                print(f"{path}\t{text}", flush=True)
+        return status
 
     @property
     def rtf(self) -> float:
@@ -224,3 +187,15 @@ def suffix(
     """The part of result file names that carries every setting."""
     parts = (checkpoint.describe(), chunk.describe(), search.suffix(), *bias.suffix())
     return "-".join(parts)
+
+
+def status_of(scores: Sequence[Score]) -> int:
+    """The exit status of a decode: 2, with an error, if any utterance could not be read."""
+    bad = [s for s in scores if s.num_unread]
+    if not bad:
+        return 0
+    counts = ", ".join(f"{s.num_unread} of {s.num_utterances} of {s.set_name}" for s in bad)
+    return complain(
+        f"could not be read: {counts}; all words of these utterances count as deleted, the log "
+        "and errs-*.txt name them"
+    )

@@ -43,7 +43,7 @@ def run_command(
     try:
         status = main(argv)
     except UserError as e:
-        status = _complain(str(e))
+        status = complain(str(e))
     except BrokenPipeError:
         # The reader of our output, such as head, has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,13 +51,14 @@ def run_command(
     except OSError as e:
         if e.errno not in _OF_FILES:
             raise
-        status = _complain(f"{e.strerror}: {e.filename}" if e.filename else str(e))
+        status = complain(f"{e.strerror}: {e.filename}" if e.filename else str(e))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     sys.exit(status or 0)
 
 
-def _complain(message: str) -> int:
+def complain(message: str) -> int:
+    """Prints ``message`` as one line on stderr, as every error of input is; returns 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from xlsr_transducer.data.audio_file import read_audio_file
 from xlsr_transducer.data.stream_buffer import AudioBuffer
 from xlsr_transducer.data.tokenizer import read_tokens, text_of
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.errors import UserError, complain
 from xlsr_transducer.options import Parser, add_options, from_args, str2bool
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.search.options import SELF_CONTAINED
@@ -92,12 +92,15 @@ def encode_chunks(encoder: nn.Module, wave: Tensor) -> Iterator[Tensor]:
 
 def run(
     argv: Sequence[str] | None, about: str, options: type, load: Callable[[Any], Recogniser]
-) -> None:
-    """A command: prints a line per file, its name, a tab and its text.
+) -> int:
+    """A command: prints a line per file, its name, a tab and its text, or an error.
 
     Args:
       about: what the command is for.
       options: the dataclass of options that ``load`` takes.
+
+    Returns:
+      The exit status: 2 if a file could not be read.
     """
     parser = Parser(description=about)
     parser.add_argument("wavs", nargs="+", type=Path, help="wav, flac, ogg or mp3, of any rate")
@@ -117,14 +120,21 @@ def run(
             f"{', '.join(SELF_CONTAINED)}; decode has the others"
         )
     recogniser = load(from_args(options, args))
-    waves = (torch.from_numpy(read_audio_file(path)) for path in args.wavs)
-    for path, output in zip(args.wavs, recognise(recogniser, waves, search_options)):
+    status = 0
+    for path in args.wavs:
+        try:
+            wave = torch.from_numpy(read_audio_file(path))
+        except UserError as e:
+            status = complain(str(e))
+            continue
+        [output] = recognise(recogniser, [wave], search_options)
         tokens = [recogniser.tokens[i] for i in output.tokens]
         line = f"{path}\t{text_of(tokens)}"
         if args.timestamps:
             times = [f"{frame * FRAME_SECONDS:.2f} {t}" for frame, t in zip(output.frames, tokens)]
             line += "\t" + " ".join(times)
         print(line, flush=True)
+    return status
 
 
 def tokens_beside(model: Path, tokens: Path | None) -> list[str]:

@@ -55,8 +55,8 @@ def load(options: ScriptOptions) -> Recogniser:
     return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    run(argv, __doc__.splitlines()[0], ScriptOptions, load)
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argv, __doc__.splitlines()[0], ScriptOptions, load)
 
 
 if __name__ == "__main__":

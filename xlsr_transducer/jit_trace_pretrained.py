@@ -79,8 +79,8 @@ def load(options: TraceOptions) -> Recogniser:
     return Recogniser(encode, TracedDecoder(decoder), TracedJoiner(joiner), tokens)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    run(argv, __doc__.splitlines()[0], TraceOptions, load)
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argv, __doc__.splitlines()[0], TraceOptions, load)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ def load(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    run(argv, __doc__.splitlines()[0], OnnxOptions, lambda o: load(o.files(), o.tokens_file()))
+def main(argv: Sequence[str] | None = None) -> int:
+    about = __doc__.splitlines()[0]
+    return run(argv, about, OnnxOptions, lambda o: load(o.files(), o.tokens_file()))
 
 
 if __name__ == "__main__":

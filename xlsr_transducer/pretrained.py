@@ -55,8 +55,8 @@ def load(options: PretrainedOptions) -> Recogniser:
     return offline(loaded, loaded.config.streaming.default())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    run(argv, __doc__.splitlines()[0], PretrainedOptions, load)
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argv, __doc__.splitlines()[0], PretrainedOptions, load)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ For a test set and a suffix that names the settings, ``write_results`` leaves
 
     recogs-<set>-<suffix>.txt       id, reference words, recognised words
     errs-<set>-<suffix>.txt         the rate, alignments, confusions, counts per word
-    wer-summary-<set>-<suffix>.txt  settings and WER, tab-separated
+    wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances
     tokens-<set>-<suffix>.jsonl     one JSON object per utterance with token ids, their encoder
                                     frames and log-probs (read by local/compare_decodes.py)
+
+An utterance that could not be read has no recognised words, so that all of its words count as
+deleted; every file tells how many there are.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from pathlib import Path
 import kaldialign
 import numpy as np
 
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.search.hypothesis import Hypothesis
 
@@ -76,14 +79,18 @@ class Score:
     num_utterances: int
     wer: ErrorRate
     cer: ErrorRate
+    num_unread: int = 0  # of the utterances
 
 
-def score(set_name: str, suffix: str, transcripts: Iterable[Transcript]) -> Score:
+def score(
+    set_name: str, suffix: str, transcripts: Iterable[Transcript], num_unread: int = 0
+) -> Score:
     """WER and CER. Characters include one space between words."""
     transcripts = list(transcripts)
     words = [(t.ref, t.hyp) for t in transcripts]
     chars = [(list(" ".join(t.ref)), list(" ".join(t.hyp))) for t in transcripts]
-    return Score(set_name, suffix, len(transcripts), error_rate(words), error_rate(chars))
+    rates = error_rate(words), error_rate(chars)
+    return Score(set_name, suffix, len(transcripts), *rates, num_unread)
 
 
 def error_rate(
@@ -130,43 +137,51 @@ def write_results(
     suffix: str,
     transcripts: Iterable[Transcript],
     hypotheses: Mapping[str, Hypothesis] | None = None,
+    unread: Mapping[str, str] | None = None,
 ) -> Score:
     """Scores a set and writes its result files into ``res_dir``.
 
     Args:
       suffix: names the settings; part of every file name.
       hypotheses: by utterance id, for the tokens file; without them it is not written.
+      unread: why an utterance could not be read, by id; its transcript has no hypothesis.
 
     Raises:
-      UserError: two utterances have one id, or an utterance has no hypothesis.
+      UserError: two utterances have one id, an utterance has no hypothesis, or a file cannot be
+        written.
     """
+    unread = unread or {}
     transcripts = sorted(transcripts, key=lambda t: t.id)
     counts = Counter(t.id for t in transcripts)
     twice = [i for i, n in counts.items() if n > 1]
     if twice:
         raise UserError(f"{set_name}: utterance id {twice[0]} occurs {counts[twice[0]]} times")
-    result = score(set_name, suffix, transcripts)
-    res_dir = Path(res_dir)
-    res_dir.mkdir(parents=True, exist_ok=True)
+    result = score(set_name, suffix, transcripts, len(unread))
+    summary = f"settings\tWER\tunread\n{suffix}\t{result.wer.percent:.2f}\t{len(unread)}\n"
     name = f"{set_name}-{suffix}"
-    _write(res_dir / f"recogs-{name}.txt", _recogs(transcripts))
-    _write(res_dir / f"errs-{name}.txt", _errs(transcripts, result))
-    summary = f"settings\tWER\n{suffix}\t{result.wer.percent:.2f}\n"
-    _write(res_dir / f"wer-summary-{name}.txt", summary)
+    files = {
+        f"recogs-{name}.txt": _recogs(transcripts),
+        f"errs-{name}.txt": _errs(transcripts, result, unread),
+        f"wer-summary-{name}.txt": summary,
+    }
     if hypotheses is not None:
-        lines = _token_lines(set_name, transcripts, hypotheses)
-        _write(res_dir / f"tokens-{name}.jsonl", lines)
+        lines = _token_lines(set_name, transcripts, hypotheses, unread)
+        files[f"tokens-{name}.jsonl"] = lines
+    with replacing(*(Path(res_dir) / file for file in files)) as temporary:
+        for path, text in zip(temporary, files.values()):
+            path.write_text(text, encoding="utf-8")
     return result
 
 
 def format_table(scores: Sequence[Score]) -> str:
     """A plain text table, one line per score."""
-    head = ("set", "settings", "WER % [95 %]", "CER % [95 %]", "words", "ins/del/sub", "utts")
+    rates = ("WER % [95 %]", "CER % [95 %]")
+    head = ("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread")
     rows = [head]
     for s in scores:
         kinds = f"{s.wer.insertions}/{s.wer.deletions}/{s.wer.substitutions}"
         cells = (s.set_name, s.suffix, str(s.wer), str(s.cer), str(s.wer.num_ref), kinds)
-        rows.append((*cells, str(s.num_utterances)))
+        rows.append((*cells, str(s.num_utterances), str(s.num_unread)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:]])
@@ -178,20 +193,25 @@ def _recogs(transcripts: Iterable[Transcript]) -> str:
 
 
 def _token_lines(
-    set_name: str, transcripts: Iterable[Transcript], hypotheses: Mapping[str, Hypothesis]
+    set_name: str,
+    transcripts: Iterable[Transcript],
+    hypotheses: Mapping[str, Hypothesis],
+    unread: Mapping[str, str],
 ) -> str:
     lines = []
     for t in transcripts:
-        if t.id not in hypotheses:
+        if t.id not in hypotheses and t.id not in unread:
             raise UserError(f"{set_name}: no hypothesis for utterance {t.id}")
-        h = hypotheses[t.id]
+        h = hypotheses.get(t.id, Hypothesis())
         entry = {"set": set_name, "id": t.id, "text": " ".join(t.hyp), "tokens": h.tokens}
         entry.update(frames=h.frames, log_probs=[round(p, 4) for p in h.log_probs])
+        if t.id in unread:
+            entry["unread"] = unread[t.id]
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
-def _errs(transcripts: Sequence[Transcript], result: Score) -> str:
+def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str, str]) -> str:
     """icefall's error statistics, section by section."""
     aligned: dict[str, Pairs] = {t.id: kaldialign.align(t.ref, t.hyp, GAP) for t in transcripts}
     confusions = Counter(pair for pairs in aligned.values() for pair in pairs)
@@ -204,6 +224,8 @@ def _errs(transcripts: Sequence[Transcript], result: Score) -> str:
         f"({correct} correct)",
         f"95 % interval of the WER: {wer.low:.2f} to {wer.high:.2f}",
         f"%CER = {result.cer}, over {result.cer.num_ref} characters",
+        f"{len(unread)} of {len(transcripts)} utterances could not be read; their words count as "
+        "deletions",
         "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, "
         "DELETIONS:, INSERTIONS:, PER-WORD STATS:",
     ]
@@ -224,6 +246,9 @@ def _errs(transcripts: Sequence[Transcript], result: Score) -> str:
             *_word_stats(confusions),
         ],
     ]
+    if unread:
+        lines = [f"{i}: {' '.join(reason.split())}" for i, reason in sorted(unread.items())]
+        sections.append(["UNREAD: utterance: reason", *lines])
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
@@ -262,10 +287,3 @@ def _word_stats(confusions: Mapping[tuple[str, str], int]) -> list[str]:
             stats[h][3] += n
     worst_first = sorted(stats.items(), key=lambda x: (-x[1][1], x[0]))
     return [f"{word}   {' '.join(map(str, counts))}" for word, counts in worst_first]
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes under a temporary name and renames, so that no half file is ever seen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

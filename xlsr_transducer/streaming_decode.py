@@ -1,5 +1,5 @@
 """Recognises audio chunk by chunk with cached state, as a live recogniser does:
-``python -m xlsr_transducer.streaming_decode --exp-dir exp``, or with wav files behind it.
+``python -m xlsr_transducer.streaming_decode --exp-dir exp``, or followed by wav files.
 
 The result equals that of ``decode`` with the same settings.
 """
@@ -7,7 +7,6 @@ The result equals that of ``decode`` with the same settings.
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,14 +15,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from xlsr_transducer.audio_sets import AudioSet, name_in_results
 from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.decoding import (
-    AudioSet,
     DecodeOptions,
     Results,
-    audio_sets,
     load_recogniser,
+    status_of,
     suffix,
 )
 from xlsr_transducer.errors import UserError, run_command
@@ -67,9 +67,10 @@ def get_parser() -> Parser:
 
 
 class Speaker:
-    """One utterance that is being heard: hands its audio to a stream piece by piece."""
+    """One utterance: hands its audio to a stream piece by piece."""
 
-    def __init__(self, samples: np.ndarray, stream: Stream, piece: int):
+    def __init__(self, utterance: str, samples: np.ndarray, stream: Stream, piece: int):
+        self.utterance = utterance
         self.pieces: Iterator[torch.Tensor] = iter(torch.from_numpy(samples).split(piece))
         self.stream = stream
 
@@ -91,7 +92,7 @@ class Audience:
         self.pool, self.num_streams = pool, num_streams
         self.piece = max(int(piece * SAMPLING_RATE), 1)
         self.cuts = iter(audio.cuts)
-        self.speakers: dict[str, Speaker] = {}
+        self.speakers: dict[Stream, Speaker] = {}
         self.is_over = False
 
     def fill(self) -> None:
@@ -104,18 +105,18 @@ class Audience:
             try:
                 samples = read_audio(cut)
             except UserError as e:
-                self.results.audio.skip(f"{cut.id}: {e}")
+                self.results.leave_out(Unread.because(cut.id, cut.supervisions[0].text, e))
                 continue
             self.results.texts[cut.id] = cut.supervisions[0].text
-            self.speakers[cut.id] = Speaker(samples, self.pool.open(cut.id), self.piece)
+            stream = self.pool.open(self.results.audio.shown(cut.id))
+            self.speakers[stream] = Speaker(cut.id, samples, stream, self.piece)
         for speaker in self.speakers.values():
             speaker.speak()
 
     def leave(self, stream: Stream) -> None:
         """Keeps the result of a stream that has ended."""
-        self.results.hypotheses[stream.name] = stream.result
+        self.results.hypotheses[self.speakers.pop(stream).utterance] = stream.result
         self.results.seconds += stream.seconds
-        del self.speakers[stream.name]
 
 
 def decode_set(
@@ -160,7 +161,7 @@ def _print_partial(pool: StreamPool, tokenizer: Tokenizer) -> None:
             print(f"{stream.name}\t{stream.steps[-1].arrived:.2f} s\t{text}", flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     checkpoint, options, search_options, bias_options = (
         from_args(cls, args)
@@ -169,28 +170,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     search_options.require_streaming()
     bias_options.require_supported(search_options)
     folder = checkpoint.exp_dir / "streaming" / search_options.decoding_method
-    set_up_logging(folder, "streaming-decode")
+    set_up_logging(None if args.wavs else folder, "streaming-decode")
+    sets = options.audio_sets(args.wavs)
     loaded = load_recogniser(checkpoint, streaming=True)
     chunk = options.chunk(loaded.config).require_streaming()
     model = loaded.model
     model.encoder.set_chunk(chunk)
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output)
+    settings = suffix(checkpoint, chunk, search_options, bias_options)
     scores = []
-    for audio in audio_sets(options, args.wavs):
+    for audio in sets:
+        name = "" if audio.files else name_in_results(audio, checkpoint.exp_dir)
         pool = StreamPool(model, search)
         results, report = decode_set(
             audio, pool, loaded.tokenizer, args.num_decode_streams, args.piece, args.partial
         )
-        if not audio.has_text:
-            results.print_texts(loaded.tokenizer)
-            continue
-        name = suffix(checkpoint, chunk, search_options, bias_options)
-        scores.append(results.write(folder, name, loaded.tokenizer))
-        logging.info(f"{audio.name}: WER {scores[-1].wer.percent:.2f} %")
-        print(report.format(audio.name, results))
-    if scores:
-        print(format_table(scores))
+        if audio.files:
+            return results.print_texts(loaded.tokenizer)
+        scores.append(results.write(folder, name, settings, loaded.tokenizer))
+        print(report.format(name, results))
+    print(format_table(scores))
+    return status_of(scores)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from xlsr_transducer.data.augment import Augmenter, AugmentOptions
 from xlsr_transducer.data.bounds import Bounded, FramesTokensConstraint, largest
 from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.features import FRAME_SHIFT, cuts_path, load_feature_cuts, read_features
-from xlsr_transducer.data.flaws import flaw
+from xlsr_transducer.data.flaws import Unread, flaw
 from xlsr_transducer.data.order import Shuffled
 from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ class Batch:
     texts: list[str]
     ids: list[str]
     seconds: float  # of audio, without padding
-    skipped: list[str]  # "id: reason" of utterances that could not be read
+    skipped: list[Unread]  # utterances that could not be read
     place: Place | None = None  # in the training
 
     def to(self, device: torch.device) -> Batch:
@@ -112,7 +112,7 @@ class SpeechDataset(Dataset):
                 rows.append(torch.from_numpy(self._read(cut)))
                 kept.append(cut)
             except UserError as e:
-                skipped.append(f"{cut.id}: {e}")
+                skipped.append(Unread.because(cut.id, cut.supervisions[0].text, e))
         if not kept:
             return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped, place)
         tokens = [

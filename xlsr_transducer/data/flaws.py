@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from lhotse import MonoCut
 from lhotse.cut import Cut
@@ -15,6 +16,25 @@ from xlsr_transducer.errors import UserError
 
 # What lhotse raises for a file that is not JSON lines, or not of cuts, or not all there.
 _DAMAGE = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError, AssertionError)
+
+
+class Unread(NamedTuple):
+    """An utterance that cannot be used, and why."""
+
+    id: str
+    text: str  # its reference
+    reason: str
+
+    @classmethod
+    def because(cls, name: str, text: str, error: UserError | OSError) -> Unread:
+        """Of an utterance whose audio or features raised ``error`` when they were read."""
+        reason = str(error)
+        if isinstance(error, OSError) and error.filename:
+            reason = f"{error.filename}: {error.strerror}"
+        return cls(name, text, reason)
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.reason}"
 
 
 def flaw(cut: Cut, from_waveform: bool) -> str:

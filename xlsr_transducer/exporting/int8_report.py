@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from xlsr_transducer.audio_sets import audio_sets
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.splits import load_splits
-from xlsr_transducer.decoding import DecodeOptions, audio_sets
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting.formats import Job
 from xlsr_transducer.exporting.onnx_format import names
@@ -45,7 +45,7 @@ def load_validation(data_dir: Path) -> Validation:
     splits = load_splits(data_dir)["val"]
     if not splits:
         raise UserError(f"--int8 1 measures on a validation set, and {data_dir} has none")
-    cuts = list(audio_sets(DecodeOptions(data_dir=data_dir, split=splits[0]), [])[0].cuts)
+    cuts = list(audio_sets(data_dir, splits[0])[0].cuts)
     texts = [cut.supervisions[0].text.split() for cut in cuts]
     return Validation([read_audio(cut) for cut in cuts], texts)
 

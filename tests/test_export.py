@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import json
+import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +27,12 @@ from xlsr_transducer import (
 )
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.audio_file import read_audio_file
+from xlsr_transducer.decoding import ChunkOptions
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting import torchscript, wav2vec2_ctc
+from xlsr_transducer.exporting.formats import FormatOptions
+from xlsr_transducer.exporting.parity import Reference
+from xlsr_transducer.exporting.placing import put_in_place
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.inference import Output, recognise
 from xlsr_transducer.model.chunking import ChunkSettings
@@ -139,6 +149,67 @@ def test_a_file_that_gives_something_else_is_deleted_and_the_status_is_1(
     lines = capsys.readouterr().out.splitlines()
     assert "encoder differs" in next(line for line in lines if line.startswith("cpu_jit.pt"))
     assert lines[-1].startswith("deleted") and "cpu_jit.pt" in lines[-1]
+
+
+@contextlib.contextmanager
+def full_disk(at: int = 10**6) -> Iterator[None]:
+    """Inside, no file can grow beyond ``at`` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (at, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_on_a_full_disk_earlier_exports_stay_and_nothing_half_written(
+    streaming_exp, tmp_path
+) -> None:
+    job = export.load_job(CheckpointOptions(streaming_exp), ChunkOptions(), FormatOptions())
+    out, hf = tmp_path / "out", tmp_path / "hf"
+    names = ["pretrained.pt", "cpu_jit.pt", "tokens.txt", *TRACES, wav2vec2_ctc.MODEL]
+    for path in [out / name for name in names] + [hf / "model.safetensors"]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"earlier {path.name}")
+    for options in ({"pretrained": True}, {"jit": True}, {"jit_trace": True},
+                    {"wav2vec2_ctc": True}, {"hf": hf}):  # fmt: skip
+        formats = FormatOptions(**{"pretrained": False, **options})
+        with full_disk(), pytest.raises(UserError, match=f"{out}.* could not be written .*large"):
+            export.export(dataclasses.replace(job, options=formats), out, Reference(job.loaded, []))
+    assert sorted(p.name for p in out.iterdir()) == sorted(names)
+    for path in (*out.iterdir(), *hf.iterdir()):
+        assert path.read_text() == f"earlier {path.name}"
+
+
+def test_files_move_to_another_disk_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    scratch, home, other = (tmp_path / name for name in ("scratch", "home", "other"))
+    move = os.replace
+
+    def within_a_folder(source: Path, target: Path) -> None:
+        if source.parent == scratch and target.parent == other:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", within_a_folder)
+    for size, is_full in ((3000, True), (1000, False)):
+        scratch.mkdir(exist_ok=True)
+        (scratch / "a").write_bytes(b"a")
+        (scratch / "b").write_bytes(b"b" * size)
+        with full_disk(2000):
+            if is_full:
+                with pytest.raises(UserError, match="other/b: could not be written"):
+                    put_in_place(scratch, {"a": home, "b": other})
+                assert not [*home.iterdir(), *other.iterdir()]
+            else:
+                put_in_place(scratch, {"a": home, "b": other})
+    assert (home / "a").read_bytes() == b"a" and (other / "b").read_bytes() == b"b" * 1000
+
+
+def test_an_out_dir_that_is_a_file_is_refused(streaming_exp, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for option in ("--out-dir", "--hf"):
+        with pytest.raises(UserError, match="file: is a file; give a folder"):
+            export.main(["--exp-dir", str(streaming_exp), option, str(tmp_path / "file")])
 
 
 def test_recognising_needs_neither_lhotse_nor_training() -> None:

@@ -8,8 +8,6 @@ is not the checkpoint's is deleted, and the exit status is 1.
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import torch
 
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.decoding import ChunkOptions
-from xlsr_transducer.errors import run_command
+from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.exporting import int8_report
 from xlsr_transducer.exporting.formats import FormatOptions, Job, chosen_formats
 from xlsr_transducer.exporting.parity import (
@@ -27,6 +25,7 @@ from xlsr_transducer.exporting.parity import (
     check,
     format_table,
 )
+from xlsr_transducer.exporting.placing import put_in_place, scratch_folder
 from xlsr_transducer.model.encoder import StreamingXLSREncoder
 from xlsr_transducer.options import Parser, add_options, from_args
 from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
@@ -61,11 +60,9 @@ def load_job(
 
 def export(job: Job, out_dir: Path, reference: Reference) -> list[Verdict]:
     """Writes and checks all formats; what passes is put into ``out_dir``."""
-    out_dir.mkdir(parents=True, exist_ok=True)
     verdicts = []
     for write in chosen_formats(job.options):
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out_dir) as scratch:
-            folder = Path(scratch)
+        with scratch_folder(out_dir) as folder:
             job.loaded.tokenizer.write_tokens(folder / TOKENS)
             (folder / BPE_MODEL).write_bytes(job.loaded.tokenizer.to_bytes())
             passed = {TOKENS: out_dir, BPE_MODEL: out_dir}
@@ -74,9 +71,7 @@ def export(job: Job, out_dir: Path, reference: Reference) -> list[Verdict]:
                 verdicts.append(check(artifact, folder, reference))
                 if verdicts[-1].is_passed:
                     passed.update(dict.fromkeys(artifact.files, artifact.home or out_dir))
-            for name, home in passed.items():
-                home.mkdir(parents=True, exist_ok=True)
-                shutil.move(str(folder / name), str(home / name))
+            put_in_place(folder, passed)
     return verdicts
 
 
@@ -86,10 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint, chunk, formats = (
         from_args(cls, args) for cls in (CheckpointOptions, ChunkOptions, FormatOptions)
     )
+    out_dir = args.out_dir or checkpoint.exp_dir
+    for folder in (out_dir, formats.hf):
+        if folder and folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; give a folder for what is exported")
     waves = [torch.from_numpy(read_audio(path)) for path in args.wav] or built_in_audio()
     job = load_job(checkpoint, chunk, formats)
     validation = int8_report.load_validation(formats.data_dir) if formats.int8 else None
-    out_dir = args.out_dir or checkpoint.exp_dir
     verdicts = export(job, out_dir, Reference(job.loaded, waves))
     print(format_table(verdicts))
     if validation:

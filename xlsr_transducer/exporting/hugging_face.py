@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.model_card import model_card
@@ -65,7 +65,6 @@ def write_folder(folder: Path, config: XlsrConfig, network: Wav2Vec2, card: str)
     """Writes configuration, weights, preprocessor and the card README.md."""
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {**HUGGING_FACE_CONFIG, **config.to_dict()}
     values["num_feat_extract_layers"] = len(config.conv_dim)
     contents = (
@@ -74,10 +73,9 @@ def write_folder(folder: Path, config: XlsrConfig, network: Wav2Vec2, card: str)
         card.encode(),
         (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(),
     )
-    for name, content in zip(FILES, contents):
-        partial = folder / f"{name}.tmp"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
+    with replacing(*(folder / name for name in FILES)) as temporary:
+        for path, content in zip(temporary, contents):
+            path.write_bytes(content)
 
 
 def write(job: Job, folder: Path) -> list[Artifact]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def run_fresh(
     """What ``run`` gives in a process of its own, or what went wrong there."""
     with tempfile.TemporaryDirectory() as scratch:
         audio, result = Path(scratch) / "audio.pt", Path(scratch) / "result.pt"
-        torch.save(list(waves), audio)
+        _save(list(waves), audio)
         command = [sys.executable, "-m", "xlsr_transducer.exporting.parity"]
         command += [f"{run.__module__}:{run.__name__}", str(audio), str(result)]
         done = subprocess.run(
@@ -152,7 +153,14 @@ def main(argv: Sequence[str]) -> None:
     run: Runner = getattr(importlib.import_module(module), function)
     with repeatable():
         outputs = run([Path(f) for f in files], load_tensors(audio))
-    torch.save([vars(output) for output in outputs], result)
+    _save([vars(output) for output in outputs], Path(result))
+
+
+def _save(content: list, path: Path) -> None:
+    """PyTorch's own writer of files may end the process when the disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 if __name__ == "__main__":

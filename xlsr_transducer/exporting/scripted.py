@@ -9,6 +9,7 @@ the encoder, L layers, H heads, P cached frames, C chunk size in XLSR frames.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import List, Optional, Tuple
 
 import torch
@@ -167,6 +168,15 @@ def unpack_states(packed: List[Tensor]) -> EncoderState:
     stats, tail = packed[-2][:, :2], packed[-2][:, 2:].float()
     cache = torch.stack(layers, dim=1)
     return EncoderState(Wav2Vec2State(packed[-1], stats, tail, packed[4], cache), packed[5])
+
+
+def save(module: torch.jit.ScriptModule, path: Path) -> None:
+    """Writes a TorchScript file. PyTorch's own writer aborts the process when a disk is full.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    path.write_bytes(module.save_to_buffer())
 
 
 class ScriptedTransducer(nn.Module):

@@ -13,6 +13,7 @@ from xlsr_transducer.exporting.scripted import (
     OfflineEncoder,
     ScriptedTransducer,
     StreamingEncoderModel,
+    save,
 )
 from xlsr_transducer.inference import Output, recognise
 from xlsr_transducer.jit_pretrained import ScriptOptions, load
@@ -26,13 +27,13 @@ def write(job: Job, folder: Path) -> list[Artifact]:
     """Writes the files into ``folder``."""
     model = job.loaded.model
     offline = ScriptedTransducer(OfflineEncoder(model.encoder, job.chunk), model)
-    torch.jit.script(offline.eval()).save(str(folder / OFFLINE))
+    save(torch.jit.script(offline.eval()), folder / OFFLINE)
     artifacts = [Artifact((OFFLINE,), run_offline, job.chunk)]
     if not job.chunk.is_full_context:
         chunk = job.chunk
         name = f"jit_script_chunk_{chunk.chunk_size}_left_{chunk.left_context_chunks}.pt"
         streaming = ScriptedTransducer(StreamingEncoderModel(model.encoder), model)
-        torch.jit.script(streaming.eval()).save(str(folder / name))
+        save(torch.jit.script(streaming.eval()), folder / name)
         artifacts.append(Artifact((name,), run_streaming, chunk, is_streaming=True))
     return artifacts
 

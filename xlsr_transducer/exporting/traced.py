@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.exporting.formats import Artifact, Job
-from xlsr_transducer.exporting.scripted import OfflineEncoder
+from xlsr_transducer.exporting.scripted import OfflineEncoder, save
 from xlsr_transducer.inference import Output, recognise
 from xlsr_transducer.jit_trace_pretrained import TraceOptions, load
 from xlsr_transducer.search import SearchOptions
@@ -51,7 +51,7 @@ def write(job: Job, folder: Path) -> list[Artifact]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of those inputs
         for name, (part, inputs) in zip(FILES, parts):
-            torch.jit.trace(part.eval(), inputs).save(str(folder / name))
+            save(torch.jit.trace(part.eval(), inputs), folder / name)
     return [Artifact(FILES, run, job.chunk)]
 
 

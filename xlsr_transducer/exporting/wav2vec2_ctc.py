@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from xlsr_transducer.data.tokenizer import Tokenizer, read_tokens
 from xlsr_transducer.exporting.formats import Artifact, Job
-from xlsr_transducer.exporting.scripted import OfflineEncoder
+from xlsr_transducer.exporting.scripted import OfflineEncoder, save
 from xlsr_transducer.inference import Output, load_script
 from xlsr_transducer.model.transducer import Transducer
 
@@ -76,7 +76,7 @@ def write(job: Job, folder: Path) -> list[Artifact]:
     """Writes the files into ``folder``."""
     model = job.loaded.model
     module = Wav2Vec2Model(OfflineEncoder(model.encoder, job.chunk), model)
-    torch.jit.script(module.eval()).save(str(folder / MODEL))
+    save(torch.jit.script(module.eval()), folder / MODEL)
     write_tokens(job.loaded.tokenizer, folder / TOKENS)
     return [Artifact((MODEL, TOKENS), run, job.chunk)]
 

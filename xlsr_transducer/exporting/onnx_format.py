@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting import onnx_graphs as graphs
 from xlsr_transducer.exporting.formats import Artifact, Job
+from xlsr_transducer.exporting.onnx_int8 import quantize_matrices
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.inference import Output, recognise
 from xlsr_transducer.model.transducer import Transducer
@@ -284,26 +284,6 @@ def quantize(artifact: Artifact, folder: Path) -> Artifact:
     return dataclasses.replace(
         artifact, files=tuple(files), tolerance=TOLERANCES[".int8"], same_text=False
     )
-
-
-def quantize_matrices(source: Path, target: Path) -> None:
-    """Writes a graph anew with its matrix products by weights in eight bits."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    graph = onnx.load(str(source), load_external_data=False).graph
-    products = [n.name for n in graph.node if n.op_type == "MatMul" and "/search/" not in n.name]
-    logging.disable(logging.WARNING)  # of every tensor that is not quantized
-    try:
-        quantize_dynamic(
-            source,
-            target,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=products,
-        )
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def run_offline(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:

@@ -156,13 +156,15 @@ def level_of(normalize: str) -> float:
 @contextlib.contextmanager
 def traceable(model: Transducer) -> Iterator[None]:
     """Inside, the network is computed in steps that ONNX has, in every precision."""
-    xlsr = model.encoder.xlsr
-    changed = {xlsr.encoder.pos_conv_embed: _gathered_windows}
+    xlsr, conv = model.encoder.xlsr, model.encoder.adapter.conv
+    changed = {xlsr.encoder.pos_conv_embed: _gathered_windows, conv: _convolution_by_product}
     for layer in xlsr.feature_extractor.conv_layers[1:]:
         if layer.norm == "layer":
+            changed[layer] = _layer_by_product
             with torch.no_grad():
                 layer.product = _as_linear(layer.conv)
-            changed[layer] = _convolved_by_product
+    with torch.no_grad():
+        conv.product = _as_linear(conv)
     for module, forward in changed.items():
         module.forward = types.MethodType(forward, module)
     try:
@@ -199,11 +201,21 @@ def _as_linear(conv: nn.Conv1d) -> nn.Linear:
     return linear.requires_grad_(False)
 
 
-def _convolved_by_product(self: ConvLayer, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+def _layer_by_product(self: ConvLayer, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
     """``ConvLayer.forward`` as a matrix product, which is faster and can have eight bits."""
     kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
     lens = (torch.div(lens - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
-    x = x.transpose(1, 2)
+    y = self.product(_seen_samples(x.transpose(1, 2), kernel, stride))
+    return gelu(self.layer_norm(y)).transpose(1, 2), lens
+
+
+def _convolution_by_product(self: nn.Conv1d, x: Tensor) -> Tensor:
+    """``Conv1d.forward`` as a matrix product, whose sums depend on no number of threads."""
+    seen = _seen_samples(x.transpose(1, 2), self.kernel_size[0], self.stride[0])
+    return self.product(seen).transpose(1, 2)
+
+
+def _seen_samples(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """(N, n, D) -> (N, T, kernel D): what each output of a convolution sees, side by side."""
     frames = (x.shape[1] - kernel) // stride + 1
-    seen = torch.cat([x[:, i::stride][:, :frames] for i in range(kernel)], dim=2)
-    return gelu(self.layer_norm(self.product(seen))).transpose(1, 2), lens
+    return torch.cat([x[:, i::stride][:, :frames] for i in range(kernel)], dim=2)

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # From lists to features and statistics, by numbered stages: ./prepare.sh --help
 set -euo pipefail
+here=${BASH_SOURCE[0]%/*}
+if [[ $here == "${BASH_SOURCE[0]}" ]]; then here=.; fi
+. "$here/local/hold_interrupts.sh"
 
 usage() {
   cat <<'END'
@@ -118,6 +121,13 @@ stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 cd "$root"
 . local/activate.sh
 
+# run COMMAND...: a program of a stage. It answers Ctrl-C itself; then no other is started.
+run() {
+  stop_if_interrupted
+  "$@" || exit "$?"
+  stop_if_interrupted
+}
+
 runs() { ((stage <= $1 && stop_stage >= $1)); }
 
 if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
@@ -130,7 +140,7 @@ if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
       log "Stage 0: the demo corpus is there already, in $demo"
     else
       log "Stage 0: making the demo corpus in $demo"
-      python -m local.make_demo_corpus --out-dir "$demo"
+      run python -m local.make_demo_corpus --out-dir "$demo"
     fi
   elif runs 1 && [[ ! -f $train_list ]]; then
     fail "no lists: give --train-list and --val-list, or begin with --stage 0 for the demo corpus"
@@ -141,7 +151,7 @@ fi
 
 if runs 1; then
   log "Stage 1: lists to manifests in $data_dir/manifests"
-  python -m local.prepare_manifests \
+  run python -m local.prepare_manifests \
     --train-list "$train_list" --val-list "$val_list" ${test_lists[@]+"${test_lists[@]}"} \
     ${audio_root:+--audio-root "$audio_root"} \
     --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
@@ -149,14 +159,14 @@ fi
 
 if runs 2; then
   log "Stage 2: text and BPE model in $data_dir/lang_bpe_$vocab_size"
-  python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
+  run python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
     --max-rejected "$max_rejected" ${text_options[@]+"${text_options[@]}"}
-  python -m local.prepare_lang --data-dir "$data_dir" --vocab-size "$vocab_size"
+  run python -m local.prepare_lang --data-dir "$data_dir" --vocab-size "$vocab_size"
 fi
 
 if runs 3; then
   log "Stage 3: features in $data_dir/features"
-  ./extract_features.sh --data-dir "$data_dir" ${feature_options[@]+"${feature_options[@]}"}
+  run ./extract_features.sh --data-dir "$data_dir" ${feature_options[@]+"${feature_options[@]}"}
 fi
 
 if runs 4; then
@@ -167,13 +177,13 @@ if runs 4; then
   else
     log "tokens are not counted: there is no $data_dir/lang_bpe_$vocab_size"
   fi
-  python -m local.validate_manifests --data-dir "$data_dir" \
+  run python -m local.validate_manifests --data-dir "$data_dir" \
     ${lang_options[@]+"${lang_options[@]}"}
 fi
 
 if runs 5; then
   log "Stage 5: n-gram model in $data_dir/lang_bpe_$vocab_size"
-  python -m local.make_ngram --data-dir "$data_dir" --lang "$lang" \
+  run python -m local.make_ngram --data-dir "$data_dir" --lang "$lang" \
     --lang-dir "$data_dir/lang_bpe_$vocab_size" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"} \
     ${ngram_options[@]+"${ngram_options[@]}"}
@@ -181,17 +191,17 @@ fi
 
 if runs 6; then
   log "Stage 6: neural language model in $data_dir/lang_bpe_$vocab_size/lm"
-  python -m xlsr_transducer.train_lm --data-dir "$data_dir" --lang "$lang" \
+  run python -m xlsr_transducer.train_lm --data-dir "$data_dir" --lang "$lang" \
     --lang-dir "$data_dir/lang_bpe_$vocab_size" --exp-dir "$data_dir/lang_bpe_$vocab_size/lm" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"}
 fi
 
 if runs 7; then
   log "Stage 7: graph of words in $data_dir/lang_bpe_$vocab_size"
-  python -m local.make_ngram --unit word --data-dir "$data_dir" --lang "$lang" \
+  run python -m local.make_ngram --unit word --data-dir "$data_dir" --lang "$lang" \
     --lang-dir "$data_dir/lang_bpe_$vocab_size" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"} \
     ${ngram_options[@]+"${ngram_options[@]}"}
-  python -m local.make_lg --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+  run python -m local.make_lg --lang-dir "$data_dir/lang_bpe_$vocab_size" \
     ${ngram_options[@]+"${ngram_options[@]}"}
 fi

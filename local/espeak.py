@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.errors import UserError, interrupts_held_back
 
 # Numbers of espeak-ng's speak_lib.h, API revision 12.
 _SYNCHRONOUS = 2
@@ -135,9 +135,10 @@ class Synthesizer:
         ):
             self._lib.espeak_SetParameter(parameter, value, 0)
         encoded = text.encode("utf-8")
-        status = self._lib.espeak_Synth(
-            encoded, len(encoded) + 1, 0, 1, 0, _CHARS_UTF8, None, None
-        )
+        with interrupts_held_back():  # the library would lose an exception of the callback
+            status = self._lib.espeak_Synth(
+                encoded, len(encoded) + 1, 0, 1, 0, _CHARS_UTF8, None, None
+            )
         if status != 0:
             raise UserError(f"espeak-ng cannot speak {text!r} (status {status})")
         samples = np.concatenate(self._blocks) if self._blocks else np.zeros(0, np.int16)

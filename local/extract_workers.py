@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +19,7 @@ from local.extract_progress import Progress
 from local.extract_shard import Shard, extract_shard
 from local.extractors import make_extractor
 from xlsr_transducer.data.features import FeatureInfo
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.errors import UserError, interrupts_held_back
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 
 POLL_SECONDS = 0.5
@@ -55,7 +54,6 @@ _worker: dict[str, Any] = {}  # of a worker process: its shard function and the 
 
 def _start_worker(task: Task, done: Any, started: Any) -> None:
     """Runs once in each worker."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with started.get_lock():
         rank = started.value
@@ -102,7 +100,8 @@ class Workers:
         pending: set[Future] = set()
         while True:
             for shard in itertools.islice(shards, 2 * self.num_jobs - len(pending)):
-                pending.add(self._pool.submit(_compute_in_worker, shard))
+                with interrupts_held_back():  # for workers that it starts; this process ends them
+                    pending.add(self._pool.submit(_compute_in_worker, shard))
             if not pending:
                 return
             finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)

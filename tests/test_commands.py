@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from xlsr_transducer.config import StreamingOptions
-from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.errors import UserError, interrupts_held_back, run_command
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.options import (
     LARGEST,
@@ -225,3 +228,69 @@ def test_a_missing_corpus_is_one_clear_line(module: str, tmp_path: Path) -> None
 def test_every_value_of_a_list_is_checked(options: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         StreamingOptions(streaming=True, **options)
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture) -> None:
+    def main(argv: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(main)
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_waits_for_the_end_of_foreign_code() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt):
+        with interrupts_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the end of the block")
+        reached.append("further")
+    assert reached == ["the end of the block"]
+
+
+def is_held(pid: int) -> bool:
+    """Whether Ctrl-C waits, in a process of the system's own programs or of Python."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").open())
+    return bool(int(fields["SigBlk"], 16) & 2)
+
+
+@pytest.mark.parametrize("command", ["./train.sh", "./extract_features.sh", "./prepare.sh"])
+def test_ctrl_c_while_python_starts_is_one_line(command: str, tmp_path: Path) -> None:
+    options = [f"--data-dir={tmp_path}"]
+    if command == "./prepare.sh":
+        options += ["--stage=4", "--stop-stage=4"]
+    process = started(command, *options)
+    while process.poll() is None and not is_held(process.pid):
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+def started(*command: str, **environment: str) -> subprocess.Popen:
+    """A script of the recipe in a process group of its own, as a terminal starts it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={"PATH": path, "VIRTUAL_ENV": sys.prefix, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_after_ctrl_c_no_further_program_is_started(tmp_path: Path) -> None:
+    python = tmp_path / "python"  # ends well, as one does that has just done its work
+    python.write_text(f"#!/bin/bash\necho $* >> {tmp_path}/calls\nkill -INT 0\nexit 0\n")
+    python.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    lists = [f"--{split}-list={tmp_path / split}" for split in ("train", "val")]
+    process = started("./prepare.sh", *lists, PATH=path)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1

@@ -1,11 +1,13 @@
-"""How a command fails: one clear line on stderr, exit status 2, no traceback."""
+"""How a command fails, or is interrupted: one clear line on stderr and no traceback."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 # Errors of the system that say something about files and disks, not about the program.
 _OF_FILES = {
@@ -25,6 +27,8 @@ _OF_FILES = {
     errno.ESTALE,
 }
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
+
 
 class UserError(ValueError):
     """Bad input or contradictory options: what was wrong, where, and what to do.
@@ -40,7 +44,12 @@ def run_command(
 
     Exit status: what ``main`` returns (None counts as 0); 2 for bad input; 130 for Ctrl-C.
     """
+    is_program = signal.getsignal(signal.SIGINT) is _end_import
     try:
+        if is_program:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Forked workers leave Ctrl-C, which reaches them too, to this process, which ends them.
+            os.register_at_fork(after_in_child=_ignore_interrupts)
         status = main(argv)
     except UserError as e:
         status = complain(str(e))
@@ -54,8 +63,42 @@ def run_command(
         status = complain(f"{e.strerror}: {e.filename}" if e.filename else str(e))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        status = INTERRUPTED
+    if is_program:  # nothing is left to be done but what Python tidies up
+        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(status or 0))
     sys.exit(status or 0)
+
+
+def answer_interrupts() -> None:
+    """From now until ``run_command``, while a command is imported, Ctrl-C ends it in one line.
+
+    The shell scripts hold Ctrl-C back until here, as Python would answer with a traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise it is ignored
+        signal.signal(signal.SIGINT, _end_import)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_import(signum: int, frame: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Inside, Ctrl-C waits for the end of the block. Processes that start inside never get it.
+
+    For foreign code that calls Python and would lose the exception.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def complain(message: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +90,31 @@ def test_kill_9_costs_no_finished_shard_and_leaves_no_worker(data, xlsr):
     assert len(shard_times(folder)) == 200 and not list(folder.glob("train/*.tmp"))
     for cut in load_feature_cuts(folder, "train"):
         assert cut.load_features().shape == (62, 32)
+
+
+def test_ctrl_c_in_the_midst_of_workers_is_one_line_and_work_goes_on_later(data, xlsr):
+    write_split(data, "train", [20000] * 60)
+    options = ["--data-dir", str(data), "--xlsr", str(xlsr), "--num-jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "local.extract_features", *options],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert " wide, in " in process.stderr.readline()
+    wait_for(lambda: children(process.pid) or process.poll() is not None)
+    workers = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.splitlines()[-1:] == ["interrupted"]
+    wait_for(lambda: not any(is_alive(pid) for pid in workers))
+    folder = data / "features" / "frontend-cumulative"
+    assert not list(folder.rglob("*.tmp")) and not (folder / "cuts_train.jsonl.gz").exists()
+    extract(data, xlsr, "--cut", "frontend")
+    assert (folder / "cuts_train.jsonl.gz").exists()
 
 
 def test_an_interrupted_extraction_ends_as_an_uninterrupted_one(data, xlsr, monkeypatch):

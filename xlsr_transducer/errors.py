@@ -48,7 +48,7 @@ def run_command(
     try:
         if is_program:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            # Forked workers leave Ctrl-C, which reaches them too, to this process, which ends them.
+            # Forked workers get Ctrl-C too, and leave it to this process, which ends them.
             os.register_at_fork(after_in_child=_ignore_interrupts)
         status = main(argv)
     except UserError as e:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from xlsr_transducer.data.flaws import encoder_frames
 from xlsr_transducer.data.tokenizer import Tokenizer
 
-_FRAME = 0.04  # seconds of an encoder frame
 _NONE = "-"
 
 
@@ -38,7 +38,7 @@ class SplitStatistics:
         if tokenizer is not None:
             [ids] = tokenizer.encode([supervision["text"]])
             self.tokens.append(len(ids))
-            if len(ids) > cut["duration"] / _FRAME:
+            if len(ids) > encoder_frames(cut["duration"]):
                 self.crowded.append(cut["id"])
 
     @property

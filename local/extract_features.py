@@ -13,29 +13,35 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import fcntl
 import itertools
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from lhotse import Features, MonoCut
+from lhotse import Features, MonoCut, NumpyFilesWriter
+from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
+from local.audio_identity import settings_digest
 from local.extract_progress import Progress
-from local.extract_shard import SHORTEST, Shard, ShardResult, plan_shards
+from local.extract_shard import SHORTEST, Shard, Stored, load_stored, plan_shards
 from local.extract_workers import InProcess, Task, Workers
 from local.extractors import describe_features
-from local.manifests import (
-    JsonlGzWriter,
-    manifest_path,
-    read_jsonl_gz,
-    replacing,
-    split_names,
-)
+from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz, split_names
+from xlsr_transducer.core.files import locked, replacing
 from xlsr_transducer.data.audio import AUDIO_DURATION
-from xlsr_transducer.data.features import INFO_FILE, SAMPLING_RATE, FeatureInfo, cuts_path
+from xlsr_transducer.data.cuts import first_channel
+from xlsr_transducer.data.features import (
+    FRAME_SHIFT,
+    INFO_FILE,
+    SAMPLING_RATE,
+    FeatureInfo,
+    cuts_path,
+)
+from xlsr_transducer.data.flaws import damage_named, input_flaw
+from xlsr_transducer.data.sources import cuts_digest, note_source
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
@@ -143,14 +149,11 @@ def feature_folder(args: argparse.Namespace, info: FeatureInfo) -> Iterator[Path
                 f"{folder} holds features made with other settings ({'; '.join(differences)}, "
                 "the new one first): give another --name, or remove the folder"
             )
-    info.save(folder)
-    handler = logging.FileHandler(folder / "log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise UserError(f"another extraction is writing to {folder}: wait for it") from e
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", f"another extraction is writing to {folder}: wait for it"):
+        info.save(folder)
+        handler = logging.FileHandler(folder / "log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
         try:
             yield folder
@@ -159,79 +162,140 @@ def feature_folder(args: argparse.Namespace, info: FeatureInfo) -> Iterator[Path
             handler.close()
 
 
-def read_shards(args: argparse.Namespace, split: str) -> Iterator[Shard]:
-    """The shards of a split, one at a time."""
-    cuts = read_jsonl_gz(manifest_path(args.data_dir, "cuts", split))
-    return plan_shards(split, itertools.islice(cuts, args.subset))
+class Split:
+    """The cuts of a split, and what is stored of them already."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path, name: str):
+        self.args, self.folder, self.name = args, folder, name
+        self.manifest = manifest_path(args.data_dir, "cuts", name)
+        self.digest = cuts_digest(self.manifest) if self.manifest.is_file() else ""
+        self.flawed: dict[str, str] = {}  # id -> reason
+        self.stored: dict[str, Stored] = {}  # by id
+        self.seconds = 0.0  # of all cuts
+        self.missing_seconds = 0.0  # of those that must be computed
+
+    def cuts(self) -> Iterator[dict]:
+        """The cuts, each of one channel, as dictionaries."""
+        for cut in itertools.islice(read_jsonl_gz(self.manifest), self.args.subset):
+            if cut.get("type") == "MultiCut":
+                cut = first_channel(deserialize_item(cut)).to_dict()
+            yield cut
+
+    def find_stored(self) -> None:
+        """Notes what is there, and what gives no features."""
+        with damage_named(self.manifest):
+            for cut in self.cuts():
+                flaw = input_flaw(deserialize_item(copy.deepcopy(cut)), from_waveform=True)
+                if flaw:
+                    self.flawed[cut["id"]] = flaw
+        present = load_stored(self.folder, self.name)
+        self.stored, self.seconds, self.missing_seconds = {}, 0.0, 0.0
+        for cut in self._sound_cuts():
+            self.seconds += cut["duration"]
+            settings = settings_digest(cut)
+            entries = (e for e in present.get(cut["id"], []) if e.fits(cut, settings))
+            entry = next(entries, None)
+            if entry is None:
+                self.missing_seconds += cut["duration"]
+            else:
+                self.stored[cut["id"]] = entry
+
+    def missing_shards(self) -> Iterator[Shard]:
+        """What must be computed."""
+        missing = (cut for cut in self._sound_cuts() if cut["id"] not in self.stored)
+        return plan_shards(self.name, missing)
+
+    def _sound_cuts(self) -> Iterator[dict]:
+        return (cut for cut in self.cuts() if cut["id"] not in self.flawed)
 
 
 def extract_split(
-    args: argparse.Namespace, folder: Path, split: str, runner: Workers | InProcess
+    args: argparse.Namespace, folder: Path, name: str, runner: Workers | InProcess
 ) -> None:
-    """Computes the shards of a split that are not there yet, then writes its manifest."""
-    seconds = finished = 0.0
-    todo: set[int] = set()
-    for shard in read_shards(args, split):
-        seconds += shard.seconds
-        if ShardResult.load(folder / shard.path, shard) is None:
-            todo.add(shard.index)
-        else:
-            finished += shard.seconds
-    if finished:
-        logging.info("%s: %.2f hours are there already", split, finished / 3600)
-    if todo:
-        cuts_path(folder, split).unlink(missing_ok=True)
-        shards = (s for s in read_shards(args, split) if s.index in todo)
-        with Progress(split, seconds - finished) as progress:
-            runner.run(shards, progress)
-        logging.info("%s: %.5f hours of audio per second", split, progress.speed())
-    merge_split(args, folder, split)
+    """Computes the features of a split that are not there yet, then writes its manifest."""
+    split = Split(args, folder, name)
+    split.find_stored()
+    missing = split.missing_seconds
+    if missing < split.seconds:
+        logging.info("%s: %.2f hours are there already", name, (split.seconds - missing) / 3600)
+    if missing:
+        cuts_path(folder, name).unlink(missing_ok=True)
+        with Progress(name, missing) as progress:
+            runner.run(split.missing_shards(), progress)
+        logging.info("%s: %.5f hours of audio per second", name, progress.speed())
+        split.find_stored()
+    merge_split(split)
+    if not args.subset:
+        remove_unused_shards(split)
 
 
-def merge_split(args: argparse.Namespace, folder: Path, split: str) -> None:
+def merge_split(split: Split) -> None:
     """Writes the manifest of a split in the order of the input, and the tables of omissions.
 
     Raises:
       UserError: too much audio could not be read, or none is left.
     """
-    short, unreadable = (folder / f"{kind}_{split}.tsv" for kind in ("short", "unreadable"))
+    folder, name = split.folder, split.name
+    short, unreadable = (folder / f"{kind}_{name}.tsv" for kind in ("short", "unreadable"))
     count = {"stored": 0, "short": 0, "unreadable": 0}
-    with replacing(cuts_path(folder, split)) as [manifest]:
+    with replacing(cuts_path(folder, name)) as [manifest]:
         with contextlib.ExitStack() as stack:
             writer = stack.enter_context(JsonlGzWriter(manifest))
             tables = stack.enter_context(replacing(short, unreadable))
             files = [stack.enter_context(open(t, "w", encoding="utf-8")) for t in tables]
-            for name, file in zip(("samples at 16 kHz", "reason"), files):
-                file.write(f"utterance\t{name}\n")
-            for shard in read_shards(args, split):
-                result = ShardResult.load(folder / shard.path, shard)
-                if result is None:
-                    raise UserError(f"{folder / shard.path} changed or vanished: run this again")
-                for cut in merge_shard(shard, result):
-                    writer.write(cut)
-                for file, entries in zip(files, (result.short, result.unreadable)):
-                    for position, entry in entries.items():
-                        what = entry["reason"] if isinstance(entry, dict) else entry
-                        file.write(f"{shard.cuts[int(position)]['id']}\t{what}\n")
-                count["stored"] += len(result.features)
-                count["short"] += len(result.short)
-                count["unreadable"] += len(result.unreadable)
-        check_counts(split, count, short, unreadable)
+            for title, file in zip(("samples at 16 kHz", "reason"), files):
+                file.write(f"utterance\t{title}\n")
+            for cut in split.cuts():
+                entry = split.stored.get(cut["id"])
+                reason = split.flawed.get(cut["id"]) or (entry.unreadable if entry else "")
+                if entry is None and not reason:
+                    raise UserError(f"the audio of {cut['id']} changed meanwhile: run this again")
+                if reason:
+                    files[1].write(f"{cut['id']}\t{reason}\n")
+                elif entry.samples or not entry.key:
+                    files[0].write(f"{cut['id']}\t{entry.samples}\n")
+                else:
+                    writer.write(with_features(cut, entry))
+                kind = "unreadable" if reason else "stored" if entry.key else "short"
+                count[kind] += 1
+        check_counts(name, count, short, unreadable)
+    note_source(folder, cuts_path(folder, name).name, split.digest)
 
 
-def merge_shard(shard: Shard, result: ShardResult) -> Iterator[MonoCut]:
-    """The cuts of a shard with their features attached, audio at 16 kHz."""
-    for position, values in result.features.items():
-        cut = MonoCut.from_dict(copy.deepcopy(shard.cuts[int(position)]))
-        features = Features.from_dict(values)
-        yield fastcopy(
-            cut,
-            duration=features.duration,
-            recording=cut.recording.resample(SAMPLING_RATE),
-            features=features,
-            supervisions=[s.trim(features.duration) for s in cut.supervisions],
-            custom={**(cut.custom or {}), AUDIO_DURATION: cut.duration},
-        )
+def with_features(values: dict, entry: Stored) -> MonoCut:
+    """The cut with its features attached, audio at 16 kHz."""
+    cut = MonoCut.from_dict(copy.deepcopy(values))
+    features = Features(
+        type="xlsr",
+        num_frames=entry.shape[0],
+        num_features=entry.shape[1],
+        frame_shift=FRAME_SHIFT,
+        sampling_rate=SAMPLING_RATE,
+        start=cut.start,
+        duration=round(entry.shape[0] * FRAME_SHIFT, 2),
+        storage_type=NumpyFilesWriter.name,
+        storage_path=entry.shard,  # below the folder of the features
+        storage_key=entry.key,
+        recording_id=cut.recording_id,
+        channels=cut.channel,
+    )
+    return fastcopy(
+        cut,
+        duration=features.duration,
+        recording=cut.recording.resample(SAMPLING_RATE),
+        features=features,
+        supervisions=[s.trim(features.duration) for s in cut.supervisions],
+        custom={**(cut.custom or {}), AUDIO_DURATION: cut.duration},
+    )
+
+
+def remove_unused_shards(split: Split) -> None:
+    """Removes the shards of a complete split of which no utterance is used any more."""
+    used = {entry.shard for entry in split.stored.values()}
+    for folder in (split.folder / split.name).glob("shard_*"):
+        if f"{split.name}/{folder.name}" not in used:
+            shutil.rmtree(folder)
+            logging.info("%s: removed, its utterances are in no list any more", folder)
 
 
 def check_counts(split: str, count: dict[str, int], short: Path, unreadable: Path) -> None:

@@ -1,8 +1,9 @@
 """One shard of an extraction: some ten minutes of a split, computed and stored as one folder.
 
-A shard is a fixed group of consecutive cuts, whatever the number of workers. Its folder
-appears with all of its content at once, so a killed extraction leaves whole shards only.
-It holds no text: when the text of a manifest changes, its features stay valid.
+A shard is a group of utterances that were computed together: consecutive ones of those that were
+not there yet, whatever the number of workers. Its folder appears with all of its content at once,
+so a killed extraction leaves whole shards only. shard.json says which audio each array was
+computed from; it holds no text.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from lhotse import Features, MonoCut, NumpyFilesWriter
+from lhotse import MonoCut, NumpyFilesWriter
 
+from local.audio_identity import content_digest, file_state, settings_digest
 from local.extractors import Extractor
+from xlsr_transducer.core.files import UNFINISHED
 from xlsr_transducer.data.audio import num_samples, read_audio
-from xlsr_transducer.data.features import FRAME_SHIFT, SAMPLING_RATE
+from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.errors import UserError
 
 SHARD_SECONDS = 600.0
@@ -37,71 +39,74 @@ class Shard:
     """A group of cuts, as dictionaries of lhotse's manifest, and the folder of its features."""
 
     split: str
-    index: int
     cuts: tuple[dict, ...]
 
     @property
     def path(self) -> str:
-        """Where it lies below the folder of the features."""
-        return f"{self.split}/shard_{self.index:05d}"
+        """Where it lies below the folder of the features, by what it holds."""
+        content = [[cut["id"], settings_digest(cut)] for cut in self.cuts]
+        digest = hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
+        return f"{self.split}/shard_{digest[:16]}"
 
     @property
     def seconds(self) -> float:
         return sum(cut["duration"] for cut in self.cuts)
 
-    def digest(self) -> str:
-        """Of everything in the cuts that decides their features."""
-        keys = ("id", "start", "duration", "channel", "recording")
-        relevant = [[cut[key] for key in keys] for cut in self.cuts]
-        return hashlib.sha256(json.dumps(relevant).encode("ascii")).hexdigest()
-
 
 def plan_shards(split: str, cuts: Iterable[dict]) -> Iterator[Shard]:
     """Groups consecutive cuts until they last ``SHARD_SECONDS`` together."""
     group: list[dict] = []
-    index, seconds = 0, 0.0
+    seconds = 0.0
     for cut in cuts:
         group.append(cut)
         seconds += cut["duration"]
         if seconds >= SHARD_SECONDS:
-            yield Shard(split, index, tuple(group))
-            index, seconds, group = index + 1, 0.0, []
+            yield Shard(split, tuple(group))
+            seconds, group = 0.0, []
     if group:
-        yield Shard(split, index, tuple(group))
+        yield Shard(split, tuple(group))
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardResult:
-    """What shard.json in a shard's folder says."""
+class Stored:
+    """What a shard has of one utterance: an array, or the reason why there is none."""
 
-    digest: str
-    features: dict[str, dict]  # position of the cut in the shard -> lhotse's Features
-    short: dict[str, int]  # position -> samples at 16 kHz
-    unreadable: dict[str, dict]  # position -> {"reason": ..., "file": size and time}
+    id: str
+    settings: str  # digest of what the manifest says of the audio
+    file: str  # size and time of change of the audio file
+    content: str  # digest of the audio file
+    shard: str  # below the folder of the features
+    key: str = ""  # of the array, below the shard
+    shape: Sequence[int] = (0, 0)  # of the array: frames, width
+    samples: int = 0  # at 16 kHz, where there are too few
+    unreadable: str = ""  # the reason
 
-    @classmethod
-    def load(cls, folder: Path, shard: Shard) -> ShardResult | None:
-        """The result of a finished shard; None if it must be computed (again)."""
+    def fits(self, cut: dict, settings: str) -> bool:
+        """Whether it was computed from the audio that the cut has now."""
+        if self.settings != settings:
+            return False
+        state = file_state(cut)
+        if self.file == state:
+            return True
+        if self.unreadable:  # it may have been repaired since
+            return False
+        # The features of a file that has been removed stay.
+        return not state or self.content == content_digest(cut)
+
+
+def load_stored(folder: Path, split: str) -> dict[str, list[Stored]]:
+    """Returns what the finished shards of a split hold, by the utterances' ids."""
+    found: dict[str, list[Stored]] = {}
+    for path in sorted((folder / split).glob(f"shard_*/{RESULT_FILE}")):
         try:
-            result = cls(**json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-        if result.digest != shard.digest():
-            return None
-        # A file that could not be read may have been repaired since.
-        for position, entry in result.unreadable.items():
-            if entry["file"] != _file_state(shard.cuts[int(position)]):
-                return None
-        return result
-
-
-def _file_state(cut: dict) -> str:
-    """Size and time of change of the cut's file, empty if it is missing."""
-    try:
-        status = os.stat(cut["recording"]["sources"][0]["source"])
-    except (OSError, ValueError):
-        return ""
-    return f"{status.st_size} {status.st_mtime_ns}"
+            rows = json.loads(path.read_text(encoding="utf-8"))["utterances"]
+            shard = f"{split}/{path.parent.name}"
+            entries = [dataclasses.replace(Stored(**row), shard=shard) for row in rows]
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # damaged, or of an older version: computed again
+        for entry in entries:
+            found.setdefault(entry.id, []).append(entry)
+    return found
 
 
 def make_batches(lengths: dict[int, int], max_duration: float) -> list[list[int]]:
@@ -127,11 +132,10 @@ def make_batches(lengths: dict[int, int], max_duration: float) -> list[list[int]
 class _Reader:
     """Reads batches ahead of the computation, in a thread of its own."""
 
-    def __init__(self, shard: Shard, batches: Sequence[list[int]], cuts: dict[int, MonoCut]):
-        self.shard = shard
+    def __init__(self, batches: Sequence[list[int]], cuts: dict[int, MonoCut]):
         self.batches = batches
         self.cuts = cuts
-        self.unreadable: dict[str, dict] = {}
+        self.unreadable: dict[int, str] = {}  # position -> reason
 
     def __iter__(self) -> Iterator[tuple[list[int], list[np.ndarray]]]:
         """Positions and samples of each batch, without what could not be read."""
@@ -153,24 +157,19 @@ class _Reader:
         positions, waves = [], []
         for position in batch:
             try:
-                wave = read_audio(self.cuts[position])
+                waves.append(read_audio(self.cuts[position]))
+                positions.append(position)
             except UserError as e:
-                state = _file_state(self.shard.cuts[position])
-                self.unreadable[str(position)] = {"reason": str(e), "file": state}
-                continue
-            positions.append(position)
-            waves.append(wave)
+                self.unreadable[position] = str(e)
         return positions, waves
 
 
 class _Writer:
     """Stores the arrays of a batch, in a thread of its own, while the next is computed."""
 
-    def __init__(self, folder: Path, shard: Shard, cuts: dict[int, MonoCut]):
+    def __init__(self, folder: Path):
         self.storage = NumpyFilesWriter(folder)
-        self.shard = shard
-        self.cuts = cuts
-        self.features: dict[str, dict] = {}
+        self.arrays: dict[int, tuple[str, tuple[int, int]]] = {}  # position -> key and shape
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future | None = None
 
@@ -193,24 +192,7 @@ class _Writer:
     def _write(self, positions: list[int], arrays: list[np.ndarray]) -> None:
         for position, array in zip(positions, arrays):
             key = self.storage.write(f"{position:06d}", array)
-            features = self._describe(self.cuts[position], array, key)
-            self.features[str(position)] = features.to_dict()
-
-    def _describe(self, cut: MonoCut, array: np.ndarray, key: str) -> Features:
-        return Features(
-            type="xlsr",
-            num_frames=array.shape[0],
-            num_features=array.shape[1],
-            frame_shift=FRAME_SHIFT,
-            sampling_rate=SAMPLING_RATE,
-            start=cut.start,
-            duration=round(array.shape[0] * FRAME_SHIFT, 2),
-            storage_type=self.storage.name,
-            storage_path=self.shard.path,  # below the folder of the features
-            storage_key=key,
-            recording_id=cut.recording_id,
-            channels=cut.channel,
-        )
+            self.arrays[position] = (key, array.shape)
 
 
 def extract_shard(
@@ -230,25 +212,31 @@ def extract_shard(
       UserError: features that float16 cannot hold.
     """
     folder = root / shard.path
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary = folder.with_name(folder.name + UNFINISHED)
     _remove(temporary)
-    if folder.exists():  # of other cuts, or with audio that has been repaired since
+    if folder.exists():  # with audio that has been replaced or repaired since
         os.replace(folder, temporary)  # never a folder that looks whole and is not
         _remove(temporary)
     temporary.mkdir(parents=True)
+    # Taken before the audio is read: what changes from here on is noticed the next time.
+    files = [(file_state(cut), content_digest(cut)) for cut in shard.cuts]
     cuts = {i: MonoCut.from_dict(copy.deepcopy(cut)) for i, cut in enumerate(shard.cuts)}
     lengths = {i: num_samples(cut) for i, cut in cuts.items()}
-    short = {str(i): n for i, n in lengths.items() if n < SHORTEST}
     batches = make_batches({i: n for i, n in lengths.items() if n >= SHORTEST}, max_duration)
-    reader = _Reader(shard, batches, cuts)
-    with _Writer(temporary, shard, cuts) as writer:
+    reader = _Reader(batches, cuts)
+    with _Writer(temporary) as writer:
         for positions, waves in reader:
             writer.write(positions, _compute(extractor, waves, positions, cuts))
             on_batch(sum(len(wave) for wave in waves) / SAMPLING_RATE)
         writer.finish()
-    features, unreadable = _by_position(writer.features), _by_position(reader.unreadable)
-    result = ShardResult(shard.digest(), features, short, unreadable)
-    _write_result(temporary, result)
+    entries = []
+    for i, cut in enumerate(shard.cuts):
+        key, shape = writer.arrays.get(i, ("", (0, 0)))
+        samples = lengths[i] if lengths[i] < SHORTEST else 0
+        reason = reader.unreadable.get(i, "")
+        entry = Stored(cut["id"], settings_digest(cut), *files[i], "", key, shape, samples, reason)
+        entries.append(dataclasses.asdict(entry))
+    (temporary / RESULT_FILE).write_text(json.dumps({"utterances": entries}), encoding="utf-8")
     os.replace(temporary, folder)
 
 
@@ -265,12 +253,3 @@ def _compute(
     except OverflowError as e:
         names = ", ".join(cuts[p].id for p in positions)
         raise UserError(f"{e}; the batch holds {names}") from e
-
-
-def _by_position(entries: dict[str, dict]) -> dict[str, dict]:
-    return {key: entries[key] for key in sorted(entries, key=int)}
-
-
-def _write_result(folder: Path, result: ShardResult) -> None:
-    values: dict[str, Any] = dataclasses.asdict(result)
-    (folder / RESULT_FILE).write_text(json.dumps(values), encoding="utf-8")

@@ -24,6 +24,7 @@ import torch
 
 from local.manifests import replacing
 from xlsr_transducer.compat import import_k2
+from xlsr_transducer.data.sources import load_sources, note_source
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Number, Parser
@@ -149,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = args.lang_dir / "LG.pt"
     with replacing(path) as [temporary]:
         write_lg(temporary, lg, tokenizer.tokens)
+    arpa = f"word_ngram_{args.ngram_order}.arpa"
+    note_source(args.lang_dir, path.name, load_sources(args.lang_dir).get(arpa, ""))
     logging.info(
         "%s: %d words of %d, %d arcs", path, len(spelt), len(words) - END - 1, lg.num_arcs
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from local.manifests import replacing
+from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.text import TextNormalizer, TextOptions
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError, run_command
@@ -190,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         levels = count_levels((tokenizer.encode([t])[0] for t in texts), order)
         path = args.lang_dir / f"ngram_{order}.arpa"
     write_arpa(path, levels, estimate(levels, len(words)), words)
+    note_source(args.lang_dir, path.name, "" if args.lm_text else text_digest(args.data_dir))
     counts = ", ".join(str(len(level.count)) for level in levels)
     logging.info("%s: n-grams of each order that occur: %s", path, counts)
 

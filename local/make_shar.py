@@ -37,6 +37,7 @@ from xlsr_transducer.data.features import (
 )
 from xlsr_transducer.data.flaws import input_flaw
 from xlsr_transducer.data.shar import FEATURES_TYPE, members, source_in_tar
+from xlsr_transducer.data.sources import cuts_digest, load_sources, note_source, stale_features
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Number, Parser, str2bool
 
@@ -61,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         pack_audio(args.data_dir, args.out_dir, args.shard_size)
     else:
         source = find_features(args.data_dir, args.features)
-        pack_features(source, args.out_dir, split_names(args.data_dir), args.shard_size)
+        pack_features(args.data_dir, source, args.out_dir, args.shard_size)
 
 
-def pack_features(source: Path, out_dir: Path, splits: list[str], shard_size: int) -> None:
+def pack_features(data_dir: Path, source: Path, out_dir: Path, shard_size: int) -> None:
     """Makes of a folder of features another one, which ``--features`` takes too."""
     shutil.copy(source / INFO_FILE, out_dir / INFO_FILE)
 
@@ -75,9 +76,15 @@ def pack_features(source: Path, out_dir: Path, splits: list[str], shard_size: in
         )
         return fastcopy(cut, features=features)
 
-    for split in splits:
+    for split in split_names(data_dir):
+        reason = stale_features(source, data_dir, split)
+        if reason:
+            raise UserError(reason)
+        for path in source.glob(f"*_{split}.tsv"):
+            shutil.copy(path, out_dir / path.name)
+        digest = load_sources(source).get(cuts_path(source, split).name, "")
         _pack(
-            load_feature_cuts(source, split), cuts_path(out_dir, split), out_dir / split,
+            load_feature_cuts(source, split), cuts_path(out_dir, split), digest, out_dir / split,
             {"features": "numpy"}, ".npy", shard_size, place,
         )  # fmt: skip
 
@@ -96,9 +103,10 @@ def pack_audio(data_dir: Path, out_dir: Path, shard_size: int) -> None:
         return fastcopy(cut, recording=recording, start=0.0, channel=0)
 
     for split in split_names(data_dir):
-        cuts = load_cuts(manifest_path(data_dir, "cuts", split)).filter(_has_audio)
+        path = manifest_path(data_dir, "cuts", split)
+        cuts = load_cuts(path).filter(_has_audio).resample(SAMPLING_RATE)
         _pack(
-            cuts.resample(SAMPLING_RATE), manifest_path(out_dir, "cuts", split), out_dir / split,
+            cuts, manifest_path(out_dir, "cuts", split), cuts_digest(path), out_dir / split,
             {"recording": "flac"}, ".flac", shard_size, place,
         )  # fmt: skip
     shutil.copy(data_dir / "manifests" / "splits.json", out_dir / "manifests" / "splits.json")
@@ -114,14 +122,27 @@ def _has_audio(cut: Cut) -> bool:
 def _pack(
     cuts: CutSet,
     manifest: Path,
+    source: str,
     folder: Path,
     fields: dict[str, str],
     suffix: str,
     shard_size: int,
     place: Callable[[Cut, Path, str], Cut],
 ) -> None:
-    """Writes a split's shards, then the manifest that completes it."""
+    """Writes a split's shards, then the manifest that completes it.
+
+    Args:
+      source: digest of the manifest that the cuts come from.
+
+    Raises:
+      UserError: the split was packed from another manifest before.
+    """
     if manifest.is_file():
+        if load_sources(manifest.parent).get(manifest.name) != source:
+            raise UserError(
+                f"{manifest} was packed from other utterances or another text than there are "
+                "now: give another --out-dir, or remove this one"
+            )
         logging.info(f"{manifest} is there: not written again")
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +158,7 @@ def _pack(
             if name != cut.id:
                 raise UserError(f"{tar}: holds {name} where {cut.id} should be")
             lines.write(place(cut, tar, where))
+    note_source(manifest.parent, manifest.name, source)
     logging.info(f"{manifest}: {len(tars)} tar files")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import sentencepiece
 
 from local.manifests import replacing
+from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.lm.text import texts_of
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with replacing(lang_dir / "bpe.model", lang_dir / "tokens.txt") as (model, tokens):
         model.write_bytes(tokenizer.to_bytes())
         tokenizer.write_tokens(tokens)
+    note_source(lang_dir, "bpe.model", text_digest(args.data_dir))
     logging.info("%s: %d tokens", lang_dir, tokenizer.vocab_size)
 
 

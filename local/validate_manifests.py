@@ -18,15 +18,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from local.corpus_statistics import SplitStatistics, plot_histograms, table
-from local.manifests import manifest_path, read_jsonl_gz, replacing, split_names
+from local.manifests import manifest_path, read_jsonl_gz, split_names
+from xlsr_transducer.core.files import replacing
+from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import INFO_FILE, FeatureInfo, cuts_path
+from xlsr_transducer.data.flaws import HOP, RECEPTIVE_FIELD
+from xlsr_transducer.data.sources import stale_features, stale_text
+from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Parser
 
 _SHOWN_PER_KIND = 5
 _TOLERANCE = 1e-3  # seconds: durations are rounded to samples here and there
-_RECEPTIVE_FIELD, _HOP = 400, 320  # samples at 16 kHz: XLSR's convolutions
 _ITEM_SIZE = 2  # bytes of a float16
 
 
@@ -41,6 +45,11 @@ class Problems:
         self.counts[kind] += 1
         if self.counts[kind] <= _SHOWN_PER_KIND:
             logging.error("%s: %s", where, kind)
+
+    def add_stale(self, reason: str) -> None:
+        """``reason``: which file was made from other data, and the command that makes it anew."""
+        self.counts["files that were not made from the manifests as they are now"] += 1
+        logging.error("%s", reason)
 
     def raise_if_any(self) -> None:
         """Raises UserError with the number of cases of each kind."""
@@ -85,7 +94,7 @@ def feature_problems(cut: dict, info: FeatureInfo, folder: Path) -> Iterator[str
         yield "there are no features"
         return
     samples = cut["recording"]["num_samples"]
-    frames = (samples - _RECEPTIVE_FIELD) // _HOP + 1
+    frames = (samples - RECEPTIVE_FIELD) // HOP + 1
     if features["num_frames"] != frames:
         yield "the number of frames is not floor((samples - 400) / 320) + 1"
     if features["num_features"] != info.feature_dim:
@@ -147,12 +156,33 @@ def check_features(data_dir: Path, splits: Sequence[str], problems: Problems) ->
             if not path.is_file():
                 logging.warning("%s: no features of %s", folder, split)
                 continue
+            reason = stale_features(folder, data_dir, split)
+            if reason:
+                problems.add_stale(reason)
+                continue
             count = 0
             for cut in read_jsonl_gz(path):
                 count += 1
                 for kind in [*cut_problems(cut), *feature_problems(cut, info, folder)]:
                     problems.add(kind, f"{path}: {cut['id']}")
             logging.info("%s: features of %d utterances", path, count)
+
+
+def check_left_out(data_dir: Path, splits: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Counts what a training would leave out, and names all of it in tables."""
+    folders = [path.parent for path in sorted((data_dir / "features").glob(f"*/{INFO_FILE}"))]
+    for folder in folders or [None]:
+        data = DataModule(DataOptions(data_dir=data_dir), folder, tokenizer)
+        for split in splits:
+            if data.manifest(split).is_file():
+                path = data_dir / f"left_out_{split}_{folder.name if folder else 'waveform'}.tsv"
+                summary = data.summary(split)
+                summary.write_left_out(path)
+                count = sum(map(len, summary.left_out.values()))
+                logging.info(
+                    "%s: a training from %s uses %d utterances and leaves out %d, named in %s",
+                    split, folder or "the waveform", summary.utterances, count, path,
+                )  # fmt: skip
 
 
 def get_parser() -> Parser:
@@ -170,6 +200,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = Problems()
     statistics = check_cuts(args.data_dir, splits, tokenizer, problems)
     check_features(args.data_dir, splits, problems)
+    for lang_dir in sorted(args.data_dir.glob("lang_bpe_*")):
+        for reason in stale_text(lang_dir, args.data_dir):
+            problems.add_stale(reason)
+    if tokenizer is not None and not problems.counts:
+        check_left_out(args.data_dir, load_splits(args.data_dir)["train"], tokenizer)
     text = table(statistics)
     outputs = [args.data_dir / "statistics.txt", args.data_dir / "statistics.png"]
     with replacing(*outputs) as (text_path, image_path):

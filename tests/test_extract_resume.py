@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from noise_corpus import LENGTHS, TINY, extract, write_split
+import soundfile
+from noise_corpus import LENGTHS, TINY, extract, make_cut, write_split
 
 import local.extract_features
 from local import extract_shard, extractors
 from local.make_tiny_xlsr import make_random
+from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz
 from xlsr_transducer.data.features import FeatureInfo, find_features, load_feature_cuts
 from xlsr_transducer.errors import UserError
 
@@ -146,16 +151,93 @@ def test_new_text_costs_no_computation(data, xlsr):
     assert texts == {"uus tekst"}
 
 
-def test_changed_audio_costs_only_its_shard(data, xlsr):
+def computed(monkeypatch) -> list[int]:
+    """Collects the lengths of all waves that are computed from here on."""
+    lengths: list[int] = []
+    compute = extractors.XlsrExtractor.__call__
+
+    def counted(self, waves):
+        lengths.extend(len(wave) for wave in waves)
+        return compute(self, waves)
+
+    monkeypatch.setattr(extractors.XlsrExtractor, "__call__", counted)
+    return lengths
+
+
+def test_a_new_line_and_changed_audio_cost_the_computation_of_these_alone(
+    data, xlsr, monkeypatch
+):
     folder = extract(data, xlsr)
-    before = shard_times(folder)
-    write_split(data, "train", [*LENGTHS[:-1], LENGTHS[-1] + 320, 16000])
+    before = {c.id: c.load_features() for c in load_feature_cuts(folder, "train")}
+    path = data / "wav" / "train-8.wav"
+    soundfile.write(path, np.random.default_rng(9).uniform(-0.1, 0.1, LENGTHS[8]), 16000)
+    soundfile.write(data / "wav" / "new.wav", np.full(16000, 0.1), 16000)
+    manifest = manifest_path(data, "cuts", "train")
+    cuts = list(read_jsonl_gz(manifest))
+    with JsonlGzWriter(manifest) as writer:
+        new = make_cut(data / "wav" / "new.wav", 16000, 16000, "esimene")
+        for cut in [new, *cuts[:6], *cuts[7:]]:
+            writer.write(cut)
+    lengths = computed(monkeypatch)
     extract(data, xlsr)
-    after = shard_times(folder)
-    changed = {name for name in after if after[name] != before.get(name)}
-    assert len(before) == 3 and changed == {"shard_00002", "shard_00003"}
-    cuts = list(load_feature_cuts(folder, "train"))
-    assert [len(cut.load_features()) for cut in cuts[-2:]] == [50, 49]
+    assert sorted(lengths) == [16000, LENGTHS[8]]
+    after = {c.id: c.load_features() for c in load_feature_cuts(folder, "train")}
+    assert list(after) == ["new", *(i for i in before if i != "train-6")]
+    same = {i for i in before.keys() & after.keys() if np.array_equal(before[i], after[i])}
+    assert same == before.keys() & after.keys() - {"train-8"}
+    lengths.clear()
+    extract(data, xlsr)
+    assert lengths == []
+
+
+def test_a_copied_corpus_keeps_its_features_and_old_shards_go(data, xlsr, tmp_path, monkeypatch):
+    folder = extract(data, xlsr)
+    shutil.copytree(data, tmp_path / "copy")  # with new times of change
+    manifest = manifest_path(tmp_path / "copy", "cuts", "train")
+    text = gzip.decompress(manifest.read_bytes()).decode()
+    manifest.write_bytes(gzip.compress(text.replace(str(data), str(tmp_path / "copy")).encode()))
+    for path in (tmp_path / "copy" / "wav").iterdir():
+        os.utime(path, ns=(1, 1))
+    lengths = computed(monkeypatch)
+    copy = extract(tmp_path / "copy", xlsr)
+    assert lengths == [] and sorted(shard_times(copy)) == sorted(shard_times(folder))
+    write_split(tmp_path / "copy", "train", [20000] * 3)
+    old = shard_times(copy)
+    extract(tmp_path / "copy", xlsr)
+    assert lengths == [20000] * 3 and not shard_times(copy).keys() & old.keys()
+
+
+def test_removed_audio_keeps_its_features(data, xlsr, monkeypatch):
+    folder = extract(data, xlsr)
+    before = (folder / "cuts_train.jsonl.gz").read_bytes()
+    shutil.rmtree(data / "wav")
+    lengths = computed(monkeypatch)
+    extract(data, xlsr)
+    assert lengths == [] and (folder / "cuts_train.jsonl.gz").read_bytes() == before
+
+
+def test_cuts_that_are_no_part_of_a_recording_are_named_and_channels_are_chosen(
+    data, xlsr, monkeypatch
+):
+    monkeypatch.setattr(local.extract_features, "MAX_UNREADABLE", 20.0)
+    manifest = manifest_path(data, "cuts", "train")
+    cuts = list(read_jsonl_gz(manifest))
+    tracks = [{"type": "MonoCut", "offset": 0.0, "cut": cuts[4]}]
+    cuts[4] = {"id": "train-4", "type": "MixedCut", "tracks": tracks}
+    cuts[5] = {**cuts[5], "type": "MultiCut", "channel": [0]}
+    cuts[6] = {**cuts[6], "duration": None}
+    cuts[7] = {**cuts[7], "supervisions": []}
+    with JsonlGzWriter(manifest) as writer:
+        for cut in cuts:
+            writer.write(cut)
+    folder = extract(data, xlsr)
+    ids = [cut.id for cut in load_feature_cuts(folder, "train")]
+    assert ids == [f"train-{i}" for i in range(12) if i not in (2, 3, 4, 6)]
+    rows = (folder / "unreadable_train.tsv").read_text().splitlines()[1:]
+    assert rows == [
+        "train-4\tit is a MixedCut, not a part of one recording",
+        "train-6\tthe duration is None",
+    ]
 
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(data, xlsr):
@@ -180,7 +262,7 @@ def test_two_extractions_do_not_write_to_one_folder(data, xlsr):
             extract(data, xlsr)
 
 
-def test_much_unreadable_audio_fails_and_repaired_audio_is_taken_up(data, xlsr):
+def test_much_unreadable_audio_fails_and_repaired_audio_is_taken_up(data, xlsr, monkeypatch):
     path = data / "wav" / "train-5.wav"
     good = path.read_bytes()
     path.write_bytes(b"junk")
@@ -192,9 +274,9 @@ def test_much_unreadable_audio_fails_and_repaired_audio_is_taken_up(data, xlsr):
     assert not (folder / "cuts_train.jsonl.gz").exists()
     before = shard_times(folder)
     path.write_bytes(good)
+    lengths = computed(monkeypatch)
     extract(data, xlsr)
-    after = shard_times(folder)
-    assert sum(after[name] != before[name] for name in after) == 1
+    assert shard_times(folder).items() > before.items() and lengths == [LENGTHS[5]]
     assert sum(1 for _ in load_feature_cuts(folder, "train")) == 10
 
 

@@ -12,6 +12,7 @@ import pytest
 from noise_corpus import write_split
 from tiny_recipe import run_train
 
+from local import extract_features, make_ngram, prepare_lang, validate_manifests
 from xlsr_transducer.data.bounds import frames_tokens, largest
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import find_features
@@ -77,7 +78,7 @@ def test_a_flawed_line_of_a_manifest_is_a_named_and_counted_skip(
         caplog.clear()
         summary = data.summary("train", for_training)
         assert summary.utterances == 5 + (not reason)
-        assert summary.left_out == ({reason: 1} if reason else {})
+        assert summary.left_out == ({reason: ["train-2"]} if reason else {})
         assert (f"1 utterances left out, {reason}: train-2" in caplog.text) == bool(reason)
     for loader in (data.train_loader(["train"], 1, 1), data.valid_loader(["train"])):
         ids = sorted(i for batch in loader for i in batch.ids)
@@ -192,3 +193,85 @@ def test_an_epoch_without_a_readable_file_is_an_error(corpus: Path, tmp_path: Pa
         path.unlink()
     with pytest.raises(UserError, match="none of the utterances of epoch 1 could be read"):
         run_train(data, tmp_path / "exp", "--num-epochs=1")
+
+
+def correct_a_text(data: Path, split: str) -> None:
+    path = data / "manifests" / f"cuts_{split}.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    first = json.loads(lines[0])
+    first["supervisions"][0]["text"] += " parandatud"
+    path.write_bytes(gzip.compress("\n".join([json.dumps(first), *lines[1:]]).encode()))
+
+
+def extract_again(data: Path) -> None:
+    extract_features.main(
+        [f"--data-dir={data}", f"--xlsr={data / 'standin'}", "--cut=frontend", "--single-process"]
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_text_that_was_corrected_after_the_extraction_is_never_ignored(
+    corpus: Path, tmp_path: Path, split: str
+) -> None:
+    data, _ = copy_of(corpus, tmp_path, from_waveform=False)
+    correct_a_text(data, split)
+    command = r"run \./extract_features.sh .* --name frontend-cumulative"
+    with pytest.raises(UserError, match=f"cuts_{split}.jsonl.gz was not made from .*{command}"):
+        run_train(data, tmp_path / "exp", "--num-epochs=1")
+    with pytest.raises(UserError, match="not made from the manifests"):
+        validate_manifests.main([f"--data-dir={data}"])
+    extract_again(data)
+    if split == "train":  # the BPE model was made from the same text
+        with pytest.raises(UserError, match="bpe.model was not made .*--stage 2 .*-size 60"):
+            run_train(data, tmp_path / "exp", "--num-epochs=1")
+        with pytest.raises(UserError, match="not made from the manifests"):
+            validate_manifests.main([f"--data-dir={data}"])
+        prepare_lang.main([f"--data-dir={data}", "--vocab-size=60"])
+    run_train(data, tmp_path / "exp", "--num-epochs=1")
+    tokenizer = Tokenizer.load(find_lang_dir(data))
+    module = DataModule(DataOptions(data), find_features(data), tokenizer)
+    assert any("parandatud" in cut.supervisions[0].text for cut in module.cuts(split))
+    validate_manifests.main([f"--data-dir={data}"])
+
+
+def test_language_models_of_an_older_text_are_named_by_stage_4(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, _ = copy_of(corpus, tmp_path, from_waveform=True)
+    lang = data / "lang_bpe_60"
+    make_ngram.main([f"--data-dir={data}", f"--lang-dir={lang}"])
+    validate_manifests.main([f"--data-dir={data}"])
+    correct_a_text(data, "train")
+    prepare_lang.main([f"--data-dir={data}", "--vocab-size=60"])
+    extract_again(data)
+    with pytest.raises(UserError, match="not made from the manifests"):
+        validate_manifests.main([f"--data-dir={data}"])
+    assert "ngram_3.arpa was not made from the training text" in caplog.text
+    assert "--stage 5 --stop-stage 5" in caplog.text and "bpe.model" not in caplog.text
+
+
+def test_stage_4_and_training_name_the_same_utterances_left_out(
+    corpus: Path, tmp_path: Path
+) -> None:
+    data, _ = copy_of(corpus, tmp_path, from_waveform=False)
+    path = data / "manifests" / "cuts_train.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.open(path)]
+    for line in lines[:3]:
+        line["supervisions"][0]["text"] = "k a l e m u s i t o " * 20
+    lines[3] = {**lines[3], "duration": 0.09}
+    lines[4] = {**lines[4], "duration": 0.02}
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    prepare_lang.main([f"--data-dir={data}", "--vocab-size=60"])
+    extract_again(data)
+    run_train(data, tmp_path / "exp", "--num-epochs=1")
+    log = "".join(p.read_text() for p in (tmp_path / "exp" / "log").iterdir())
+    assert "training on 25 utterances" in log
+    table = (tmp_path / "exp" / "left_out.tsv").read_text()
+    assert sorted(row.split("\t")[0] for row in table.splitlines()[1:]) == [
+        f"train_{i:04d}" for i in range(5)
+    ]
+    data_module = DataModule(DataOptions(data), None, Tokenizer.load(find_lang_dir(data)))
+    assert sum(map(len, data_module.summary("train").left_out.values())) == 5
+    # Stage 4 refuses times beyond the supervision, so it is given what training gets.
+    validate_manifests.check_left_out(data, ["train"], Tokenizer.load(find_lang_dir(data)))
+    assert (data / "left_out_train_frontend-cumulative.tsv").read_text() == table

@@ -17,6 +17,7 @@ from xlsr_transducer.config import ModelConfig, StreamingOptions, build_model, c
 from xlsr_transducer.data.augment import AugmentOptions
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import FeatureInfo, find_features
+from xlsr_transducer.data.sources import require_current
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.errors import UserError, run_command
@@ -103,7 +104,8 @@ def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
     set_up_logging(loop.exp_dir, "train", process.rank)
     torch.manual_seed(loop.seed)
     folder, features, xlsr = _model_input(args, streaming)
-    tokenizer = Tokenizer.load(args.lang_dir or find_lang_dir(data_options.data_dir))
+    lang_dir = args.lang_dir or find_lang_dir(data_options.data_dir)
+    tokenizer = Tokenizer.load(lang_dir)
     config = ModelConfig(
         features=features,
         xlsr=xlsr.config,
@@ -115,6 +117,7 @@ def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
     )
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
+    require_current(data_options.data_dir, folder, lang_dir)
     data = DataModule(data_options, folder, tokenizer, augment)
     splits = load_splits(data_options.data_dir)
     logging.info(f"{process.describe()}, {_count(model)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from xlsr_transducer.compat import repeatable
+from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.text import TextNormalizer, TextOptions
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.errors import run_command
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, lm_options = (from_args(cls, args) for cls in (LmTrainOptions, LmOptions))
     set_up_logging(options.exp_dir, "train-lm")
     torch.manual_seed(options.seed)
-    tokenizer = Tokenizer.load(args.lang_dir or find_lang_dir(args.data_dir))
+    lang_dir = args.lang_dir or find_lang_dir(args.data_dir)
+    tokenizer = Tokenizer.load(lang_dir)
     if args.lm_text:
         texts = read_texts(args.lm_text, TextNormalizer(from_args(TextOptions, args), args.lang))
     else:
@@ -57,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_settings(options.exp_dir, vars(args))
     with repeatable():
         trainer.run()
+    if options.exp_dir.resolve().parent == lang_dir.resolve():
+        source = "" if args.lm_text else text_digest(args.data_dir)
+        note_source(lang_dir, options.exp_dir.name, source)
 
 
 if __name__ == "__main__":

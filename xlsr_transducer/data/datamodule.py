@@ -24,17 +24,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from xlsr_transducer.compat import fit_sampler_to_lhotse
-from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.core.files import write_text
+from xlsr_transducer.data.audio import audio_duration, read_audio
 from xlsr_transducer.data.augment import Augmenter, AugmentOptions
 from xlsr_transducer.data.bounds import Bounded, FramesTokensConstraint, largest
 from xlsr_transducer.data.cuts import load_cuts
-from xlsr_transducer.data.features import FRAME_SHIFT, cuts_path, load_feature_cuts, read_features
-from xlsr_transducer.data.flaws import Unread, flaw
+from xlsr_transducer.data.features import (
+    cuts_path,
+    load_feature_cuts,
+    read_features,
+    without_features,
+)
+from xlsr_transducer.data.flaws import Unread, encoder_frames, flaw
 from xlsr_transducer.data.order import Shuffled
 from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError
-from xlsr_transducer.model.chunking import SUBSAMPLING
 from xlsr_transducer.options import Options, option
 
 fit_sampler_to_lhotse()
@@ -145,7 +150,12 @@ class SplitSummary:
 
     utterances: int
     seconds: float
-    left_out: dict[str, int]  # reason -> utterances
+    left_out: dict[str, list[str]]  # reason -> ids
+
+    def write_left_out(self, path: Path) -> None:
+        """Writes the table of all utterances that were left out."""
+        rows = [f"{i}\t{reason}\n" for reason, ids in self.left_out.items() for i in ids]
+        write_text(path, "utterance\treason\n" + "".join(rows))
 
 
 class DataModule:
@@ -196,11 +206,10 @@ class DataModule:
 
     def unfit(self, cut: Cut) -> str:
         """Why a cut is left out of training; empty if it is not."""
-        o = self.options
-        if not o.min_utterance <= cut.duration <= o.max_utterance:
+        o, seconds = self.options, audio_duration(cut)
+        if not o.min_utterance <= seconds <= o.max_utterance:
             return f"not within {o.min_utterance:g} and {o.max_utterance:g} seconds"
-        frames = int(cut.duration / FRAME_SHIFT) // SUBSAMPLING
-        if num_tokens(cut) > frames:
+        if num_tokens(cut) > encoder_frames(seconds):
             return "more tokens than encoder frames"
         return ""
 
@@ -208,7 +217,7 @@ class DataModule:
         return not self.unfit(cut)
 
     def summary(self, split: str, for_training: bool = True) -> SplitSummary:
-        """Counts a split, and logs what will be left out, with the first ids.
+        """Counts a split, and logs what is left out, with the first ids.
 
         Args:
           for_training: whether utterances that training cannot use are left out too.
@@ -227,6 +236,9 @@ class DataModule:
             else:
                 utterances += 1
                 seconds += cut.duration
+        if self.features:
+            for reason, ids in without_features(self.features, split).items():
+                left_out.setdefault(reason, []).extend(ids)
         for reason, ids in left_out.items():
             logging.warning(
                 f"{split}: {len(ids)} utterances left out, {reason}: {', '.join(ids[:5])}"
@@ -234,7 +246,7 @@ class DataModule:
             )
         if not utterances:
             raise UserError(f"the {split} split has no usable utterance; see the warnings above")
-        return SplitSummary(utterances, seconds, {k: len(v) for k, v in left_out.items()})
+        return SplitSummary(utterances, seconds, left_out)
 
     def train_loader(
         self,

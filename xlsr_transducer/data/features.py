@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SAMPLING_RATE = 16000
 FRAME_SHIFT = 0.02  # seconds
 INFO_FILE = "features.json"
+# Tables KIND_SPLIT.tsv of the utterances without features.
+OMISSIONS = {"short": "too short for a frame", "unreadable": "its audio could not be read"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,18 @@ class FeatureInfo:
         mine, theirs = _to_dict(self), _to_dict(other)
         keys = [key for key in mine if key != "xlsr" and mine[key] != theirs[key]]
         return [f"{key}: {mine[key]} and {theirs[key]}" for key in keys]
+
+    def command(self) -> str:
+        """The command that makes such features, without the folder."""
+        words = ["./extract_features.sh", "--xlsr", self.xlsr, "--cut", self.cut]
+        words += ["--normalize", self.normalize]
+        if not self.chunk.is_full_context:
+            size, left, sink = dataclasses.astuple(self.chunk)
+            words += ["--chunk-size", size, "--left-context-chunks", left]
+            words += ["--attention-sink-size", sink]
+        if self.extractor != "transformers":
+            words += ["--extractor", self.extractor]
+        return " ".join(map(str, words))
 
     def save(self, folder: Path) -> None:
         """Writes features.json."""
@@ -156,6 +170,17 @@ def load_feature_cuts(folder: Path, split: str) -> CutSet:
         )
     # Stored paths start at the folder, so that it can be moved.
     return load_cuts(path).with_features_path_prefix(folder)
+
+
+def without_features(folder: Path, split: str) -> dict[str, list[str]]:
+    """The ids of utterances that the extraction left out, by reason."""
+    found: dict[str, list[str]] = {}
+    for kind, reason in OMISSIONS.items():
+        path = folder / f"{kind}_{split}.tsv"
+        if path.is_file():
+            rows = path.read_text(encoding="utf-8").splitlines()[1:]
+            found[reason] = [row.split("\t")[0] for row in rows]
+    return {reason: ids for reason, ids in found.items() if ids}
 
 
 def read_features(cut: Cut) -> np.ndarray:

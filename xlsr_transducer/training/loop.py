@@ -145,6 +145,8 @@ class Trainer:
           False if it was asked to end before; then it has saved.
         """
         summary = self.data.summary(self.splits["train"][0])
+        if self.process.is_main:
+            summary.write_left_out(self.loop.exp_dir / "left_out.tsv")
         for split in self.splits["val"]:
             self.data.summary(split, for_training=False)
         total_seconds = summary.seconds * self.loop.num_epochs

@@ -1,0 +1,69 @@
+"""Whether the audio of a cut is still the audio that its features were computed from.
+
+A file of the same size and time of change is taken to be the same. Otherwise its content decides,
+so that a corpus may be copied to another place, and a replaced file of the same length is noticed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from xlsr_transducer.data.shar import read_member
+
+_KEYS = ("start", "duration", "channel")
+_RECORDING_KEYS = ("sampling_rate", "num_samples", "channel_ids", "transforms")
+
+
+def settings_digest(cut: dict) -> str:
+    """A digest of all that the manifest says of a cut's audio, but not its place.
+
+    Args:
+      cut: the dictionary of a MonoCut.
+    """
+    recording = cut["recording"]
+    channels = [(s["type"], s["channels"]) for s in recording["sources"]]
+    relevant = [[cut[key] for key in _KEYS], [recording.get(k) for k in _RECORDING_KEYS], channels]
+    return _digest(json.dumps(relevant).encode("ascii"))
+
+
+def file_state(cut: dict) -> str:
+    """Size and time of change of each file of a cut, empty if one is missing."""
+    try:
+        states = [os.stat(_file(source)[0]) for source in cut["recording"]["sources"]]
+    except (OSError, ValueError, TypeError):
+        return ""
+    return " ".join(f"{s.st_size} {s.st_mtime_ns}" for s in states)
+
+
+def content_digest(cut: dict) -> str:
+    """A digest of the bytes of a cut's audio, empty if they cannot be read."""
+    sources = tuple(_file(source) for source in cut["recording"]["sources"])
+    try:
+        return _content_digest(sources, file_state(cut))
+    except (OSError, ValueError, TypeError):
+        return ""
+
+
+@functools.lru_cache(maxsize=256)  # a recording may hold many utterances
+def _content_digest(sources: tuple[tuple[str, str], ...], state: str) -> str:
+    return _digest(b"".join(_read(path, place) for path, place in sources))
+
+
+def _file(source: dict) -> tuple[str, str]:
+    """Path, and the place in a tar file."""
+    if source["type"] != "shar":
+        return source["source"], ""
+    path, offset, size = source["source"].rsplit(":", 2)
+    return path, f"{offset}:{size}"
+
+
+def _read(path: str, place: str) -> bytes:
+    return read_member(path, place) if place else Path(path).read_bytes()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

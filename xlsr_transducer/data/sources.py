@@ -1,0 +1,119 @@
+"""What files of a data folder were made from: digests of their sources, recorded beside them.
+
+Features, BPE models and language models hold or follow the text of DATA/manifests/cuts_*, its only
+home. A file that was made from another text is refused, with the command that makes it again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from xlsr_transducer.core.files import write_text
+from xlsr_transducer.data.features import FeatureInfo, cuts_path
+from xlsr_transducer.data.flaws import damage_named
+from xlsr_transducer.data.splits import load_splits
+from xlsr_transducer.errors import UserError
+
+SOURCES_FILE = "sources.json"  # name of a file beside it -> digest of its source
+
+
+def cuts_digest(manifest: Path) -> str:
+    """A digest of a manifest's utterances in their order: ids, times and texts, but no paths."""
+    digest = hashlib.sha256()
+    for cut in _read(manifest):
+        times = [cut.get("id"), cut.get("start"), cut.get("duration")]
+        digest.update(json.dumps([*times, _texts(cut)]).encode())
+    return digest.hexdigest()
+
+
+def text_digest(data_dir: Path) -> str:
+    """A digest of the training text, in its order."""
+    digest = hashlib.sha256()
+    for split in load_splits(data_dir)["train"]:
+        for cut in _read(data_dir / "manifests" / f"cuts_{split}.jsonl.gz"):
+            digest.update(json.dumps(_texts(cut)).encode())
+    return digest.hexdigest()
+
+
+def _read(manifest: Path) -> Iterator[dict]:
+    with damage_named(manifest), gzip.open(manifest, "rb") as f:
+        yield from map(json.loads, f)
+
+
+def _texts(cut: dict) -> list[object]:
+    return [supervision.get("text") for supervision in cut.get("supervisions") or ()]
+
+
+def note_source(folder: Path, name: str, digest: str) -> None:
+    """Records what the file ``name`` of a folder was made from; '' forgets it."""
+    sources = {**load_sources(folder), name: digest}
+    kept = {key: value for key, value in sorted(sources.items()) if value}
+    write_text(folder / SOURCES_FILE, json.dumps(kept, indent=2) + "\n")
+
+
+def load_sources(folder: Path) -> dict[str, str]:
+    """The digests of a folder's sources by file; empty where nothing or nonsense is recorded."""
+    try:
+        sources = json.loads((folder / SOURCES_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return sources if isinstance(sources, dict) else {}
+
+
+def stale_features(folder: Path, data_dir: Path, split: str) -> str:
+    """Returns why the features of a split must be made again; empty if they need not."""
+    manifest = data_dir / "manifests" / f"cuts_{split}.jsonl.gz"
+    name = cuts_path(folder, split).name
+    if not manifest.is_file() or load_sources(folder).get(name) == cuts_digest(manifest):
+        return ""
+    info = FeatureInfo.load(folder)
+    if folder.resolve().parent != (data_dir / "features").resolve():
+        command = "python -m local.make_shar again with another --out-dir"
+    else:
+        command = (
+            f"{info.command()} --data-dir {data_dir} --name {folder.name}, which computes only "
+            "what is new"
+        )
+    return f"{folder / name} was not made from {manifest} as it is now: run {command}"
+
+
+def stale_text(lang_dir: Path, data_dir: Path) -> list[str]:
+    """Returns which files of a ``lang_bpe_N`` follow an older text, with the command for each.
+
+    A folder outside of ``data_dir`` belongs to another text, and a file about which nothing is
+    recorded to nobody.
+    """
+    sources = load_sources(lang_dir)
+    if not sources or lang_dir.resolve().parent != data_dir.resolve():
+        return []
+    size, digest, found = lang_dir.name.rpartition("_")[2], text_digest(data_dir), []
+    for name, source in sources.items():
+        if source == digest:
+            continue
+        stage = {"bpe.model": 2, "lm": 6}.get(name, 5 if name.startswith("ngram") else 7)
+        found.append(
+            f"{lang_dir / name} was not made from the training text as it is now: run "
+            f"./prepare.sh --stage {stage} --stop-stage {stage} --data-dir {data_dir} "
+            f"--vocab-size {size}"
+        )
+    return found
+
+
+def require_current(data_dir: Path, features: Path | None, lang_dir: Path) -> None:
+    """Refuses features and a BPE model that were made from another text or other audio.
+
+    Raises:
+      UserError: names the first of them, and the command that makes it again.
+    """
+    splits = load_splits(data_dir)
+    for split in [*splits["train"], *splits["val"]] if features else ():
+        reason = stale_features(features, data_dir, split)
+        if reason:
+            raise UserError(reason)
+    for reason in stale_text(lang_dir, data_dir):
+        if str(lang_dir / "bpe.model") in reason:
+            raise UserError(reason)

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 # Errors of the system that say something about files and disks, not about the program.
@@ -64,8 +65,8 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
-    if is_program:  # nothing is left to be done but what Python tidies up
-        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(status or 0))
+    if is_program:  # the outcome is settled, and Python only tidies up
+        _ignore_interrupts()
     sys.exit(status or 0)
 
 
@@ -94,11 +95,19 @@ def interrupts_held_back() -> Iterator[None]:
 
     For foreign code that calls Python and would lose the exception.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which is never interrupted
+        return
+    noted: list[tuple] = []
+    handler = signal.signal(signal.SIGINT, lambda *arguments: noted.append(arguments))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if noted and callable(handler):
+        handler(*noted[0])
 
 
 def complain(message: str) -> int:

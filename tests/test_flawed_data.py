@@ -144,6 +144,13 @@ def file_of(data: Path, from_waveform: bool) -> Path:
     return sorted(p for p in folder.rglob(kind) if "train" in str(p.relative_to(folder)))[0]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_durations_that_make_one_bucket_are_no_mean_over_nothing(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [8000, 160000])
+    batches = list(noise(tmp_path, max_duration=20.0).train_loader(["train"], 1, 1))
+    assert sum(len(batch.ids) for batch in batches) == 2
+
+
 def test_no_batch_but_a_single_utterance_exceeds_the_bound_on_frames_and_tokens(
     corpus: Path,
 ) -> None:

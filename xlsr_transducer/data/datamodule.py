@@ -20,6 +20,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from lhotse.dataset.sampling.base import CutSampler
+from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,6 +45,8 @@ from xlsr_transducer.options import Options, option
 
 fit_sampler_to_lhotse()
 
+MOST_BUCKETS = 10_000  # and so many utterances show the durations
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions(Options):
@@ -60,7 +63,9 @@ class DataOptions(Options):
     max_frames_tokens: float = option(
         0.0, "bound on encoder frames x tokens of a padded batch, in millions; 0: none", at_least=0
     )
-    num_buckets: int = option(30, "buckets of similar duration", at_least=1)
+    num_buckets: int = option(
+        30, "buckets of similar duration", at_least=1, at_most=MOST_BUCKETS
+    )
     num_workers: int = option(2, "processes that read data", at_least=0, at_most=1024)
     min_utterance: float = option(
         0.1, "seconds; shorter utterances are left out of training", at_least=0
@@ -321,10 +326,14 @@ class DataModule:
         warnings.filterwarnings("ignore", message=".*eagerly read CutSet")
         # lhotse wants at least two buckets, and at least as many cuts as buckets.
         num_buckets = sum(1 for _ in islice(cuts, o.num_buckets))
-        if num_buckets < 2:
+        bins = []
+        if num_buckets >= 2:
+            first = islice(cuts, MOST_BUCKETS)
+            bins = estimate_duration_buckets(first, num_buckets, limit.get("constraint"))
+        if not bins:  # one bucket, such as of a few cuts of which one is long
             return DynamicCutSampler(cuts, shuffle=shuffle, seed=seed, **limit, **whole)
         return DynamicBucketingSampler(
-            cuts, num_buckets=num_buckets, shuffle=shuffle, seed=seed, **limit, **whole
+            cuts, duration_bins=bins, shuffle=shuffle, seed=seed, **limit, **whole
         )
 
     def _loader(self, batches: Turns | Deal, augmenter: Augmenter | None = None) -> DataLoader:

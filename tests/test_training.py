@@ -26,6 +26,11 @@ from xlsr_transducer.training.checkpoint import (
 from xlsr_transducer.training.storage import save_atomically
 
 
+# As ``streaming_exp`` was trained.
+STREAMING = ["--streaming=1", "--chunk-size=16,8,-1", "--left-context-chunks=2,1,-1",
+             "--attention-sink-size=4,0", "--average-period=1"]  # fmt: skip
+
+
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(path)["model"]
 
@@ -61,21 +66,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
 ) -> None:
     for name in ("epoch-1.pt", "checkpoint-5.pt", "xlsr_below_cut.pt"):
         shutil.copy(streaming_exp / name, tmp_path)
-    run_train(
-        corpus,
-        tmp_path,
-        "--streaming",
-        "1",
-        "--chunk-size",
-        "16,8,-1",
-        "--left-context-chunks",
-        "2,1,-1",
-        "--attention-sink-size",
-        "4,0",
-        "--average-period",
-        "1",
-        start,
-    )
+    run_train(corpus, tmp_path, *STREAMING, start)
     straight, resumed = weights(streaming_exp / "epoch-2.pt"), weights(tmp_path / "epoch-2.pt")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
@@ -160,15 +151,65 @@ def test_mean_of_files_equals_a_float64_mean(tmp_path: Path) -> None:
     assert torch.equal(mean, values.double().mean(0).float())
 
 
-def test_options_that_contradict_the_checkpoint_leave_the_settings_as_they_are(
-    corpus: Path, streaming_exp: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--joiner-dim=24"], "--joiner-dim 32 and 24"),
+        (["--encoder-dim=16", "--context-size=1"], "--encoder-dim 32 and 16; --context-size 2 "),
+        (["--ctc-loss-scale=0"], "--ctc-loss-scale above 0 and 0"),
+        (["--chunk-size=8"], "--chunk-size 16,8,-1 and 8"),
+        (["--lora-rank=2"], "epoch-1.pt: the checkpoint was trained with no LoRA"),
+        (["--optimizer=scaled_adam"], "epoch-1.pt: the checkpoint has the state of another opt"),
+    ],
+)
+def test_options_that_contradict_the_checkpoint_are_named_and_leave_the_settings_as_they_are(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     for name in ("epoch-1.pt", "settings.json"):
         shutil.copy(streaming_exp / name, tmp_path)
     before = (tmp_path / "settings.json").read_bytes()
-    with pytest.raises(UserError, match="other model options"):
-        run_train(corpus, tmp_path, "--resume", "auto", "--joiner-dim", "24")
+    with pytest.raises(UserError, match=message):
+        run_train(corpus, tmp_path, "--resume", "auto", *STREAMING, *options)
     assert (tmp_path / "settings.json").read_bytes() == before
+
+
+def test_dropout_masks_and_the_place_of_xlsr_may_change_when_a_training_resumes(
+    corpus: Path, streaming_exp: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data, ignore=shutil.ignore_patterns("demo", "standin"))
+    shutil.copytree(corpus / "standin", tmp_path / "moved")
+    info = find_features(data) / "features.json"
+    info.write_text(info.read_text().replace(str(corpus / "standin"), str(tmp_path / "moved")))
+    exp = tmp_path / "exp"
+    exp.mkdir()
+    shutil.copy(streaming_exp / "epoch-1.pt", exp)
+    run_train(data, exp, "--resume=auto", *STREAMING, "--dropout=0.3", "--layerdrop=0.1",
+              "--time-mask-prob=0.2")  # fmt: skip
+    log = "".join(path.read_text() for path in (exp / "log").iterdir())
+    changed = "--dropout 0.1 and 0.3; --layerdrop 0.0 and 0.1; --time-mask-prob 0.05 and 0.2"
+    assert f"other options than in {exp / 'epoch-1.pt'}: {changed}\n" in log
+    assert read_checkpoint(exp / "epoch-2.pt")["config"]["encoder"]["dropout"] == 0.3
+
+
+def test_a_checkpoint_of_another_bpe_model_is_not_resumed_from(
+    corpus: Path, streaming_exp: Path, tmp_path: Path
+) -> None:
+    content = read_checkpoint(streaming_exp / "epoch-1.pt")
+    content["tokens"][-2:] = content["tokens"][:-3:-1]
+    save_atomically(content, tmp_path / "epoch-1.pt")
+    with pytest.raises(UserError, match="epoch-1.pt: was trained with another BPE model"):
+        run_train(corpus, tmp_path, "--resume", "auto", *STREAMING)
+
+
+def test_a_damaged_state_is_told_with_the_name_of_the_file(
+    corpus: Path, streaming_exp: Path, tmp_path: Path
+) -> None:
+    for name, value in (("progress", {"steps": 1}), ("model_avg", {}), ("optimizer", {})):
+        content = {**read_checkpoint(streaming_exp / "epoch-1.pt"), name: value}
+        save_atomically(content, tmp_path / "epoch-1.pt")
+        with pytest.raises(UserError, match="epoch-1.pt: its state of a training is not underst"):
+            run_train(corpus, tmp_path, "--resume", "auto", *STREAMING)
 
 
 def test_batches_repeat_for_a_seed_and_resume_behind_those_seen(corpus: Path) -> None:

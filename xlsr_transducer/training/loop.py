@@ -23,10 +23,20 @@ from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
-from xlsr_transducer.training.memory import MemoryOptions, recompute_layers, scan_for_oom
+from xlsr_transducer.training.memory import (
+    MemoryOptions,
+    is_out_of_memory,
+    recompute_layers,
+    scan_for_oom,
+)
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
-from xlsr_transducer.training.resume import AUTO, newest_checkpoint, read_resumable
+from xlsr_transducer.training.resume import (
+    AUTO,
+    check_same_model,
+    newest_checkpoint,
+    read_resumable,
+)
 from xlsr_transducer.training.sharding import SHARDING, check_sharding, is_sharded, shard, whole
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import Stepper, StepReport
@@ -295,11 +305,24 @@ class Trainer:
             save_atomically(content, self.loop.exp_dir / name)
 
     def restore(self, path: Path) -> None:
-        """Goes on behind what a checkpoint of this run holds."""
+        """Continues from what a checkpoint of this run holds.
+
+        Raises:
+          UserError: it is damaged, or of a training with other options; names file and options.
+        """
         content = read_resumable(path)
-        if ModelConfig.from_dict(content["config"], str(path)) != self.config:
-            raise UserError(f"{path}: was trained with other model options than the ones given")
-        self.state.load(content)
+        saved = ModelConfig.from_dict(content["config"], str(path))
+        check_same_model(path, saved, self.config)
+        if content["tokens"] != self.data.tokenizer.tokens:
+            raise UserError(f"{path}: was trained with another BPE model than --lang-dir has")
+        try:
+            self.state.load(content)
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from e
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+            if is_out_of_memory(e):
+                raise
+            raise UserError(f"{path}: its state of a training is not understood ({e})") from e
         p = self.state.progress
         logging.info(f"resumed from {path}: epoch {p.epoch}, step {p.step}")
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from xlsr_transducer.config import ModelConfig, StreamingOptions
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.training.checkpoint import numbered_files, read_checkpoint
 from xlsr_transducer.training.storage import step_of
 
 AUTO = "auto"
+# Neither the shapes of the weights nor what the network computes when it is used depend on these.
+FREE = {
+    "encoder": {"dropout", "feature_dropout", "xlsr_dropout", "layerdrop", "time_mask_prob",
+                "time_mask_length", "channel_mask_prob", "channel_mask_length"},
+    "xlsr": {"hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"},
+    "features": {"dtype", "extractor"},
+}  # fmt: skip
 
 
 def newest_checkpoint(exp_dir: Path) -> Path | None:
@@ -62,6 +72,55 @@ def read_resumable(path: Path) -> dict:
             "weights with --init-from"
         )
     return content
+
+
+def check_same_model(path: Path, saved: ModelConfig, now: ModelConfig) -> None:
+    """Logs options of the model that have changed and may; they count from here on.
+
+    Raises:
+      UserError: options that decide the shapes or the meaning of the weights differ; names them.
+    """
+    wrong, changed = [], []
+    for group in ("features", "xlsr", "encoder", "transducer", "streaming"):
+        before, after = _values(getattr(saved, group)), _values(getattr(now, group))
+        for name in [n for n in before if n in after and before[n] != after[n]]:
+            if (group, name) == ("features", "xlsr"):
+                continue  # the place of XLSR, whose sha256 counts
+            shown = f"{_flag(group, name)} {before[name]} and {after[name]}"
+            (changed if name in FREE.get(group, ()) else wrong).append(shown)
+    if saved.vocab_size != now.vocab_size:
+        wrong.append(f"the BPE model's tokens {saved.vocab_size} and {now.vocab_size}")
+    if saved.has_ctc != now.has_ctc:
+        names = {True: "above 0", False: "0"}
+        wrong.append(f"--ctc-loss-scale {names[saved.has_ctc]} and {names[now.has_ctc]}")
+    if wrong:
+        raise UserError(
+            f"{path}: was trained with other model options than the ones given: "
+            f"{'; '.join(wrong)}; give those of the checkpoint, or start a new training from its "
+            "weights with --init-from"
+        )
+    if changed:
+        logging.info(f"other options than in {path}: {'; '.join(changed)}")
+
+
+def _values(group: Any) -> dict[str, Any]:
+    """The fields of a group of options; of streaming, the values that training draws from."""
+    if not isinstance(group, StreamingOptions):
+        return dataclasses.asdict(group)
+    if not group.streaming:
+        return {"streaming": False}
+    names = ("chunk_size", "left_context_chunks", "attention_sink_size")
+    shown = (",".join(map(str, values)) for values in group.choices())
+    return {"streaming": True, **dict(zip(names, shown))}
+
+
+def _flag(group: str, name: str) -> str:
+    """How a user knows a field: by its option, if it has one."""
+    if group == "xlsr" or name == "sha256":
+        return f"XLSR's {name}"
+    if group == "features" and name not in ("cut", "normalize"):
+        return f"the features' {name}"
+    return "--" + name.replace("_", "-")
 
 
 def resume_command(argv: Sequence[str]) -> str:

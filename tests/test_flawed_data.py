@@ -194,6 +194,42 @@ def test_a_training_goes_on_past_bad_files_and_counts_them(corpus: Path, tmp_pat
     assert (tmp_path / "exp" / "epoch-1.pt").is_file()
 
 
+class ManyEqualTokens:
+    """A tokenizer of as many equal tokens as there are letters in a text."""
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [[1] * len(text) for text in texts]
+
+
+def test_utterances_that_ctc_cannot_align_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """1 s has 25 encoder frames: 13 equal tokens and the 12 blanks between them fit, 14 do not."""
+    supervision = {"id": "s", "recording_id": "r", "start": 0, "duration": 1.0, "text": "a" * 14}
+    write_split(tmp_path, "train", [16000, 16000, 16000], text="a" * 13)
+    change_line(tmp_path, 1, supervisions=[supervision])
+    options = DataOptions(data_dir=tmp_path, num_workers=0, num_buckets=2)
+    reason = "more tokens than encoder frames, with the blanks of CTC between equal tokens"
+    for has_ctc, expected in ((False, {}), (True, {reason: ["train-1"]})):
+        data = DataModule(options, None, ManyEqualTokens(), has_ctc=has_ctc)
+        assert data.summary("train").left_out == expected
+        assert sum(len(b.ids) for b in data.train_loader(["train"], 1, 1)) == 3 - has_ctc
+    assert f"1 utterances left out, {reason}: train-1" in caplog.text
+
+
+def test_a_validation_counts_and_names_what_ctc_cannot_align(corpus: Path, tmp_path: Path) -> None:
+    data, module = copy_of(corpus, tmp_path, from_waveform=False)
+    path = find_features(data) / "cuts_val.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    cut = json.loads(lines[0])
+    cut["supervisions"][0]["text"] *= 20
+    path.write_bytes(gzip.compress("\n".join([json.dumps(cut), *lines[1:]]).encode()))
+    run_train(data, tmp_path / "exp", "--num-epochs=1")
+    log = "".join(p.read_text() for p in (tmp_path / "exp" / "log").iterdir())
+    assert f"validation: loss not finite: {cut['id']}\n" in log
+    assert "valid simple" in log and "loss of 1 utterances not finite, WER" in log
+
+
 def test_an_epoch_without_a_readable_file_is_an_error(corpus: Path, tmp_path: Path) -> None:
     data, _ = copy_of(corpus, tmp_path, from_waveform=False)
     for path in (find_features(data) / "train").rglob("*.npy"):

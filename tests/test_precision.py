@@ -172,3 +172,26 @@ def test_two_views_train_on_means_and_one_view_is_validated() -> None:
 def test_consistency_without_a_ctc_head_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="--cr-ctc-scale 0.2 needs the CTC head"):
         LossOptions(cr_ctc_scale=0.2)
+
+
+@pytest.mark.parametrize("topology", ["regular", "modified", "constrained"])
+def test_losses_that_have_no_path_are_infinite_and_change_no_gradient(topology: str) -> None:
+    """8 XLSR frames are 4 of the encoder: CTC needs 5 for three tokens of which two are equal
+    neighbours, twice; the other topologies need a frame for each token."""
+    model = tiny_model().eval()
+    options = LossOptions(ctc_loss_scale=0.2, loss_backend="torch", rnnt_type=topology)
+    x, lens = torch.randn(3, 8, 16), torch.tensor([8, 8, 8])
+    y = torch.tensor([[1, 2, 3, 4, 5], [1, 1, 1, 9, 9], [1, 2, 3, 4, 0]])
+    y_lens = torch.tensor([5, 3, 4])
+    losses = model(x, lens, y, y_lens, options)
+    assert losses.ctc.isfinite().tolist() == [False, False, True]
+    has_path = [topology == "regular", True, True]
+    assert losses.simple.isfinite().tolist() == losses.pruned.isfinite().tolist() == has_path
+    total = options.weighted(losses, 0)
+    torch.where(total.isfinite(), total, torch.zeros_like(total)).sum().backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    options.weighted(model(x[2:], lens[2:], y[2:, :4], y_lens[2:], options), 0).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)

@@ -17,12 +17,15 @@ from xlsr_transducer.data.features import find_features
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.transducer import LossOptions
 from xlsr_transducer.training.averaging import mean_between, mean_of
 from xlsr_transducer.training.checkpoint import (
     CheckpointOptions,
     load_model,
     read_checkpoint,
 )
+from xlsr_transducer.training.extent import Extent, with_warm_step
+from xlsr_transducer.training.state import Progress
 from xlsr_transducer.training.storage import save_atomically
 
 
@@ -190,6 +193,42 @@ def test_dropout_masks_and_the_place_of_xlsr_may_change_when_a_training_resumes(
     changed = "--dropout 0.1 and 0.3; --layerdrop 0.0 and 0.1; --time-mask-prob 0.05 and 0.2"
     assert f"other options than in {exp / 'epoch-1.pt'}: {changed}\n" in log
     assert read_checkpoint(exp / "epoch-2.pt")["config"]["encoder"]["dropout"] == 0.3
+
+
+def test_the_schedules_span_all_training_splits_and_say_when_a_resumed_training_changes_them(
+    corpus: Path, tmp_path: Path
+) -> None:
+    data, exp = tmp_path / "data", tmp_path / "exp"
+    shutil.copytree(corpus, data, ignore=shutil.ignore_patterns("demo"))
+    splits = json.loads((corpus / "manifests" / "splits.json").read_text())
+    both = {**splits, "train": ["train", "val"]}
+    (data / "manifests" / "splits.json").write_text(json.dumps(both))
+    run_train(data, exp, "--num-epochs=1")
+    module = data_module(corpus)
+    seconds = sum(module.summary(split).seconds for split in ("train", "val"))
+    progress = read_checkpoint(exp / "epoch-1.pt")["progress"]
+    assert progress["total_seconds"] == pytest.approx(seconds)
+    assert progress["seconds"] == pytest.approx(seconds)
+    run_train(data, exp, "--num-epochs=2", "--resume=auto")
+    log = "".join(path.read_text() for path in (exp / "log").iterdir())
+    assert "training on 34 utterances" in log
+    assert log.count("other schedules than before: --num-epochs 1 and 2: learning rate") == 1
+
+
+def test_the_warm_up_of_the_losses_follows_the_length_of_the_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    short, long = Extent(4, 3600.0, 370), Extent(30, 3.6e6, 100_000)
+    assert with_warm_step(LossOptions(), short, Progress()).warm_step == 55
+    assert "--warm-step 55, of about 370 steps" in caplog.text
+    assert with_warm_step(LossOptions(), long, Progress()).warm_step == 2000
+    resumed = Progress(num_epochs=4, total_seconds=3600.0, warm_step=55)
+    assert with_warm_step(LossOptions(), long, resumed).warm_step == 55
+    assert "longer than the training" not in caplog.text
+    assert with_warm_step(LossOptions(warm_step=2000), short, Progress()).warm_step == 2000
+    assert "--warm-step 2000 is longer than the training of about 370 steps" in caplog.text
+    assert LossOptions(warm_step=0).scales(0) == (0.5, 1.0)
 
 
 def test_a_checkpoint_of_another_bpe_model_is_not_resumed_from(

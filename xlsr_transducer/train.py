@@ -118,7 +118,7 @@ def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
     require_current(data_options.data_dir, folder, lang_dir)
-    data = DataModule(data_options, folder, tokenizer, augment)
+    data = DataModule(data_options, folder, tokenizer, augment, has_ctc=config.has_ctc)
     splits = load_splits(data_options.data_dir)
     logging.info(f"{process.describe()}, {_count(model)}")
     trainer = Trainer(model, config, data, splits, loop, optim, loss, process, failure, memory)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
+from operator import eq
 from pathlib import Path
 
 import numpy as np
@@ -172,8 +173,13 @@ class DataModule:
         features: Path | None,
         tokenizer: Tokenizer,
         augment: AugmentOptions = AugmentOptions(),  # noqa: B008  frozen
+        has_ctc: bool = False,
     ):
-        self.options = options
+        """
+        Args:
+          has_ctc: whether training has a CTC loss, which needs frames for blanks too.
+        """
+        self.options, self.has_ctc = options, has_ctc
         self.features = features
         self.tokenizer = tokenizer
         self.augmenter = Augmenter.make(augment, from_waveform=features is None)
@@ -216,6 +222,9 @@ class DataModule:
             return f"not within {o.min_utterance:g} and {o.max_utterance:g} seconds"
         if num_tokens(cut) > encoder_frames(seconds):
             return "more tokens than encoder frames"
+        tokens = cut.supervisions[0].custom["tokens"]
+        if self.has_ctc and len(tokens) + sum(map(eq, tokens, tokens[1:])) > frames:
+            return "more tokens than encoder frames, with the blanks of CTC between equal tokens"
         return ""
 
     def is_fit(self, cut: Cut) -> bool:

@@ -55,8 +55,11 @@ class LossOptions(Options):
         "weight of agreement of the CTC head on two views (CR-CTC), which doubles a batch",
         at_least=0,
     )
-    warm_step: int = option(
-        2000, "steps over which the pruned loss takes over from the simple one", at_least=0
+    warm_step: int | None = option(
+        None,
+        "steps over which the pruned loss takes over from the simple one (default: 15 % of the "
+        "training's steps, 2,000 at most)",
+        at_least=0,
     )
     rnnt_type: str = option("regular", "topology", ("regular", "modified", "constrained"))
     delay_penalty: float = option(0.0, "reward for emitting early, per frame", at_least=0)
@@ -80,7 +83,7 @@ class LossOptions(Options):
 
     def scales(self, step: int) -> tuple[float, float]:
         """Weights of simple and pruned loss: from (1, 0.1) to (simple_loss_scale, 1)."""
-        done = min(step / self.warm_step, 1.0) if self.warm_step > 0 else 1.0
+        done = min(step / self.warm_step, 1.0) if self.warm_step else 1.0
         return 1.0 + done * (self.simple_loss_scale - 1.0), 0.1 + done * 0.9
 
     def weighted(self, losses: TransducerLosses, step: int) -> Tensor:
@@ -95,7 +98,11 @@ class LossOptions(Options):
 
 
 class TransducerLosses(NamedTuple):
-    """Per utterance, (N,) float32: negative log-probabilities in nats."""
+    """Per utterance, (N,) float32: negative log-probabilities in nats.
+
+    Infinite where no path exists: CTC with fewer frames than tokens (and blanks between equal
+    ones), the modified and constrained topologies with fewer frames than tokens.
+    """
 
     simple: Tensor
     pruned: Tensor
@@ -174,8 +181,9 @@ class Transducer(nn.Module):
             y_lens,
             self.decoder.blank_id,
             reduction="none",
-            zero_infinity=True,
+            zero_infinity=True,  # or else the gradients of the others would be NaN
         )
+        ctc = ctc.masked_fill(frames_of_ctc(y, y_lens) > lens, float("inf"))
         if self.training and options.cr_ctc_scale > 0:
             return TransducerLosses(simple, pruned, ctc, consistency(log_probs, lens))
         return TransducerLosses(simple, pruned, ctc, torch.zeros_like(ctc))
@@ -227,6 +235,17 @@ class Transducer(nn.Module):
             delay_penalty=options.delay_penalty,
             reduction="none",
         )
+
+
+def frames_of_ctc(y: Tensor, y_lens: Tensor) -> Tensor:
+    """The least frames in which CTC can emit the tokens, with a blank between equal ones: (N,).
+
+    Args:
+      y: (N, U) int64, anything beyond y_lens; y_lens: (N,) int64.
+    """
+    is_repeated = y[:, 1:] == y[:, :-1]
+    is_token = torch.arange(1, y.shape[1], device=y.device) < y_lens.unsqueeze(1)
+    return y_lens + (is_repeated & is_token).sum(1)
 
 
 def consistency(log_probs: Tensor, lens: Tensor) -> Tensor:

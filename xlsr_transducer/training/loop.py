@@ -20,6 +20,7 @@ from xlsr_transducer.training.checkpoint import (
     numbered_files,
 )
 from xlsr_transducer.training.distributed import Process
+from xlsr_transducer.training.extent import Extent, note_changes, summary_of, with_warm_step
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
@@ -154,21 +155,19 @@ class Trainer:
         Returns:
           False if it was asked to end before; then it has saved.
         """
-        summary = self.data.summary(self.splits["train"][0])
+        progress = self.state.progress
+        summary = summary_of(self.data, self.splits)
         if self.process.is_main:
             summary.write_left_out(self.loop.exp_dir / "left_out.tsv")
-        for split in self.splits["val"]:
-            self.data.summary(split, for_training=False)
-        total_seconds = summary.seconds * self.loop.num_epochs
-        logging.info(
-            f"training on {summary.utterances} utterances, {summary.seconds / 3600:.2f} hours, "
-            f"for {self.loop.num_epochs} epochs"
+        extent = Extent.of(
+            summary, self.data.options, self.loop.num_epochs, self.process.world_size
         )
-        progress = self.state.progress
+        self.loss = self.failed.loss = with_warm_step(self.loss, extent, progress)
+        note_changes(extent, self.loss.warm_step, progress)
         self.watch = Watch(
             self.loop.exp_dir,
             self.state,
-            total_seconds,
+            extent.seconds,
             self.process,
             self.loop.tensorboard,
         )
@@ -180,7 +179,7 @@ class Trainer:
             self.process,
             self.loop.seed,
             self.autocast,
-            total_seconds,
+            extent.seconds,
             self.failed,
             self.memory,
         )

@@ -40,6 +40,10 @@ class Progress:
     too_large: int = 0  # batches left out, as they did not fit into memory
     best_wer: float = float("inf")
     averaged: int = 0  # steps that the running mean of the weights covers
+    # What the schedules span, as the last options had it.
+    num_epochs: int = 0
+    total_seconds: float = 0.0  # of audio in the whole training
+    warm_step: int = -1
 
 
 @dataclasses.dataclass

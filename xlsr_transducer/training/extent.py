@@ -1,0 +1,93 @@
+"""How long a training is: the data it will see, and the warm-up of the losses that follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+
+from xlsr_transducer.data.datamodule import DataModule, DataOptions, SplitSummary
+from xlsr_transducer.model.transducer import LossOptions
+from xlsr_transducer.training.state import Progress
+
+WARM_SHARE, MOST_WARM_STEPS = 0.15, 2000  # of the training's steps; icefall's warm-up
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """The length of a whole training."""
+
+    num_epochs: int
+    seconds: float  # of audio, over all epochs
+    steps: int  # about: batches come out a little shorter than they may be
+
+    @classmethod
+    def of(
+        cls, summary: SplitSummary, options: DataOptions, num_epochs: int, world_size: int
+    ) -> Extent:
+        """Of a training on what ``summary`` counted; logs it."""
+        logging.info(
+            f"training on {summary.utterances} utterances, {summary.seconds / 3600:.2f} hours, "
+            f"for {num_epochs} epochs"
+        )
+        steps = math.ceil(summary.seconds / seconds_of_step(options, world_size))
+        return cls(num_epochs, summary.seconds * num_epochs, steps * num_epochs)
+
+
+def summary_of(data: DataModule, splits: dict[str, list[str]]) -> SplitSummary:
+    """Counts all training splits together, and checks those of validation.
+
+    Raises:
+      UserError: a manifest cannot be read, or nothing of it can be used.
+    """
+    found = [data.summary(split) for split in splits["train"]]
+    for split in splits["val"]:
+        data.summary(split, for_training=False)
+    left_out: dict[str, list[str]] = {}
+    for summary in found:
+        for reason, ids in summary.left_out.items():
+            left_out.setdefault(reason, []).extend(ids)
+    utterances, seconds = sum(s.utterances for s in found), sum(s.seconds for s in found)
+    return SplitSummary(utterances, seconds, left_out)
+
+
+def seconds_of_step(options: DataOptions, world_size: int) -> float:
+    """The most seconds of audio that an optimizer step takes."""
+    if options.total_duration > 0:
+        return max(options.total_duration, options.max_duration)
+    return options.max_duration * world_size
+
+
+def with_warm_step(loss: LossOptions, extent: Extent, progress: Progress) -> LossOptions:
+    """The options with a ``warm_step``: the one given, or that of the checkpoint, or a share of
+    the training's steps. Logs it, and what it does to the training if that is not plain."""
+    default = min(int(WARM_SHARE * extent.steps), MOST_WARM_STEPS)
+    if loss.warm_step is None:
+        warm_step = default if progress.warm_step < 0 else progress.warm_step
+        logging.info(f"--warm-step {warm_step}, of about {extent.steps} steps")
+        return dataclasses.replace(loss, warm_step=warm_step)
+    if loss.warm_step > extent.steps:
+        logging.warning(
+            f"--warm-step {loss.warm_step} is longer than the training of about {extent.steps} "
+            f"steps: the pruned loss will not get its full weight; give {default}, for example"
+        )
+    return loss
+
+
+def note_changes(extent: Extent, warm_step: int, progress: Progress) -> None:
+    """Logs how a resumed training's schedules differ from those before, and notes the new ones."""
+    changed = []
+    if progress.num_epochs > 0 and progress.num_epochs != extent.num_epochs:
+        changed.append(f"--num-epochs {progress.num_epochs} and {extent.num_epochs}")
+    elif progress.total_seconds > 0 and progress.total_seconds != extent.seconds:
+        hours = (progress.total_seconds / 3600, extent.seconds / 3600)
+        changed.append(f"hours of audio in all epochs {hours[0]:.2f} and {hours[1]:.2f}")
+    if progress.warm_step not in (-1, warm_step):
+        changed.append(f"--warm-step {progress.warm_step} and {warm_step}")
+    if changed:
+        logging.warning(
+            f"other schedules than before: {'; '.join(changed)}: learning rate and weights of the "
+            "losses follow the new ones from here on"
+        )
+    progress.num_epochs, progress.total_seconds = extent.num_epochs, extent.seconds
+    progress.warm_step = warm_step

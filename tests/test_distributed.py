@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,15 +28,26 @@ STEADY = ["--dropout=0", "--xlsr-dropout=0", "--max-duration=3", "--total-durati
           "--num-epochs=2", "--save-every-n=5"]  # fmt: skip
 
 
-def run(corpus: Path, exp: Path, *more: str, failure: str = "") -> subprocess.CompletedProcess:
-    """Trains in processes of their own."""
+def start(corpus: Path, exp: Path, *more: str, failure: str = "") -> subprocess.Popen:
+    """A training in processes of its own."""
     options = ["--data-dir", str(corpus), "--exp-dir", str(exp), *SMALL, *STEADY, *more]
     exp.mkdir(exist_ok=True)
     environment = {**os.environ, "TRACE": str(exp)}
     if failure:
         environment["FAILURE"] = failure
     command = [sys.executable, "-m", "tests.train_driver", *options]
-    return subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def run(corpus: Path, exp: Path, *more: str, failure: str = "") -> subprocess.CompletedProcess:
+    """Trains in processes of their own, to the end."""
+    process = start(corpus, exp, *more, failure=failure)
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def resumed_trace(exp: Path, behind: int, rank: int = 0) -> list:
@@ -120,7 +133,7 @@ def test_a_process_that_stands_still_ends_the_other(capfd: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_behind_the_step_and_names_the_command_that_goes_on(
+def test_a_signal_saves_after_the_step_and_names_the_command_that_resumes(
     corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -136,11 +149,61 @@ def test_a_signal_saves_behind_the_step_and_names_the_command_that_goes_on(
 
     monkeypatch.setattr(Stepper, "add", add_and_signal)
     before = signal.getsignal(signum)
-    assert run_train(corpus, tmp_path, *STEADY) == 0
+    assert run_train(corpus, tmp_path, *STEADY) == 128 + signum  # so that train && decode stops
     assert signal.getsignal(signum) == before
     log = "".join(path.read_text() for path in (tmp_path / "log").iterdir())
-    assert f"to go on: ./train.sh --data-dir {corpus} " in log and "--resume auto" in log
+    assert f"to resume: ./train.sh --data-dir {corpus} " in log and "--resume auto" in log
     assert read_checkpoint(tmp_path / "checkpoint-4.pt")["progress"]["step"] == 4
+
+
+def wait_until(is_so: Callable[[], bool], process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if is_so():
+            return
+        assert process.poll() is None
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def logged(exp: Path) -> str:
+    return "".join(path.read_text() for path in (exp / "log").glob("*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look for processes")
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_second_ctrl_c_ends_a_training_that_is_stuck_and_the_processes_that_read_its_data(
+    corpus: Path, tmp_path: Path, world_size: int
+) -> None:
+    process = start(corpus, tmp_path, f"--world-size={world_size}", "--num-workers=1",
+                    "--max-duration=3", failure="stuck")  # fmt: skip
+    stuck: list[Path] = []
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("stuck-*"))) == world_size, process)
+        stuck = list(tmp_path.glob("stuck-*"))
+        process.send_signal(signal.SIGINT)
+        # One of two processes may wait for the other in a collective, deaf to signals.
+        wait_until(lambda: "SIGINT: the training saves" in logged(tmp_path), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        for path in stuck:
+            pid = int(path.name.partition("-")[2])
+            for _ in range(100):
+                if not is_running(pid):
+                    break
+                time.sleep(0.1)
+            assert not is_running(pid)
+    finally:
+        process.kill()
+        for path in stuck:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.name.partition("-")[2]), signal.SIGKILL)
 
 
 def batches(durations: list[float]) -> list[CutSet]:

@@ -3,7 +3,8 @@
 ``python -m tests.train_driver OPTIONS`` takes the options of ``xlsr_transducer.train``. In the
 environment, ``TRACE`` names a folder to note steps in, and ``FAILURE`` is ``HOW RANK STEP``: what
 process RANK does once STEP steps are done: ``raise`` an error, ``exit`` without a word, run out of
-memory (``oom``), or ``kill`` itself.
+memory (``oom``), or ``kill`` itself. ``stuck`` instead is what reads data: it leaves a file
+``stuck-PID`` and does nothing more.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from xlsr_transducer import train
-from xlsr_transducer.data.datamodule import Batch
+from xlsr_transducer.data.datamodule import Batch, SpeechDataset
 from xlsr_transducer.errors import run_command
 from xlsr_transducer.training import loop
 from xlsr_transducer.training.failed_batch import Attempt
@@ -55,7 +57,7 @@ class TracedStepper(Stepper):
         return result
 
     def _failure(self) -> str:
-        how, rank, step = os.environ.get("FAILURE", "none -1 -1").split()
+        how, rank, step = (os.environ.get("FAILURE", "none") + " -1 -1").split()[:3]
         is_now = int(rank) == RANK and int(step) == self.state.progress.step
         is_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         return how if is_now and not is_restarted else "none"
@@ -71,10 +73,17 @@ class TracedStepper(Stepper):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def be_stuck(dataset: SpeechDataset, cut: object) -> None:
+    (Path(os.environ["TRACE"]) / f"stuck-{os.getpid()}").touch()
+    time.sleep(600)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     train.launch = lambda module, argv, world_size: launch("tests.train_driver", argv, world_size)
     loop.Stepper = TracedStepper
+    if os.environ.get("FAILURE") == "stuck":
+        SpeechDataset._read = be_stuck
     return train.main(argv)
 
 

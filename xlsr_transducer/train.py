@@ -90,13 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.world_size > 1 and "WORLD_SIZE" not in os.environ:
         return launch("xlsr_transducer.train", argv, args.world_size)
     with joined() as process:
-        if not _train(args, options, process):
-            logging.info("to go on: " + resume_command(argv))
-    return 0
+        status = _train(args, options, process)
+        if status:
+            logging.info("to resume: " + resume_command(argv))
+    return status
 
 
-def _train(args: argparse.Namespace, options: list, process: Process) -> bool:
-    """Whether the training came to its end."""
+def _train(args: argparse.Namespace, options: list, process: Process) -> int:
+    """The exit status: 0 if the training came to its end, or that of the signal that ended it."""
     data_options, augment, loop, optim, loss, encoder, transducer, streaming, *rest = options
     failure, memory = rest
     if not loop.resume and loop.start_epoch <= 1 and loop.start_batch <= 0:

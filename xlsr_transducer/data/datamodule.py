@@ -5,9 +5,11 @@ Letters: N utterances, T frames, n samples, D width of the features, U tokens.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import signal
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -45,6 +47,7 @@ from xlsr_transducer.errors import UserError
 from xlsr_transducer.options import Options, option
 
 fit_sampler_to_lhotse()
+PR_SET_PDEATHSIG = 1  # of Linux: a signal for this process when its parent has ended
 
 MOST_BUCKETS = 10_000  # and so many utterances show the durations
 
@@ -352,12 +355,18 @@ class DataModule:
             batch_size=None,
             num_workers=self.options.num_workers,
             generator=torch.Generator(),  # leave the global one alone
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_belong_to_the_parent,
         )
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _belong_to_the_parent(worker: int) -> None:
     """Ctrl-C, and many a batch system's SIGTERM, reach all processes; the parent needs its
-    readers until it has ended the step, and ends them itself."""
+    readers until it has ended the step, and ends them itself.
+
+    Where the system can (Linux), it ends them with a parent that is killed: one that waits for a
+    disk would live on, and hold what it has from the parent, such as locks.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -58,6 +58,14 @@ class Process:
         """Whether it holds on any process."""
         return self.sum([float(here)])[0] > 0
 
+    def largest(self, value: int) -> int:
+        """The largest value of all processes."""
+        if self.world_size == 1:
+            return value
+        found = torch.tensor(value, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Gives every process the sum of all their gradients.
 

@@ -1,17 +1,33 @@
-"""SIGTERM and Ctrl-C: the training ends behind the step it is in, and saves."""
+"""SIGTERM and Ctrl-C: the first asks the training to save and end, a second one ends it at once."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
+import time
 from types import TracebackType
+
+TWICE = 1.0  # seconds: batch systems may send SIGTERM to a process and to its parent, which hands it on
 
 
 class Interrupt:
-    """Inside ``with``, SIGTERM and SIGINT are noted instead of ending the program."""
+    """Inside ``with``, a first SIGTERM or SIGINT is noted instead of ending the program."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.signum = 0  # of the first signal
+        self._since = 0.0
+
+    @property
+    def requested(self) -> bool:
+        """Whether there was a signal."""
+        return self.signum > 0
+
+    @property
+    def status(self) -> int:
+        """The exit status of a program that such a signal ends, as a shell has it; 0 without."""
+        return 128 + self.signum if self.signum else 0
 
     def __enter__(self) -> Interrupt:
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -28,6 +44,21 @@ class Interrupt:
 
     def _note(self, signum: int, frame: object) -> None:
         if not self.requested:
-            name = signal.Signals(signum).name
-            logging.warning(f"{name}: the training saves behind this step and ends")
-        self.requested = True
+            self.signum, self._since = signum, time.monotonic()
+            self.begin()
+        elif signum == signal.SIGINT or time.monotonic() - self._since > TWICE:
+            self.end(signum)
+
+    def begin(self) -> None:
+        """What a first signal does."""
+        name = signal.Signals(self.signum).name
+        logging.warning(
+            f"{name}: the training saves after this step and ends; a second one ends it at once"
+        )
+
+    def end(self, signum: int) -> None:
+        """What a second signal does: nothing is waited for, as it may be stuck."""
+        logging.error(f"{signal.Signals(signum).name} again: ended without saving")
+        for child in multiprocessing.active_children():  # the processes that read data
+            child.kill()
+        os._exit(128 + signum)

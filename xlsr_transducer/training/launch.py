@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
+from xlsr_transducer.training.interrupt import Interrupt
+
 GRACE = 10.0  # seconds that the others have to end after one failed
 
 
@@ -23,21 +25,36 @@ def launch(module: str, argv: Sequence[str], world_size: int) -> int:
     """Runs ``python -m module argv`` ``world_size`` times.
 
     Returns:
-      0 if all end well, else the exit status of the first that does not.
+      0 if all end well, else the exit status of the first that does not: 130 or 143 where they
+      saved after Ctrl-C or SIGTERM.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = []
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for signum in handlers:
-            signal.signal(signum, lambda number, frame: _send(processes, number))
-        for rank in range(world_size):
-            processes.append(_start(module, argv, rank, world_size, store.port))
-        return _wait(processes)
-    finally:
-        _send(processes, signal.SIGKILL)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+    processes: list[subprocess.Popen] = []
+    with HandedOn(processes) as interrupt:
+        try:
+            for rank in range(world_size):
+                processes.append(_start(module, argv, rank, world_size, store.port))
+            return _wait(processes, interrupt)
+        finally:
+            _kill(processes)
+
+
+class HandedOn(Interrupt):
+    """Hands a first signal on to the processes; a second one kills them and ends this one."""
+
+    def __init__(self, processes: list[subprocess.Popen]):
+        super().__init__()
+        self.processes = processes
+
+    def begin(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(self.signum)
+
+    def end(self, signum: int) -> None:
+        _kill(self.processes)
+        print(f"{signal.Signals(signum).name} again: ended without saving", file=sys.stderr)
+        os._exit(128 + signum)
 
 
 def _start(
@@ -62,13 +79,14 @@ def _start(
     )
 
 
-def _send(processes: list[subprocess.Popen], signum: int) -> None:
+def _kill(processes: list[subprocess.Popen]) -> None:
+    """Kills what is left of them, with the processes that read their data."""
     for process in processes:
         if process.poll() is None:
-            process.send_signal(signum)
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait(processes: list[subprocess.Popen]) -> int:
+def _wait(processes: list[subprocess.Popen], interrupt: Interrupt) -> int:
     """Until all have ended; a while after one has failed, the others are killed."""
     failed_at, status, are_left = 0.0, 0, True
     while are_left:
@@ -79,7 +97,8 @@ def _wait(processes: list[subprocess.Popen]) -> int:
             rank, code = failed[0]
             failed_at, status = time.monotonic(), code if code > 0 else 128 - code
             how = f"exit status {code}" if code > 0 else signal.Signals(-code).name
-            logging.error(f"process {rank} ended first, with {how}")
+            if status != interrupt.status:
+                logging.error(f"process {rank} ended first, with {how}")
         if status and time.monotonic() - failed_at > GRACE:
-            _send(processes, signal.SIGKILL)
+            _kill(processes)
     return status

@@ -149,11 +149,11 @@ class Trainer:
         if failure.inf_check:
             InfCheck(model, gradients=not loop.use_fp16)
 
-    def run(self) -> bool:
+    def run(self) -> int:
         """Trains to the last epoch.
 
         Returns:
-          False if it was asked to end before; then it has saved.
+          0, or if it was asked to end before: 130 after Ctrl-C, 143 after SIGTERM. It has saved.
         """
         progress = self.state.progress
         summary = summary_of(self.data, self.splits)
@@ -186,16 +186,17 @@ class Trainer:
         if not is_sharded(self.state.model):
             self.process.copy_from_main(self.state.model.parameters())
         self._scan()
-        is_asked_to_end = False
+        status = 0
         with self.interrupt:
-            while progress.epoch <= self.loop.num_epochs and not is_asked_to_end:
-                is_asked_to_end = not (self._train_epoch() and self._finish_epoch())
-            if is_asked_to_end:
+            while progress.epoch <= self.loop.num_epochs and not status:
+                if not (self._train_epoch() and self._finish_epoch()):
+                    status = self.process.largest(self.interrupt.status)
+            if status:
                 self._save_numbered()
         self.watch.close()
-        if not is_asked_to_end:
+        if not status:
             logging.info(f"done; best validation WER {progress.best_wer:.2f} %")
-        return not is_asked_to_end
+        return status
 
     def _scan(self) -> None:
         """Tries the largest batches, if that is wanted."""

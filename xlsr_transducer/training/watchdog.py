@@ -66,7 +66,10 @@ class Watchdog:
             self.stop()
             is_plain = isinstance(e, (UserError, OSError))
             message = str(e) if is_plain else traceback.format_exc()
-            _leave(self._report(message, status=2 if is_plain else 1))
+            status = 2 if is_plain else 1
+            if isinstance(e, KeyboardInterrupt):
+                message, status = "interrupted", 130
+            _leave(self._report(message, status))
 
     def _report(self, message: str, status: int) -> int:
         """Says what went wrong here, unless it is a consequence of what went wrong elsewhere.

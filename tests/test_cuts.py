@@ -137,7 +137,7 @@ def test_a_streaming_model_continues_from_a_full_context_one(corpus: Path, tmp_p
     run_train(corpus, tmp_path / "full", "--num-epochs=1")
     start = tmp_path / "full" / "epoch-1.pt"
     run_train(corpus, tmp_path / "streaming", "--num-epochs=1", *STREAMING,
-              f"--init-from={start}", "--base-lr=0")  # fmt: skip
+              f"--init-from={start}", "--base-lr=1e-30")  # fmt: skip
     before = read_checkpoint(start)["model"]
     after = read_checkpoint(tmp_path / "streaming" / "epoch-1.pt")["model"]
     assert before.keys() == after.keys()
@@ -164,7 +164,7 @@ def exported(streaming_exp: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_training_from_features_starts_from_an_exported_model(
     corpus: Path, exported: Path, tmp_path: Path
 ) -> None:
-    run_train(corpus, tmp_path, "--num-epochs=1", f"--init-from={exported}", "--base-lr=0")
+    run_train(corpus, tmp_path, "--num-epochs=1", f"--init-from={exported}", "--base-lr=1e-30")
     before = read_checkpoint(exported)["model"]
     after = read_checkpoint(tmp_path / "epoch-1.pt")["model"]
     assert before.keys() > after.keys()

@@ -223,7 +223,8 @@ class DataModule:
         o, seconds = self.options, audio_duration(cut)
         if not o.min_utterance <= seconds <= o.max_utterance:
             return f"not within {o.min_utterance:g} and {o.max_utterance:g} seconds"
-        if num_tokens(cut) > encoder_frames(seconds):
+        frames = encoder_frames(seconds)
+        if num_tokens(cut) > frames:
             return "more tokens than encoder frames"
         tokens = cut.supervisions[0].custom["tokens"]
         if self.has_ctc and len(tokens) + sum(map(eq, tokens, tokens[1:])) > frames:

@@ -11,6 +11,7 @@ ratio    one utterance: Hugging Face's ``Wav2Vec2Model`` on the whole of it, our
          load on the machine hits all alike; wall and CPU time, median and minimum. The ratio is
          the median over the rounds against Hugging Face's time in the same round. CPU time
          is the fairer one for one thread on a machine with other load, wall time on a GPU.
+         ``--layers plain pytorch onednn auto`` measures several of ours in turns.
 streams  many streams in one batch: the time of a step, audio per second, the gain in it over
          the first number of streams, and whether 99 % of the steps were done before the next
          chunk was there.
@@ -20,6 +21,8 @@ state    bytes that a stream keeps, against the formula of docs/streaming.md.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +33,7 @@ from torch import Tensor
 
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
 from xlsr_transducer.model.state import EncoderState, state_bytes
@@ -47,6 +51,7 @@ SIZES = {
         intermediate_size=128,
     ),
 }
+PLAIN = "plain"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -68,8 +73,15 @@ def make_encoder(args: argparse.Namespace) -> StreamingXLSREncoder:
     """Random weights on the device, in evaluation mode."""
     torch.manual_seed(0)
     encoder = StreamingXLSREncoder(SIZES[args.size], EncoderOptions())
-    encoder = encoder.to(device=args.device, dtype=DTYPES[args.dtype]).eval()
-    return prepare_for_cpu(encoder) if args.layers == "fast" else encoder
+    return encoder.to(device=args.device, dtype=DTYPES[args.dtype]).eval()
+
+
+def with_layers(encoder: StreamingXLSREncoder, layers: str) -> StreamingXLSREncoder:
+    """A copy, of the same parameters, as the commands recognise on a CPU with ``layers``."""
+    if layers == PLAIN:
+        return encoder
+    encoder = copy.deepcopy(encoder, {id(p): p for p in encoder.parameters()})
+    return prepare_for_cpu(encoder, layers)
 
 
 def make_hugging_face(args: argparse.Namespace) -> torch.nn.Module:
@@ -115,7 +127,7 @@ def median_and_min(seconds: list[float]) -> str:
 
 
 def ratio_table(args: argparse.Namespace, encoder: StreamingXLSREncoder) -> str:
-    """One utterance, everything in turn, ``--repeats`` rounds after one that does not count."""
+    """One utterance, by a plain ``encoder`` with every kind of layers, everything in turn, ``--repeats`` rounds after one that does not count."""
     theirs = make_hugging_face(args)
     wave = 0.05 * torch.randn(int(args.seconds * SAMPLING_RATE), device=args.device)
     lens = torch.tensor([len(wave)], device=args.device)
@@ -126,19 +138,21 @@ def ratio_table(args: argparse.Namespace, encoder: StreamingXLSREncoder) -> str:
         wait(args.device)
 
     @torch.inference_mode()
-    def whole() -> None:
+    def whole(encoder: StreamingXLSREncoder) -> None:
         encoder(wave[None], lens)
         wait(args.device)
 
-    def chunks(chunk: ChunkSettings) -> Callable[[], None]:
-        def work() -> None:
-            stream_utterance(encoder, wave, chunk)
-            wait(args.device)
+    def chunks(encoder: StreamingXLSREncoder, chunk: ChunkSettings) -> None:
+        stream_utterance(encoder, wave, chunk)
+        wait(args.device)
 
-        return work
-
-    jobs = {"Hugging Face, whole": hugging_face, "ours, whole": whole}
-    jobs.update({f"ours, {(c := settings(args, n)).describe()}": chunks(c) for n in args.chunks})
+    jobs: dict[str, Callable[[], None]] = {"Hugging Face, whole": hugging_face}
+    for layers in args.layers:
+        ours = with_layers(encoder, layers)
+        jobs[f"{layers}, whole"] = functools.partial(whole, ours)
+        for n in args.chunks:
+            chunk = settings(args, n)
+            jobs[f"{layers}, {chunk.describe()}"] = functools.partial(chunks, ours, chunk)
     clocks = {name: Clock() for name in jobs}
     for repeat in range(args.repeats + 1):
         for name, work in jobs.items():
@@ -281,9 +295,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--layers",
-        choices=("fast", "plain"),
-        default="fast",
-        help="on a CPU: as the commands recognise, or as the model trains and exports",
+        nargs="+",
+        choices=(PLAIN, *CPU_LAYERS),
+        default=[AUTO],
+        help="on a CPU: as the commands recognise with --cpu-layers, or as the model trains and "
+        "exports; streams and state are measured with the first",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     args = parser.parse_args(argv)
@@ -304,12 +320,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} thread(s)"
     print(
         f"torch {torch.__version__}, {args.device} ({place}), {args.dtype}, size {args.size}, "
-        f"{args.layers} layers, {args.seconds:g} s of audio; streams at chunk "
+        f"{'/'.join(args.layers)} layers, {args.seconds:g} s of audio; streams at chunk "
         f"{args.streams_chunk}"
     )
     encoder = make_encoder(args)
     for part in args.parts:
-        print(f"\n## {part}\n\n{TABLES[part](args, encoder)}", flush=True)
+        network = encoder if part == "ratio" else with_layers(encoder, args.layers[0])
+        print(f"\n## {part}\n\n{TABLES[part](args, network)}", flush=True)
 
 
 if __name__ == "__main__":

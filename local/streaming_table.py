@@ -23,6 +23,7 @@ from xlsr_transducer.decoding import Results, load_recogniser
 from xlsr_transducer.errors import complain, run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.options import Number, Parser, add_options, from_args
 from xlsr_transducer.scoring import ErrorRate, error_rate
 from xlsr_transducer.search import SearchOptions, make_search
@@ -39,6 +40,7 @@ def get_parser() -> Parser:
     for name, values in (("chunks", "16,32,64"), ("lefts", "1,2,4"), ("sinks", "0,4,16")):
         parser.add_argument(f"--{name}", default=values, help=f"(default: {values})")
     parser.add_argument("--num-decode-streams", type=Number(int, at_least=1), default=16)
+    parser.add_argument("--cpu-layers", choices=CPU_LAYERS, default=AUTO, help="as in decode")
     for cls in (CheckpointOptions, SearchOptions):
         add_options(parser, cls)
     return parser
@@ -157,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = [ChunkSettings(*v).require_streaming() for v in itertools.product(*lists)]
     checkpoint = from_args(CheckpointOptions, args)
     set_up_logging(checkpoint.exp_dir, "streaming-table")
-    loaded = load_recogniser(checkpoint, streaming=True)
+    loaded = load_recogniser(checkpoint, True, args.cpu_layers)
     sets = audio_sets(args.data_dir, args.split)
     table = Table(loaded, sets, args)
     table.run(ChunkSettings())

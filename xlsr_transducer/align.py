@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = checkpoint.exp_dir / "alignments"
     sets = sets_to_align(options, args.wavs, args.text or [])
     set_up_logging(folder, "align")
-    loaded = load_recogniser(checkpoint)
+    loaded = load_recogniser(checkpoint, cpu_layers=options.cpu_layers)
     check_texts(args.text or [], loaded.tokenizer)
     chunk = options.chunk(loaded.config)
     topology = _topology(args.method, args.rnnt_type, loaded.config.has_ctc)

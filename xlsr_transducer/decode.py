@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = checkpoint.exp_dir / search_options.decoding_method
     set_up_logging(None if args.wavs else folder, "decode")
     sets = options.audio_sets(args.wavs)
-    loaded = load_recogniser(checkpoint)
+    loaded = load_recogniser(checkpoint, cpu_layers=options.cpu_layers)
     chunk = options.chunk(loaded.config)
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     model = loaded.model

@@ -18,6 +18,7 @@ from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.errors import UserError, complain
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.options import Options, option
@@ -82,6 +83,12 @@ class DecodeOptions(ChunkOptions):
     split: str = option("", "splits to decode, such as val,test (default: all but training)")
     manifest: Path | None = option(None, "decode this lhotse cut manifest instead of splits")
     num_workers: int = option(2, "processes that read audio", at_least=0, at_most=1024)
+    cpu_layers: str = option(
+        AUTO,
+        "linear layers on a CPU: PyTorch's own or oneDNN's (auto: the faster one here, measured "
+        "once and kept in the user's cache folder)",
+        choices=CPU_LAYERS,
+    )
 
     def audio_sets(self, wavs: Sequence[Path] = ()) -> list[AudioSet]:
         """What to decode (see ``audio_sets``)."""
@@ -101,12 +108,14 @@ def decode_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_recogniser(options: CheckpointOptions, streaming: bool | None = None) -> LoadedModel:
+def load_recogniser(
+    options: CheckpointOptions, streaming: bool | None = None, cpu_layers: str = AUTO
+) -> LoadedModel:
     """The model on the device where it recognises, with the kernels that are fast there."""
     loaded = load_model(options, streaming)
     loaded.model.to(decode_device())
     if decode_device().type == "cpu":
-        prepare_for_cpu(loaded.model)
+        prepare_for_cpu(loaded.model, cpu_layers)
     return loaded
 
 

@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = checkpoint.exp_dir / "streaming" / search_options.decoding_method
     set_up_logging(None if args.wavs else folder, "streaming-decode")
     sets = options.audio_sets(args.wavs)
-    loaded = load_recogniser(checkpoint, streaming=True)
+    loaded = load_recogniser(checkpoint, True, options.cpu_layers)
     chunk = options.chunk(loaded.config).require_streaming()
     model = loaded.model
     model.encoder.set_chunk(chunk)

@@ -1,8 +1,8 @@
 """Faster kernels for float32 recognition on a CPU, for the few rows of a chunk.
 
-PyTorch hands matrix products to MKL; oneDNN takes about two thirds of its time for a chunk on
-AMD CPUs. oneDNN in turn rearranges all weights of the positional convolution at each call;
-one matrix product does not. Results differ by rounding only. The swapped model neither
+PyTorch hands matrix products to MKL; on some CPUs oneDNN takes two thirds of its time for a
+chunk, on others more than MKL (``cpu_choice`` measures it). For the positional convolution
+PyTorch uses oneDNN, which rearranges all weights at each call; one matrix product does not. Results differ by rounding only. The swapped model neither
 trains nor exports: it is for commands that recognise.
 """
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlsr_transducer.compat import fast_linear, has_fast_linear
+from xlsr_transducer.model.cpu_choice import AUTO, ONEDNN, choose_layers
 from xlsr_transducer.model.wav2vec2_layers import PositionalConv
 
 MOST_ROWS = 48  # outputs of all streams, above which the convolution is faster
@@ -57,18 +58,26 @@ class FastGroupedConv(nn.Module):
         return out.reshape(batch, width, frames)
 
 
-def prepare_for_cpu(model: nn.Module) -> nn.Module:
+def prepare_for_cpu(model: nn.Module, layers: str = AUTO) -> nn.Module:
     """Swaps layers of a float32 model on a CPU in evaluation mode; returns the model.
 
     Anything else is left as it is.
+
+    Args:
+      layers: of ``CPU_LAYERS``: what computes linear layers. ``auto`` chooses for the model's
+        width, once per machine.
     """
     if model.training:
         return model
+    linears = [m for m in model.modules() if type(m) is nn.Linear and _fits(m)]
+    if layers == AUTO:
+        # The hidden size: the narrower side of the widest layer.
+        layers = choose_layers(max((min(m.weight.shape) for m in linears), default=0))
     for parent in list(model.modules()):
         if isinstance(parent, PositionalConv) and _fits(parent.conv):
             parent.conv = FastGroupedConv(parent.conv).eval()
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and _fits(child) and has_fast_linear():
+            if layers == ONEDNN and type(child) is nn.Linear and _fits(child) and has_fast_linear():
                 setattr(parent, name, FastLinear(child).eval())
     return model
 

@@ -43,6 +43,7 @@ from xlsr_transducer.data.features import (
 from xlsr_transducer.data.flaws import damage_named, input_flaw
 from xlsr_transducer.data.sources import cuts_digest, note_source
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.logs import LogFile
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 from xlsr_transducer.options import Number, Parser, folder_name
@@ -152,7 +153,7 @@ def feature_folder(args: argparse.Namespace, info: FeatureInfo) -> Iterator[Path
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", f"another extraction is writing to {folder}: wait for it"):
         info.save(folder)
-        handler = logging.FileHandler(folder / "log", encoding="utf-8")
+        handler = LogFile(folder / "log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
         try:

@@ -23,7 +23,7 @@ from lhotse import MonoCut, NumpyFilesWriter
 
 from local.audio_identity import content_digest, file_state, settings_digest
 from local.extractors import Extractor
-from xlsr_transducer.core.files import UNFINISHED
+from xlsr_transducer.core.files import UNFINISHED, disk_errors_named, write_text
 from xlsr_transducer.data.audio import num_samples, read_audio
 from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.errors import UserError
@@ -209,22 +209,36 @@ def extract_shard(
       on_batch: told the seconds of audio of each batch when it is done.
 
     Raises:
-      UserError: features that float16 cannot hold.
+      UserError: features that float16 cannot hold, or a disk that takes no more.
     """
     folder = root / shard.path
     temporary = folder.with_name(folder.name + UNFINISHED)
-    _remove(temporary)
-    if folder.exists():  # with audio that has been replaced or repaired since
-        os.replace(folder, temporary)  # never a folder that looks whole and is not
+    with disk_errors_named(folder, temporary, shown=(folder,)):
         _remove(temporary)
-    temporary.mkdir(parents=True)
+        if folder.exists():  # with audio that has been replaced or repaired since
+            os.replace(folder, temporary)  # never a folder that looks whole and is not
+            _remove(temporary)
+        temporary.mkdir(parents=True)
+        entries = _fill(temporary, shard, extractor, max_duration, on_batch)
+        write_text(temporary / RESULT_FILE, json.dumps({"utterances": entries}))
+        os.replace(temporary, folder)
+
+
+def _fill(
+    folder: Path,
+    shard: Shard,
+    extractor: Extractor,
+    max_duration: float,
+    on_batch: Callable[[float], None],
+) -> list[dict[str, Any]]:
+    """Writes the arrays of a shard into ``folder``; returns the entries of shard.json."""
     # Taken before the audio is read: what changes from here on is noticed the next time.
     files = [(file_state(cut), content_digest(cut)) for cut in shard.cuts]
     cuts = {i: MonoCut.from_dict(copy.deepcopy(cut)) for i, cut in enumerate(shard.cuts)}
     lengths = {i: num_samples(cut) for i, cut in cuts.items()}
     batches = make_batches({i: n for i, n in lengths.items() if n >= SHORTEST}, max_duration)
     reader = _Reader(batches, cuts)
-    with _Writer(temporary) as writer:
+    with _Writer(folder) as writer:
         for positions, waves in reader:
             writer.write(positions, _compute(extractor, waves, positions, cuts))
             on_batch(sum(len(wave) for wave in waves) / SAMPLING_RATE)
@@ -236,8 +250,7 @@ def extract_shard(
         reason = reader.unreadable.get(i, "")
         entry = Stored(cut["id"], settings_digest(cut), *files[i], "", key, shape, samples, reason)
         entries.append(dataclasses.asdict(entry))
-    (temporary / RESULT_FILE).write_text(json.dumps({"utterances": entries}), encoding="utf-8")
-    os.replace(temporary, folder)
+    return entries
 
 
 def _remove(folder: Path) -> None:

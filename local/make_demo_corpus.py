@@ -10,8 +10,8 @@ test_unseen occur nowhere else. The same seed gives the same files.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from scipy.signal import lfilter
 from tqdm import tqdm
 
 from local.espeak import Synthesizer
+from xlsr_transducer.core.files import write_bytes, write_text
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Number, Parser
 
@@ -159,12 +160,12 @@ def make_split(
         speech = synthesizer.speak(text, voice, **speaking_style(rng))
         samples, _ = record(speech.samples, speech.sampling_rate, rng)
         file_name = f"{name}_{i:04d}.wav"
-        soundfile.write(out_dir / file_name, samples, speech.sampling_rate, subtype="PCM_16")
+        wav = io.BytesIO()  # as libsndfile does not tell why a file cannot be written
+        soundfile.write(wav, samples, speech.sampling_rate, subtype="PCM_16", format="WAV")
+        write_bytes(out_dir / file_name, wav.getvalue())
         lines.append(f"{file_name}|{text}|{voice.replace('+', '_')}\n")
         seconds += len(samples) / speech.sampling_rate
-    partial = out_dir / f"{name}.txt.tmp"
-    partial.write_text("".join(lines), encoding="utf-8")
-    os.replace(partial, out_dir / f"{name}.txt")
+    write_text(out_dir / f"{name}.txt", "".join(lines))
     return seconds
 
 
@@ -193,7 +194,6 @@ def get_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    args.out_dir.mkdir(parents=True, exist_ok=True)
     splits = (  # training first, so that it holds every word, and the rarest sentences too
         ("train", args.num_train, SEEN_VOICES),
         ("val", args.num_val, SEEN_VOICES),

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from local.manifests import replacing
 from xlsr_transducer.compat import import_k2
 from xlsr_transducer.data.sources import load_sources, note_source
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -148,8 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     grammar = make_fsa(k2, grammar_arcs(ngrams, spelt, len(words)))
     lg = compose_lg(k2, lexicon, grammar, tokenizer.vocab_size)
     path = args.lang_dir / "LG.pt"
-    with replacing(path) as [temporary]:
-        write_lg(temporary, lg, tokenizer.tokens)
+    write_lg(path, lg, tokenizer.tokens)
     arpa = f"word_ngram_{args.ngram_order}.arpa"
     note_source(args.lang_dir, path.name, load_sources(args.lang_dir).get(arpa, ""))
     logging.info(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from local.manifests import replacing
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.text import TextNormalizer, TextOptions
 from xlsr_transducer.data.tokenizer import Tokenizer

@@ -25,7 +25,8 @@ from lhotse.shar import SharWriter
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
-from local.manifests import JsonlGzWriter, manifest_path, replacing, split_names
+from local.manifests import JsonlGzWriter, manifest_path, split_names
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.audio import num_samples
 from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.features import (

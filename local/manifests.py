@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.flaws import damage_named
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.errors import UserError
@@ -34,21 +33,6 @@ def split_names(data_dir: Path) -> list[str]:
     return [*splits["train"], *splits["val"], *splits["test"]]
 
 
-@contextlib.contextmanager
-def replacing(*paths: Path) -> Iterator[list[Path]]:
-    """Temporary names that become ``paths`` together when the block ends without an error."""
-    temporary = [path.with_name(path.name + ".tmp") for path in paths]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        for source, path in zip(temporary, paths, strict=True):
-            os.replace(source, path)
-    finally:
-        for source in temporary:
-            source.unlink(missing_ok=True)
-
-
 class JsonlGzWriter:
     """Writes lhotse's ``.jsonl.gz``, one item at a time; the same items give the same bytes."""
 
@@ -67,8 +51,10 @@ class JsonlGzWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._gzip.close()
-        self._file.close()
+        try:
+            self._gzip.close()
+        finally:
+            self._file.close()
 
 
 def read_jsonl_gz(path: Path) -> Iterator[dict]:

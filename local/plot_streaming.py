@@ -12,7 +12,6 @@ streaming-state.png  what the state holds: the frames in the slots of the attent
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.compat import shapes_only
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.errors import run_command
 from xlsr_transducer.model.chunking import ChunkSettings, cache_mask, chunk_mask
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
@@ -243,9 +243,8 @@ def draw_state(path: Path) -> None:
 
 
 def save(figure: plt.Figure, path: Path) -> None:
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110, metadata={"Software": None})
-    os.replace(temporary, path)
+    with replacing(path) as [temporary]:
+        figure.savefig(temporary, dpi=110, metadata={"Software": None}, format="png")
     plt.close(figure)
     print(path)
 
@@ -254,7 +253,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     draw_view(args.out / "streaming-view.png")
     draw_state(args.out / "streaming-state.png")
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Parser
 
@@ -57,9 +57,8 @@ def plot(histories: dict[str, list[dict]], out: Path) -> None:
         axis.set_yscale(**scale)
         axis.grid(alpha=0.3)
         axis.legend()
-    temporary = out.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, out)
+    with replacing(out) as [temporary]:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

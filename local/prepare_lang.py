@@ -17,7 +17,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from local.manifests import replacing
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
 from xlsr_transducer.errors import UserError, run_command

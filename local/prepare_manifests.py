@@ -32,10 +32,10 @@ from local.manifests import (
     check_rejected,
     manifest_path,
     rejected_path,
-    replacing,
     write_rejected,
 )
 from local.probe_audio import AudioInfo, AudioProblem, probe_audio
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Number, Parser, word
 

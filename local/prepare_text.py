@@ -27,10 +27,10 @@ from local.manifests import (
     read_jsonl_gz,
     read_rejected,
     rejected_path,
-    replacing,
     split_names,
     write_rejected,
 )
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.text import CharacterUse, TextNormalizer, TextOptions
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Number, Parser, add_options, from_args, word

@@ -24,7 +24,7 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
       UserError: a file cannot be written, as the disk is full or read-only, for example.
     """
     temporary = [path.with_name(path.name + UNFINISHED) for path in paths]
-    try:
+    with disk_errors_named(*paths, *temporary, shown=paths):
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -34,18 +34,42 @@ def replacing(*paths: Path) -> Iterator[list[Path]]:
         finally:
             for source in temporary:
                 source.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors_named(*paths: Path, shown: tuple[Path, ...] = ()) -> Iterator[None]:
+    """Inside, files or what is in folders is written; an error of the disk is one that names them.
+
+    Args:
+      shown: the names for the message, if not ``paths``.
+
+    Raises:
+      UserError: something cannot be written, as the disk is full or read-only, for example.
+    """
+    try:
+        yield
     except OSError as e:
         # Of other files, such as an input that is missing, the error names the file itself.
-        own = {str(p) for path, t in zip(paths, temporary) for p in (path, t, *path.parents)}
-        if e.filename is not None and str(e.filename) not in own:
+        if e.filename is not None and not any(_is_part(Path(e.filename), path) for path in paths):
             raise
-        raise UserError(f"{_names(paths)}: could not be written ({e.strerror or e})") from e
+        names = ", ".join(map(str, shown or paths))
+        raise UserError(f"{names}: could not be written ({e.strerror or e})") from e
+
+
+def _is_part(file: Path, of: Path) -> bool:
+    """Whether ``file`` is ``of``, or a folder above it, or lies in it."""
+    return file == of or file in of.parents or of in file.parents
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file, as ``replacing`` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, as ``replacing`` does."""
     with replacing(path) as [temporary]:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -66,7 +90,3 @@ def locked(path: Path, message: str) -> Iterator[None]:
                 raise
             raise UserError(message) from e
         yield
-
-
-def _names(paths: tuple[Path, ...]) -> str:
-    return ", ".join(map(str, paths))

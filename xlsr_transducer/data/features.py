@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xlsr_transducer.core.files import write_text
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.normalize import check_mode
@@ -93,10 +93,7 @@ class FeatureInfo:
 
     def save(self, folder: Path) -> None:
         """Writes features.json."""
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{INFO_FILE}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(_to_dict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / INFO_FILE)
+        write_text(folder / INFO_FILE, json.dumps(_to_dict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> FeatureInfo:

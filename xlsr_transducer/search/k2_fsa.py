@@ -10,6 +10,7 @@ Letters: N streams, T frames, J joiner width, V tokens.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from xlsr_transducer.compat import import_k2, load_tensors
+from xlsr_transducer.core.files import write_bytes
 from xlsr_transducer.data.tokenizer import WORD_START
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.search.base import Search
@@ -197,7 +199,9 @@ class NbestSearch(LatticeSearch):
 
 def write_lg(path: Path, lg: Any, tokens: list[str]) -> None:
     """Writes LG, a k2.Fsa over ``tokens``, as tensors and plain values."""
-    torch.save({"arcs": lg.as_dict()["arcs"], "tokens": tokens}, path)
+    content = io.BytesIO()  # as PyTorch does not tell why a file cannot be written
+    torch.save({"arcs": lg.as_dict()["arcs"], "tokens": tokens}, content)
+    write_bytes(path, content.getvalue())
 
 
 def read_lg(path: Path, tokens: list[str], scale: float) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from xlsr_transducer.core.files import replacing, write_text
 from xlsr_transducer.model.transducer import TransducerLosses
 from xlsr_transducer.training.distributed import Process
 
@@ -103,9 +103,7 @@ def append_history(path: Path, record: dict) -> list[dict]:
     """Adds an epoch's record to a JSON file, replacing one of the same epoch; returns all."""
     records = json.loads(path.read_text()) if path.is_file() else []
     records = [r for r in records if r["epoch"] < record["epoch"]] + [record]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(records, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(records, indent=1) + "\n")
     return records
 
 
@@ -124,7 +122,6 @@ def plot_history(records: list[dict], path: Path):
     errors.set(xlabel="epoch", ylabel="validation WER (%), greedy", ylim=(0, None))
     for axis in (losses, errors):
         axis.grid(alpha=0.3)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    with replacing(path) as [temporary]:
+        figure.savefig(temporary, dpi=120, format="png")
     return figure

@@ -6,7 +6,6 @@ Letters: T encoder frames, E width of the encoder, S tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.alignment import lattice_log_probs
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.features import FRAME_SHIFT
 from xlsr_transducer.loss.lattice import total_scores
 from xlsr_transducer.model.chunking import SUBSAMPLING
@@ -106,7 +106,6 @@ def draw_lattice(lattice: Lattice, title: str, path: Path) -> Figure:
     below.plot(heard, [0.0] * len(heard), "k^", ms=4, label="recognised")
     below.set(xlabel="seconds", ylabel="tokens per frame", ylim=(-0.05, None))
     below.legend(fontsize=7)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    with replacing(path) as [temporary]:
+        figure.savefig(temporary, dpi=120, format="png")
     return figure

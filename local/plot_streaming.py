@@ -137,7 +137,9 @@ def slot_colours(chunk: ChunkSettings, table: list[list[int]]) -> list[list[str]
     colours = []
     for step, frames in enumerate(table):
         done = torch.tensor([(step + 1) * size])
-        counts = cache_mask(done, torch.tensor([size]), size, len(frames), sinks)[0, 0, 0]
+        new = torch.tensor([size])
+        counts = cache_mask(done, new, size, size, chunk.left_context_chunks, len(frames), sinks)
+        counts = counts[0, 0, 0]
         row = [SINK if slot < sinks else LEFT for slot in range(len(frames))]
         row = [colour if counts[i] else TWICE for i, colour in enumerate(row)]
         colours.append([c if f >= 0 else NOTHING for c, f in zip(row, frames)])

@@ -56,29 +56,35 @@ def test_a_batch_without_padding_in_full_context_needs_no_mask():
     assert attention_mask(torch.tensor([5, 5]), 5, -1, -1, 0) is None
 
 
-def test_streaming_sees_exactly_the_frames_that_the_mask_shows():
-    """Frame numbers stand in for keys: cache plus mask must name what the rule names, once."""
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_streaming_sees_exactly_the_frames_that_the_mask_shows(chunks):
+    """With frame numbers as keys: cache plus mask must name what the rule names, once."""
     for chunk_size, left, sinks in itertools.product((2, 4), (0, 1, 3), (0, 1, 3, 9)):
         lens = torch.tensor([23, 10, 7])
         starts = (0, 2, 1)  # steps that a stream is late
+        size = chunks * chunk_size
         cached = sinks + left * chunk_size
         cache = torch.full((3, 1, 1, cached, 1), -1.0)
         done = torch.zeros(3, dtype=torch.int64)
         for step in range(9):
             joined = torch.tensor([step >= s for s in starts])
-            count = torch.where(joined, (lens - done).clamp(0, chunk_size), 0)
-            new = (done[:, None] + torch.arange(chunk_size)).float()[:, None, None, :, None]
-            mask = cache_mask(done, count, chunk_size, cached, sinks)[:, 0, 0]
+            count = torch.where(joined, (lens - done).clamp(0, size), 0)
+            new = (done[:, None] + torch.arange(size)).float()[:, None, None, :, None]
+            mask = cache_mask(done, count, size, chunk_size, left, cached, sinks)[:, 0]
+            assert bool(mask.any(-1).all()) and mask.shape[1] == (1 if chunks == 1 else size)
+            mask = mask.expand(-1, size, -1)
             keys = torch.cat((cache, new), dim=3)[:, 0, 0, :, 0]
             for row in range(3):
                 if count[row] == 0:
                     continue
-                found = keys[row][mask[row]].tolist()
-                query, seen = int(done[row]), int(done[row] + count[row])
-                expected = [k for k in range(seen) if sees(query, k, chunk_size, left, sinks)]
-                assert sorted(found) == expected, (chunk_size, left, sinks, step, row)
+                seen = int(done[row] + count[row])
+                for place in range(int(count[row])):
+                    found = keys[row][mask[row, place]].tolist()
+                    query = int(done[row]) + place
+                    expected = [k for k in range(seen) if sees(query, k, chunk_size, left, sinks)]
+                    assert sorted(found) == expected, (chunk_size, left, sinks, step, row, place)
             first = fill_sinks(cache[:, :, :, :sinks], new, done, count)
-            rest = roll(cache[:, :, :, sinks:], new, count == chunk_size)
+            rest = roll(cache[:, :, :, sinks:], new, count == size)
             cache, done = torch.cat((first, rest), dim=3), done + count
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from stream_driver import TINY, padded, serve, speech, tiny_encoder
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
@@ -103,6 +104,81 @@ def test_unlimited_left_context_of_many_blocks_streams_exactly():
     assert difference(streamed, masked(encoder, waves, setting)) < 1e-10
     alone = [serve(encoder, [w], starts=[0], whole=True)[0] for w in waves]
     assert identical(streamed, alone)
+
+
+def in_blocks(encoder, waves, chunk: ChunkSettings, longest: int, block: int):
+    """``encode`` of a padded batch, long from ``longest`` frames on, as one tensor per row."""
+    encoder.longest_whole, encoder.block_frames = longest, block
+    x, lens = padded(waves, filler=float("nan"))
+    with torch.inference_mode():
+        out, out_lens = encoder.encode(x, lens, *dataclasses.astuple(chunk))
+    return [row[:n] for row, n in zip(out, out_lens)]
+
+
+@pytest.mark.parametrize("chunk_size", [2, 16])
+def test_long_audio_in_blocks_of_chunks_gives_the_masked_numbers(chunk_size):
+    waves = [*three_waves(chunk_size, DOUBLE), speech(399, 4)]
+    encoder = tiny_encoder()
+    for left, sinks in ((0, 0), (1, 4), (2, 40), (4, 0)):
+        setting = ChunkSettings(chunk_size, left, sinks)
+        expected = masked(encoder.double(), waves, setting)
+        for block in (1, 3 * chunk_size + 1, 99 * chunk_size):
+            found = in_blocks(encoder, waves, setting, 0, block)
+            assert difference(found, expected) < 1e-10, setting
+        rounded = [w.float() for w in waves]
+        found = in_blocks(encoder.float(), rounded, setting, 0, 3 * chunk_size)
+        assert difference(found, masked(encoder, rounded, setting)) < 2e-5, setting
+
+
+def test_stored_features_are_encoded_in_blocks_too():
+    setting = ChunkSettings(16, 2, 4)
+    encoder = tiny_encoder(cut="frontend").double()
+    features, lens = torch.randn(2, 333, 16, dtype=DOUBLE), torch.tensor([333, 207])
+    with torch.inference_mode():
+        expected, expected_lens = encoder(features, lens, *dataclasses.astuple(setting))
+        encoder.longest_whole, encoder.block_frames = 100, 64
+        found, found_lens = encoder.encode(features, lens, *dataclasses.astuple(setting))
+    assert torch.equal(found_lens, expected_lens) and found.shape == expected.shape
+    assert float((found - expected).abs().max()) < 1e-10
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made inside."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.largest = max(self.largest, x.numel())
+        return out
+
+
+def test_minutes_of_audio_equal_the_masked_forward_without_a_square_mask():
+    encoder = tiny_encoder()
+    wave = speech(2 * 60 * 16000, 1, SINGLE)
+    x, lens = wave.unsqueeze(0), torch.tensor([len(wave)])
+    frames = len(wave) // 320
+    with torch.inference_mode():
+        with LargestTensor() as simulated:
+            expected, _ = encoder(x, lens, 32, 2, 4)
+        with LargestTensor() as blocks:
+            found, found_lens = encoder.encode(x, lens, 32, 2, 4)
+    assert frames > encoder.longest_whole and found_lens.tolist() == [found.shape[1]]
+    assert simulated.largest > 0.99 * frames**2 > 10 * blocks.largest
+    assert blocks.largest <= len(wave)  # the audio itself
+    assert difference([found[0]], [expected[0]]) < 2e-5
+
+
+def test_short_audio_and_other_views_are_encoded_whole_to_the_same_bits():
+    encoder = tiny_encoder()
+    waves = [speech(n, n, SINGLE) for n in (20001, 5000)]
+    for setting in (ChunkSettings(16, 2, 4), ChunkSettings(16, -1, 0), ChunkSettings()):
+        longest = 99 if setting.left_context_chunks >= 0 else 0
+        found = in_blocks(encoder, waves, setting, longest, 16)
+        for a, b in zip(found, masked(encoder, waves, setting)):
+            assert torch.equal(a, b)
 
 
 def test_pieces_of_one_sample_give_what_the_whole_gives():
@@ -333,8 +409,13 @@ def sizes_while_streaming(encoder, chunks: int):
 
 def test_script_gives_what_eager_gives():
     encoder = tiny_encoder(chunk=ChunkSettings(8, 2, 4)).double()
+    encoder.longest_whole, encoder.block_frames = 20, 16
     scripted = torch.jit.script(encoder)
     waves = [speech(n, n) for n in (9001, 5555)]
+    x, lens = padded(waves)
+    with torch.inference_mode():
+        long = [e.encode(x, lens, 8, 2, 4)[0] for e in (scripted, encoder)]
+    assert identical(long[:1], long[1:])
     for setting in (ChunkSettings(), ChunkSettings(8, 2, 4), ChunkSettings(8, -1, 0)):
         assert identical(masked(scripted, waves, setting), masked(encoder, waves, setting))
     one, two = encoder.get_init_states(2, CPU), scripted.get_init_states(2, CPU)

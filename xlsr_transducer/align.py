@@ -127,7 +127,7 @@ def align_set(
         if not batch.ids:
             continue
         batch = batch.to(device)
-        out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
+        out, lens = model.encoder.encode(batch.inputs, batch.input_lens, *settings)
         given = (model, out, lens, batch.tokens, batch.token_lens)
         paths = align_ctc(*given) if topology == "ctc" else align(*given, topology)
         for i, path in enumerate(paths):

@@ -66,7 +66,7 @@ def decode_set(
             continue
         start = time.perf_counter()
         batch = batch.to(device)
-        out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
+        out, lens = model.encoder.encode(batch.inputs, batch.input_lens, *settings)
         state = search.advance(out, lens, search.init_state(len(batch.ids), device))
         if search.options.decoding_method == ORACLE:
             nbest = search.nbest(state, search.options.num_paths)

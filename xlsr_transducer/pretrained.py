@@ -28,11 +28,11 @@ class PretrainedOptions:
 
 
 def offline(loaded: LoadedModel, chunk: ChunkSettings) -> Recogniser:
-    """A model that hears whole utterances."""
+    """A model that encodes whole utterances."""
     model, settings = loaded.model, dataclasses.astuple(chunk)
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
-        out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]), *settings)
+        out, lens = model.encoder.encode(wave[None], torch.tensor([len(wave)]), *settings)
         yield out[0, : lens[0]]
 
     tokens = loaded.tokenizer.tokens
@@ -40,7 +40,7 @@ def offline(loaded: LoadedModel, chunk: ChunkSettings) -> Recogniser:
 
 
 def streaming(loaded: LoadedModel) -> Recogniser:
-    """A model with a streaming encoder that hears chunk after chunk."""
+    """A model with a streaming encoder that processes chunk after chunk."""
     model, tokens = loaded.model, loaded.tokenizer.tokens
 
     def encode(wave: Tensor) -> Iterator[Tensor]:

@@ -70,9 +70,10 @@ class OfflineEncoder(nn.Module):
         What lies beyond a length does not matter.
         """
         x, x_lens = as_samples(x, x_lens)
-        return self.encoder(
-            x, x_lens, self.chunk_size, self.left_context_chunks, self.attention_sink_size
-        )
+        settings = (self.chunk_size, self.left_context_chunks, self.attention_sink_size)
+        if torch.jit.is_scripting():
+            return self.encoder.encode(x, x_lens, *settings)
+        return self.encoder(x, x_lens, *settings)  # a trace has no blocks, and holds for any length
 
 
 class StreamingEncoderModel(nn.Module):
@@ -116,7 +117,7 @@ class StreamingEncoderModel(nn.Module):
         """
         x, lens = as_samples(features, feature_lengths)
         if states is None:
-            out, out_lens = self.encoder(
+            out, out_lens = self.encoder.encode(
                 x, lens, self.chunk_size, self.left_context_chunks, self.attention_sink_size
             )
             nothing: List[Tensor] = []

@@ -3,7 +3,7 @@
 The attention mask of training, the windows of the positional convolution, the cache
 layout of streaming and its validity all derive from the functions here. Frames are XLSR
 frames (20 ms). Letters: N batch, T frames, C chunk size, L left-context chunks,
-S attention sinks, P frames of left context in the cache.
+S attention sinks, P frames of left context in the cache, F new frames of a streaming step.
 
 Frame q, of chunk q // C, sees frame k when k lies in its own chunk, in one of the L
 chunks before it (all of them for L = -1), or among the first S frames of the utterance
@@ -127,35 +127,59 @@ def chunk_mask(
 ) -> Tensor:
     """(T, T) bool: True where frame ``row`` sees frame ``column``."""
     frames = torch.arange(num_frames, device=device)
-    chunk = torch.div(frames, chunk_size, rounding_mode="floor").unsqueeze(1)
-    seen = frames < (chunk + 1) * chunk_size
+    return _sees(frames, frames, chunk_size, left_context_chunks, sink_size)
+
+
+def _sees(
+    queries: Tensor, keys: Tensor, chunk_size: int, left_context_chunks: int, sink_size: int
+) -> Tensor:
+    """(..., Q, K) bool for frame numbers (..., Q) and (..., K): the rule of this module."""
+    chunk = torch.div(queries, chunk_size, rounding_mode="floor").unsqueeze(-1)
+    keys = keys.unsqueeze(-2)
+    seen = keys < (chunk + 1) * chunk_size
     if left_context_chunks >= 0:
-        recent = frames >= (chunk - left_context_chunks) * chunk_size
-        seen = seen & (recent | (frames < sink_size))
+        recent = keys >= (chunk - left_context_chunks) * chunk_size
+        seen = seen & (recent | (keys < sink_size))
     return seen
 
 
-def cache_mask(done: Tensor, num_new: Tensor, chunk_size: int, cached: int, sinks: int) -> Tensor:
-    """Which keys of one streaming step are real: cache and new chunk side by side.
+def cache_mask(
+    done: Tensor,
+    num_new: Tensor,
+    num_frames: int,
+    chunk_size: int,
+    left_context_chunks: int,
+    cached: int,
+    sinks: int,
+) -> Tensor:
+    """Which keys the frames of one step see: cache and new frames side by side.
 
     The cache holds the sinks first, in their own slots, then the latest P frames, the last
     of them in the last slot. A frame that is both counts once, as a sink.
 
     Args:
       done: (N,) int64, frames processed before this step.
-      num_new: (N,) int64, frames of this step, at most C.
+      num_new: (N,) int64, frames of this step, at most F.
+      num_frames: F: one chunk, or several.
       cached: S + P, slots of the cache.
       sinks: S.
 
     Returns:
-      (N, 1, 1, S + P + C) bool. The first new frame is always seen: no softmax is empty.
+      bool, (N, 1, 1, S + P + F) for one chunk, as all of it sees the same; (N, 1, F, S + P + F)
+      for several. The first frame of a chunk is always seen by it: no softmax is empty.
     """
+    sink = torch.arange(sinks, device=done.device).expand(done.shape[0], -1)
     slots = torch.arange(cached - sinks, device=done.device)
-    oldest = done.unsqueeze(1) - (cached - sinks)
-    is_left = (oldest + slots) >= sinks
-    is_sink = torch.arange(sinks, device=done.device) < done.unsqueeze(1)
-    is_new = torch.arange(chunk_size, device=done.device) < num_new.clamp(min=1).unsqueeze(1)
-    return torch.cat((is_sink, is_left, is_new), dim=1).unsqueeze(1).unsqueeze(1)
+    left = done.unsqueeze(1) - (cached - sinks) + slots
+    frames = torch.arange(num_frames, device=done.device)
+    is_new = (frames < num_new.unsqueeze(1)) | (frames % chunk_size == 0)
+    mask = torch.cat((sink < done.unsqueeze(1), left >= sinks, is_new), dim=1).unsqueeze(1)
+    if num_frames > chunk_size:
+        # Only a stream that has ended, and whose frames mean nothing, stands within a chunk.
+        new = (done - done % chunk_size).unsqueeze(1) + frames
+        keys = torch.cat((sink, left, new), dim=1)
+        mask = mask & _sees(new, keys, chunk_size, left_context_chunks, sinks)
+    return mask.unsqueeze(1)
 
 
 def roll(old: Tensor, new: Tensor, is_full: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The encoders: XLSR above the cut, then an adapter to 40 ms frames.
 
-``XLSREncoder`` hears whole utterances, ``StreamingXLSREncoder`` chunks too. They share
+``XLSREncoder`` encodes whole utterances, ``StreamingXLSREncoder`` chunks too. They share
 modules and weights: a checkpoint trained by one loads in the other. Letters: N batch,
 T XLSR frames, D width of XLSR, E width of the encoder, C chunk size, K adapter kernel.
 """
@@ -8,7 +8,7 @@ T XLSR frames, D width of XLSR, E width of the encoder, C chunk size, K adapter 
 from __future__ import annotations
 
 import dataclasses
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.wav2vec2_layers import zero_padding
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 from xlsr_transducer.options import Options, option
+
+LONGEST_WHOLE = 3000  # XLSR frames (60 s) that ``encode`` computes at once
+BLOCK_FRAMES = 1024  # of longer utterances, where the left context is limited
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Adapter(nn.Module):
     def streaming_forward(
         self, x: Tensor, lens: Tensor, past: Tensor, is_full: Tensor
     ) -> Tuple[Tensor, Tensor, Tensor]:
-        """One chunk behind its past (N, K - 1, E); the new past comes third."""
+        """The next frames after their past (N, K - 1, E); the new past comes third."""
         x, lens = self._pairs(x, lens)
         return zero_padding(self._convolve(x, past), lens), lens, roll(past, x, is_full)
 
@@ -122,6 +125,8 @@ class XLSREncoder(nn.Module):
         )
         self.cut = cut
         self.output_dim = options.encoder_dim
+        self.longest_whole = LONGEST_WHOLE
+        self.block_frames = BLOCK_FRAMES
         self.subsampling_factor = SUBSAMPLING
         self.time_mask_prob = options.time_mask_prob
         self.time_mask_length = options.time_mask_length
@@ -159,6 +164,90 @@ class XLSREncoder(nn.Module):
             channel_mask,
         )
         return self.adapter(x, lens)
+
+    @torch.jit.export
+    def encode(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        chunk_size: int = -1,
+        left_context_chunks: int = -1,
+        attention_sink_size: int = 0,
+    ) -> Tuple[Tensor, Tensor]:
+        """``forward`` for recognition: long utterances take no more memory than short ones.
+
+        With a limited left context they are encoded block by block, as a stream of several
+        chunks at a time is. The numbers are those of ``forward``, but for rounding.
+        """
+        unit, head = (self.xlsr.hop, self.xlsr.head) if self.xlsr.from_waveform else (1, 0)
+        frames = (x.shape[1] - head) // unit
+        if frames <= self.longest_whole or not self.is_blockwise(chunk_size, left_context_chunks):
+            return self.forward(x, x_lens, chunk_size, left_context_chunks, attention_sink_size)
+        state = self._init_states(
+            x.shape[0], x.device, chunk_size, left_context_chunks, attention_sink_size
+        )
+        if head > 0:
+            state.xlsr.tail.copy_(x[:, :head])
+            x, x_lens = x[:, head:], x_lens - head
+        size = max(self.block_frames // chunk_size, 1) * chunk_size
+        outputs: List[Tensor] = []
+        lens = torch.zeros_like(x_lens)
+        for start in range(0, frames, size):
+            chunks = (min(size, frames - start) + chunk_size - 1) // chunk_size
+            block = x[:, start * unit : (start + chunks * chunk_size) * unit]
+            missing = chunks * chunk_size * unit - block.shape[1]
+            block = F.pad(block, [0, missing] if x.dim() == 2 else [0, 0, 0, missing])
+            block_lens = (x_lens - start * unit).clamp(0, chunks * chunk_size * unit)
+            out, out_lens, state = self._step(
+                block, block_lens, state, chunk_size, left_context_chunks, attention_sink_size
+            )
+            outputs.append(out)
+            lens = lens + out_lens
+        return torch.cat(outputs, dim=1)[:, : (frames + 1) // self.subsampling_factor], lens
+
+    def is_blockwise(self, chunk_size: int, left_context_chunks: int) -> bool:
+        """Whether ``encode`` needs no more memory for longer utterances."""
+        is_limited = chunk_size > 0 and left_context_chunks >= 0
+        is_normalized = self.xlsr.from_waveform and self.xlsr.normalize == "utterance"
+        return is_limited and self.xlsr.is_stream_safe and not is_normalized
+
+    def _init_states(
+        self,
+        batch_size: int,
+        device: torch.device,
+        chunk_size: int,
+        left_context_chunks: int,
+        attention_sink_size: int,
+    ) -> EncoderState:
+        cached = attention_sink_size + max(left_context_chunks, 0) * chunk_size
+        dtype = self.adapter.projection.weight.dtype
+        xlsr = self.xlsr.get_init_states(batch_size, device, dtype, cached)
+        shape = [batch_size, self.adapter.history, self.output_dim]
+        return EncoderState(xlsr, torch.zeros(shape, dtype=dtype, device=device))
+
+    def _step(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        states: EncoderState,
+        chunk_size: int,
+        left_context_chunks: int,
+        attention_sink_size: int,
+    ) -> Tuple[Tensor, Tensor, EncoderState]:
+        """``StreamingXLSREncoder.streaming_forward`` for one chunk or several at a time."""
+        frames = x.shape[1] // self.xlsr.hop if self.xlsr.from_waveform else x.shape[1]
+        xlsr = states.xlsr
+        if left_context_chunks < 0:
+            xlsr = with_cache(xlsr, grow(xlsr.cache, frames))
+        x, lens, xlsr = self.xlsr.streaming_forward(
+            x, x_lens, xlsr, chunk_size, left_context_chunks, attention_sink_size
+        )
+        if left_context_chunks < 0:
+            xlsr = with_cache(xlsr, shrink(xlsr.cache, xlsr.done))
+        out, out_lens, past = self.adapter.streaming_forward(
+            x, lens, states.adapter, lens == frames
+        )
+        return out, out_lens, EncoderState(xlsr, past)
 
     def _draw_time_mask(self, x: Tensor) -> Optional[Tensor]:
         """(N, T) bool for an input (N, n) or (N, T, D)."""
@@ -218,11 +307,13 @@ class StreamingXLSREncoder(XLSREncoder):
         From the waveform, put a stream's first 80 samples in ``state.xlsr.tail``: the first
         frame has them in view, later ones have the end of the samples before.
         """
-        cached = self.attention_sink_size + max(self.left_context_chunks, 0) * self.chunk_size
-        dtype = self.adapter.projection.weight.dtype
-        xlsr = self.xlsr.get_init_states(batch_size, device, dtype, cached)
-        shape = [batch_size, self.adapter.history, self.output_dim]
-        return EncoderState(xlsr, torch.zeros(shape, dtype=dtype, device=device))
+        return self._init_states(
+            batch_size,
+            device,
+            self.chunk_size,
+            self.left_context_chunks,
+            self.attention_sink_size,
+        )
 
     @torch.jit.export
     def streaming_forward(
@@ -239,15 +330,11 @@ class StreamingXLSREncoder(XLSREncoder):
         Returns:
           (N, C / 2, E), zero at padding; lengths (N,); the new states.
         """
-        xlsr = states.xlsr
-        if self.left_context_chunks < 0:
-            xlsr = with_cache(xlsr, grow(xlsr.cache, self.chunk_size))
-        x, lens, xlsr = self.xlsr.streaming_forward(
-            x, x_lens, xlsr, self.chunk_size, self.attention_sink_size
+        return self._step(
+            x,
+            x_lens,
+            states,
+            self.chunk_size,
+            self.left_context_chunks,
+            self.attention_sink_size,
         )
-        if self.left_context_chunks < 0:
-            xlsr = with_cache(xlsr, shrink(xlsr.cache, xlsr.done))
-        out, out_lens, past = self.adapter.streaming_forward(
-            x, lens, states.adapter, lens == self.chunk_size
-        )
-        return out, out_lens, EncoderState(xlsr, past)

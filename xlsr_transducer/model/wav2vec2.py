@@ -3,7 +3,7 @@
 The part below a cut computes stored features; the part above it belongs to the model and
 can be trained; a deployed model has all of it. Parameter names are those of Hugging Face's
 ``Wav2Vec2Model``. Letters: N batch, n samples, T frames, D width, H heads, C chunk size,
-S attention sinks, P frames of left context.
+S attention sinks, P frames of left context, F new frames of a streaming step.
 """
 
 from __future__ import annotations
@@ -136,39 +136,46 @@ class Wav2Vec2(nn.Module):
 
     @torch.jit.export
     def streaming_forward(
-        self, x: Tensor, lens: Tensor, state: Wav2Vec2State, chunk_size: int, sink_size: int
+        self,
+        x: Tensor,
+        lens: Tensor,
+        state: Wav2Vec2State,
+        chunk_size: int,
+        left_context_chunks: int,
+        sink_size: int,
     ) -> Tuple[Tensor, Tensor, Wav2Vec2State]:
-        """The next chunk of each stream; streams may be of different ages.
+        """The next chunk, or chunks, of each stream; streams may be of different ages.
 
         A stream's first 80 samples do not come in ``x``: they are put in ``state.tail`` at
-        its start. A chunk that is not full ends its stream; one without a frame leaves the
-        state of its row as it is.
+        its start. A row that is not full ends its stream; one without a frame leaves the
+        state of its stream as it is.
 
         Args:
-          x: (N, C * 320) samples, or (N, C, D) features at the start cut.
+          x: (N, F * 320) samples, or (N, F, D) features at the start cut.
           lens: (N,) int64, valid samples or frames of ``x``.
 
         Returns:
-          (N, C, D) at the end cut, zero at padding; frames (N,); the new state.
+          (N, F, D) at the end cut, zero at padding; frames (N,); the new state.
         """
         done, stats, tail, history, cache = state
         num_new = lens
         if self.from_waveform:
             num_new = torch.div(lens, self.hop, rounding_mode="floor")
-            x, stats, tail = self._stream_front_end(x, num_new == chunk_size, state)
+            is_full = num_new == x.shape[1] // self.hop
+            x, stats, tail = self._stream_front_end(x, is_full, state)
         if self.from_frontend:
             x = self.feature_projection(x)
         x = zero_padding(x, num_new)
         if self.has_layers:
             x, history, cache = self.encoder.streaming_forward(
-                x, num_new, done, history, cache, sink_size
+                x, num_new, done, history, cache, chunk_size, left_context_chunks, sink_size
             )
         return x, num_new, Wav2Vec2State(done + num_new, stats, tail, history, cache)
 
     def _stream_front_end(
         self, x: Tensor, is_full: Tensor, state: Wav2Vec2State
     ) -> Tuple[Tensor, Tensor, Tensor]:
-        """Frames (N, C, D) from new samples (N, C * 320), and stats and tail after them."""
+        """Frames (N, F, D) from new samples (N, F * 320), and stats and tail after them."""
         stats, tail = state.stats, state.tail
         x = x.to(tail.dtype)
         if self.normalize == "cumulative":

@@ -4,7 +4,8 @@ Parameter names are those of Hugging Face's ``Wav2Vec2Model``, so its state dict
 it is. A. Baevski et al., "wav2vec 2.0", NeurIPS 2020; A. Conneau et al., "Unsupervised
 cross-lingual representation learning for speech recognition", Interspeech 2021.
 
-Letters: N batch, n samples, T frames of 20 ms, D width, H heads, C chunk size.
+Letters: N batch, n samples, T frames of 20 ms, D width, H heads, C chunk size, F new frames of a
+streaming step, a multiple of C.
 """
 
 from __future__ import annotations
@@ -122,20 +123,27 @@ class PositionalConv(nn.Module):
 
     def forward(self, x: Tensor, chunk_size: int) -> Tensor:
         """(N, T, D), zero at padding -> (N, T, D); ``chunk_size`` -1 is the whole of it."""
-        batch, frames, width = x.shape
+        frames = x.shape[1]
         if chunk_size < 0 or chunk_size >= frames:
             return self._convolve(F.pad(x, (0, 0, self.left, 0)))
         chunks = (frames + chunk_size - 1) // chunk_size
         x = F.pad(x, (0, 0, self.left, chunks * chunk_size - frames))
+        return self._convolve_chunks(x, chunk_size)[:, :frames]
+
+    def _convolve_chunks(self, x: Tensor, chunk_size: int) -> Tensor:
+        """(N, left + T, D) -> (N, T, D), T a multiple of the chunk size."""
         windows = x.unfold(1, self.left + chunk_size, chunk_size).transpose(2, 3)
-        out = self._convolve(windows.reshape(batch * chunks, self.left + chunk_size, width))
-        return out.reshape(batch, chunks * chunk_size, width)[:, :frames]
+        out = self._convolve(windows.flatten(0, 1))
+        return out.reshape(x.shape[0], x.shape[1] - self.left, x.shape[2])
 
     def streaming_forward(
-        self, x: Tensor, history: Tensor, is_full: Tensor
+        self, x: Tensor, history: Tensor, is_full: Tensor, chunk_size: int
     ) -> Tuple[Tensor, Tensor]:
-        """One chunk (N, C, D), zero at padding, behind its history (N, left, D)."""
-        return self._convolve(torch.cat((history, x), dim=1)), roll(history, x, is_full)
+        """The next chunks (N, F, D), zero at padding, after their history (N, left, D)."""
+        seen = torch.cat((history, x), dim=1)
+        if x.shape[1] > chunk_size:
+            return self._convolve_chunks(seen, chunk_size), roll(history, x, is_full)
+        return self._convolve(seen), roll(history, x, is_full)
 
 
 class Attention(nn.Module):
@@ -215,14 +223,14 @@ class EncoderLayer(nn.Module):
         return self._finish(x, self.attention(normed, keys, values, mask))
 
     def streaming_forward(self, x: Tensor, cache: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
-        """One chunk behind its cache.
+        """The next chunks after their cache.
 
         Args:
-          x: (N, C, D). cache: (N, 2, H, P, D / H), keys and values of earlier frames.
-          mask: (N, 1, 1, P + C).
+          x: (N, F, D). cache: (N, 2, H, P, D / H), keys and values of earlier frames.
+          mask: over (N, H, F, P + F).
 
         Returns:
-          (N, C, D), and keys and values of this chunk (N, 2, H, C, D / H).
+          (N, F, D), and keys and values of these frames (N, 2, H, F, D / H).
         """
         normed = self.layer_norm(x) if self.norm_first else x
         keys, values = self.attention.keys_values(normed)
@@ -272,27 +280,39 @@ class Encoder(nn.Module):
         return zero_padding(x, lens)
 
     def streaming_forward(
-        self, x: Tensor, num_new: Tensor, done: Tensor, history: Tensor, cache: Tensor, sinks: int
+        self,
+        x: Tensor,
+        num_new: Tensor,
+        done: Tensor,
+        history: Tensor,
+        cache: Tensor,
+        chunk_size: int,
+        left_context_chunks: int,
+        sinks: int,
     ) -> Tuple[Tensor, Tensor, Tensor]:
-        """One chunk behind its state.
+        """The next chunk or chunks after their state.
 
         Args:
-          x: (N, C, D), zero at padding. num_new: (N,) frames of it that are real.
+          x: (N, F, D), zero at padding. num_new: (N,) frames of it that are real.
           done: (N,) frames of the stream before it.
           history: (N, K // 2, D), cache: (N, layers, 2, H, S + P, D / H).
 
         Returns:
-          (N, C, D), history, cache.
+          (N, F, D), history, cache.
         """
-        chunk_size = x.shape[1]
-        is_full = num_new == chunk_size
+        frames = x.shape[1]
+        is_full = num_new == frames
         if self.has_bottom:
-            position, history = self.pos_conv_embed.streaming_forward(x, history, is_full)
+            position, history = self.pos_conv_embed.streaming_forward(
+                x, history, is_full, chunk_size
+            )
             x = x + position
             if not self.norm_first:
                 x = self.layer_norm(x)
         cached = cache.shape[4]
-        mask = cache_mask(done, num_new, chunk_size, cached, sinks)
+        mask = cache_mask(
+            done, num_new, frames, chunk_size, left_context_chunks, cached, sinks
+        )
         caches: List[Tensor] = []
         for i, layer in enumerate(self.layers.values()):
             old = cache[:, i]

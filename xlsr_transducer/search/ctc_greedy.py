@@ -18,6 +18,8 @@ from xlsr_transducer.search.history import History
 from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.options import SearchOptions
 
+BLOCK = 4096  # frames whose log-probs are computed at once
+
 
 @dataclass(frozen=True)
 class CtcState:
@@ -53,7 +55,9 @@ class CtcGreedySearch(Search):
         """Consumes the next frames of each stream (see ``Search.advance``)."""
         lens = encoder_out_lens.to(encoder_out.device)
         frames = self._frames(encoder_out, lens).to(next(self.ctc_output.parameters()).dtype)
-        log_probs, labels = self._normalised(self.ctc_output(frames)).max(-1)
+        # Of hours of audio, the log-probs of all tokens would take gigabytes.
+        best = [self._normalised(self.ctc_output(x)).max(-1) for x in frames.split(BLOCK, dim=1)]
+        log_probs, labels = (torch.cat(x, dim=1) for x in zip(*best))
         column = torch.arange(labels.shape[1], device=lens.device)
         inside = column < lens.unsqueeze(1)
         labels = torch.cat([state.label.unsqueeze(1), labels], 1)

@@ -70,17 +70,20 @@ lm_text=()
 ngram_options=()
 feature_options=()
 
-whole_number() {
-  [[ $2 =~ ^-?[0-9]+$ ]] || fail "$1 needs a whole number, not '$2'"
+stage_number() {
+  [[ $2 =~ ^[0-7]$ ]] || fail "$1 $2: must be a stage, from 0 to 7"
   echo "$2"
 }
 
 set_option() {
   local name=$1 value=$2
+  [[ -n $value ]] || fail "$name needs a value"
   case $name in
-    --stage) stage=$(whole_number "$name" "$value") ;;
-    --stop-stage) stop_stage=$(whole_number "$name" "$value") ;;
-    --vocab-size) vocab_size=$(whole_number "$name" "$value") ;;
+    --stage) stage=$(stage_number "$name" "$value") ;;
+    --stop-stage) stop_stage=$(stage_number "$name" "$value") ;;
+    --vocab-size)  # names a folder, so it has one spelling
+      [[ $value =~ ^[1-9][0-9]*$ ]] || fail "$name $value: must be a whole number above 0"
+      vocab_size=$value ;;
     --train-list) train_list=$(from_here "$value") ;;
     --val-list) val_list=$(from_here "$value") ;;
     --test-list) test_lists+=(--test-list "$(from_here "$value")") ;;
@@ -108,7 +111,7 @@ while (($#)); do
     --single-process) feature_options+=("$1"); shift ;;
     --*=*) set_option "${1%%=*}" "${1#*=}"; shift ;;
     --*)
-      set_option "$1" "${2:-0}"  # names an unknown option before a missing value
+      set_option "$1" "${2-1}"  # names an unknown option before a missing value
       if (($# < 2)) || [[ $2 == --* ]]; then fail "$1 needs a value"; fi
       shift 2 ;;
     *) fail "unexpected argument '$1' (see ./prepare.sh --help)" ;;

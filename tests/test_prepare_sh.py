@@ -81,7 +81,12 @@ def test_statistics_are_a_table_and_a_picture(prepared):
     [
         (["--nonsense", "1"], "unknown option --nonsense"),
         (["--stage"], "--stage needs a value"),
-        (["--stage", "one"], "whole number"),
+        (["--stage", "one"], "--stage one: must be a stage, from 0 to 7"),
+        (["--stop-stage", "8"], "--stop-stage 8: must be a stage, from 0 to 7"),
+        (["--vocab-size", "0"], "--vocab-size 0: must be a whole number above 0"),
+        (["--vocab-size", "-1"], "--vocab-size -1: must be a whole number above 0"),
+        (["--lang", ""], "--lang needs a value"),
+        (["--data-dir="], "--data-dir needs a value"),
         (["lists"], "unexpected argument 'lists'"),
         (["--train-list", "a.txt"], "--train-list and --val-list"),
         (["--stage", "1", "--data-dir", "nowhere"], "no lists"),

@@ -87,9 +87,6 @@ class XlsrExtractor:
     """The project's own network, which can mask by chunk, up to the cut."""
 
     def __init__(self, checkpoint: XlsrCheckpoint, info: FeatureInfo, device: str):
-        # TF32 would make features differ from one GPU to the next in the third digit.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
         config = checkpoint.config.without_dropout()
         self.network = Wav2Vec2(config, end=info.cut, normalize=info.normalize)
         weights = {name: checkpoint.weights[name] for name in self.network.state_dict()}

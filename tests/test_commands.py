@@ -297,3 +297,33 @@ def test_after_ctrl_c_no_further_program_is_started(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "interrupted\n")
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+IMPORT_ALL = """
+import importlib, sys, torch
+def project():
+    return {n: m for n, m in sys.modules.items() if n.split(".")[0] in ("xlsr_transducer", "local")}
+for name in sys.argv[1:]:
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    importlib.import_module(name)
+    uses_torch = any(getattr(m, "torch", None) is torch for m in project().values())
+    exact = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    print(name, uses_torch, exact == ("highest", False))
+    for loaded in project():
+        del sys.modules[loaded]
+"""
+
+
+def test_in_every_command_float32_on_a_gpu_is_float32() -> None:
+    """Not TF32, which keeps three digits."""
+    files = [*ROOT.glob("xlsr_transducer/*.py"), *ROOT.glob("local/*.py")]
+    commands = [f"{p.parent.name}.{p.stem}" for p in files if "run_command(main" in p.read_text()]
+    assert len(commands) > 20
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL, *commands], cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert found.keys() == set(commands)
+    assert {name for name, state in found.items() if state == "True False"} == set()
+    assert found["xlsr_transducer.decode"] == found["local.extract_features"] == "True True"

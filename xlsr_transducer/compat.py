@@ -19,6 +19,13 @@ from torch.utils.data import Sampler
 from xlsr_transducer.errors import UserError
 
 
+# float32 means float32, in every command, as all of them import this module. TF32, PyTorch's
+# default for convolutions on newer GPUs, keeps three digits: features would differ from one GPU to
+# the next, and streaming from what is simulated.
+torch.set_float32_matmul_precision("highest")
+torch.backends.cudnn.allow_tf32 = False
+
+
 def attend_in_steps(
     q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], dropout: float
 ) -> Tensor:

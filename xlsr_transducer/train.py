@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
@@ -36,7 +37,7 @@ from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.loop import LoopOptions, Trainer
 from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
-from xlsr_transducer.training.resume import require_unused, resume_command
+from xlsr_transducer.training.resume import require_unused, resume_command, sole_training
 
 OPTION_GROUPS = (
     DataOptions,
@@ -90,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.world_size > 1 and "WORLD_SIZE" not in os.environ:
         return launch("xlsr_transducer.train", argv, args.world_size)
     with joined() as process:
-        status = _train(args, options, process)
+        # The other processes wait for the main one before they change anything.
+        alone = sole_training(args.exp_dir) if process.is_main else contextlib.nullcontext()
+        with alone:
+            status = _train(args, options, process)
         if status:
             logging.info("to resume: " + resume_command(argv))
     return status

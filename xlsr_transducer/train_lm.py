@@ -21,6 +21,7 @@ from xlsr_transducer.lm.text import Sentences, read_texts, texts_of
 from xlsr_transducer.lm.training import LmTrainer, LmTrainOptions
 from xlsr_transducer.logs import save_settings, set_up_logging
 from xlsr_transducer.options import Parser, add_options, from_args, word
+from xlsr_transducer.training.resume import sole_training
 
 
 def get_parser() -> Parser:
@@ -39,6 +40,11 @@ def get_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     options, lm_options = (from_args(cls, args) for cls in (LmTrainOptions, LmOptions))
+    with sole_training(options.exp_dir):
+        _train(args, options, lm_options)
+
+
+def _train(args: argparse.Namespace, options: LmTrainOptions, lm_options: LmOptions) -> None:
     set_up_logging(options.exp_dir, "train-lm")
     torch.manual_seed(options.seed)
     lang_dir = args.lang_dir or find_lang_dir(args.data_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from xlsr_transducer.config import ModelConfig, StreamingOptions
+from xlsr_transducer.core.files import locked
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.training.checkpoint import numbered_files, read_checkpoint
 from xlsr_transducer.training.storage import step_of
 
 AUTO = "auto"
+LOCK = "training.lock"
 # Neither the shapes of the weights nor what the network computes when it is used depend on these.
 FREE = {
     "encoder": {"dropout", "feature_dropout", "xlsr_dropout", "layerdrop", "time_mask_prob",
@@ -49,12 +52,22 @@ def newest_checkpoint(exp_dir: Path) -> Path | None:
     return None
 
 
+def sole_training(exp_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Inside, no other training may run in ``exp_dir``.
+
+    Raises:
+      UserError: one does.
+    """
+    message = f"--exp-dir {exp_dir}: another training is running in it; choose another folder"
+    return locked(exp_dir / LOCK, message)
+
+
 def require_unused(exp_dir: Path) -> None:
     """Raises UserError where a new training would mix its files with those of an older one."""
     found = {**numbered_files(exp_dir, "checkpoint"), **numbered_files(exp_dir, "epoch")}
     if found:
         raise UserError(
-            f"--exp-dir {exp_dir}: holds checkpoints of a training already; go on with it by "
+            f"--exp-dir {exp_dir}: holds checkpoints of a training already; resume it with "
             f"--resume {AUTO}, remove the folder, or choose another one"
         )
 

@@ -16,6 +16,7 @@ from train_driver import read_trace
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.checkpoint import read_checkpoint
+from xlsr_transducer.training.loop import Trainer
 from xlsr_transducer.training.memory import is_out_of_memory
 from xlsr_transducer.training.step import Stepper
 
@@ -154,6 +155,48 @@ def test_a_scan_names_the_batch_that_will_not_fit_before_the_first_step(
     with pytest.raises(UserError, match=r"does not fit into memory: lower .*\(train_00"):
         run_train(corpus, tmp_path, "--num-epochs=1", "--scan-for-oom-batches=1")
     assert len(seen) == 1
+
+
+def test_a_scan_tries_the_whole_utterance_and_the_smallest_chunks(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[int, int]] = set()
+    forward = Transducer.forward
+
+    def noted(self, x, x_lens, y, y_lens, options, chunk):
+        if self.training:
+            seen.add((len(x), chunk.chunk_size))
+        return forward(self, x, x_lens, y, y_lens, options, chunk)
+
+    def stop(self) -> bool:
+        raise InterruptedError
+
+    monkeypatch.setattr(Transducer, "forward", noted)
+    monkeypatch.setattr(Trainer, "_train_epoch", stop)
+    with pytest.raises(InterruptedError):
+        run_train(corpus, tmp_path, "--scan-for-oom-batches=1", "--streaming=1",
+                  "--chunk-size=32,-1,8,16", "--left-context-chunks=2,1")  # fmt: skip
+    sizes = {size for size, _ in seen}
+    assert seen == {(size, chunk) for size in sizes for chunk in (-1, 8)}
+
+
+def test_a_scan_reserves_memory_for_the_moments_of_layers_that_are_still_frozen(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved: list[tuple[int, int]] = []
+    to_come = Stepper._moments_to_come
+
+    def noted(self) -> int:
+        of_xlsr = sum(p.numel() for p in self.state.model.encoder.xlsr.parameters())
+        total = sum(p.numel() for p in self.state.model.parameters())
+        reserved.append((to_come(self), 2 * (of_xlsr if self.state.progress.step else total)))
+        return reserved[-1][0]
+
+    monkeypatch.setattr(Stepper, "_moments_to_come", noted)
+    options = ["--scan-for-oom-batches=1", "--freeze-encoder-steps=100"]
+    run_train(corpus, tmp_path, "--num-epochs=1", *options)
+    run_train(corpus, tmp_path, "--num-epochs=2", "--resume=auto", *options)
+    assert all(found == expected for found, expected in reserved) and len(set(reserved)) == 2
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without processes")

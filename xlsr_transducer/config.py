@@ -63,6 +63,17 @@ class StreamingOptions:
         drawn = itertools.product(*self.choices())
         return {ChunkSettings(*values).simplified() for values in drawn}
 
+    def costly_settings(self) -> list[ChunkSettings]:
+        """Of the settings that training can draw, those that can need the most memory.
+
+        The whole utterance needs no mask. With chunks the mask is as large whatever they are, but
+        the windows of the positional convolution overlap the more the smaller the chunks.
+        """
+        drawn = self.all_settings() if self.streaming else {ChunkSettings()}
+        whole = [s for s in drawn if s.is_full_context]
+        chunks = [s for s in drawn if not s.is_full_context]
+        return whole + sorted(chunks, key=lambda s: s.chunk_size)[:1]
+
     def draw(self, seed: int, step: int) -> ChunkSettings:
         """The setting of a training step: the same on every process, for every restart."""
         if not self.streaming:

@@ -17,7 +17,10 @@ from xlsr_transducer.options import Options, option
 if TYPE_CHECKING:
     from xlsr_transducer.training.step import Stepper
 
-ADVICE = "lower --max-duration, bound --max-frames-tokens, or give --gradient-checkpointing 1"
+ADVICE = (
+    "lower --max-duration, bound --max-frames-tokens, or give --gradient-checkpointing 1, and "
+    "resume with --resume auto"
+)
 
 
 @dataclasses.dataclass(frozen=True)

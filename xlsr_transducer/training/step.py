@@ -16,6 +16,7 @@ from torch import Tensor
 from xlsr_transducer.config import ModelConfig
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.masking import drop_layers
 from xlsr_transducer.model.transducer import LossOptions
 from xlsr_transducer.training.distributed import Process
@@ -97,30 +98,42 @@ class Stepper:
                 )
 
     def fits(self, batch: Batch) -> bool:
-        """Whether forward and backward of a batch fit into memory, when all that will be trained
-        is trained, beside the optimizer's state; leaves nothing behind."""
+        """Whether forward and backward of a batch fit into memory with every chunk setting, when
+        all that will be trained is trained, beside the optimizer's state; leaves nothing."""
         state = self.state
         step = max(state.progress.step, self.optim.freeze_encoder_steps)
         set_trainable(state.model, self.optim, step)
         drop_layers(state.model.encoder.xlsr, 0.0, self.seed, step)
-        trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
-        trained //= self.process.world_size if self.is_sharded else 1
-        moments = 0 if state.optimizer.state else 2
-        reserved = torch.empty(moments * trained, device=self.process.device)
-        has_fitted = self._backward(batch, step)
+        reserved = torch.empty(self._moments_to_come(), device=self.process.device)
+        has_fitted = True
+        for chunk in self.config.streaming.costly_settings():
+            has_fitted = has_fitted and self._backward(batch, step, chunk=chunk)
+            self._forget()
         del reserved
-        self._forget()
         return has_fitted
 
-    def _backward(self, batch: Batch, step: int, weight: float = 1.0) -> bool:
+    def _moments_to_come(self) -> int:
+        """Numbers that the optimizer will keep of parameters of which it has none yet."""
+        has_state = self.state.optimizer.state
+        new = [p for p in self.state.model.parameters() if p.requires_grad and p not in has_state]
+        return 2 * sum(p.numel() for p in new) // (
+            self.process.world_size if self.is_sharded else 1
+        )
+
+    def _backward(
+        self, batch: Batch, step: int, weight: float = 1.0, chunk: ChunkSettings | None = None
+    ) -> bool:
         """Adds the gradient of a batch, times ``weight``; of weight 0 it is not reported.
+
+        Args:
+          chunk: None: the setting that is drawn for ``step``.
 
         Returns:
           False if memory ran out, which leaves a part of the gradient.
         """
         epoch = self.state.progress.epoch
         seed_batch(self.seed, epoch, batch.place.index)
-        chunk = self.config.streaming.draw(self.seed, step)
+        chunk = chunk or self.config.streaming.draw(self.seed, step)
         try:
             with self.failed.watch(batch, step, epoch, chunk) as attempt:
                 loss, sums = self._loss(batch.to(self.process.device), attempt)

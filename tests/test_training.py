@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_recipe import run_train
 
+from xlsr_transducer import train_lm
 from xlsr_transducer.config import StreamingOptions
-from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.datamodule import DataModule, DataOptions, Part
 from xlsr_transducer.data.features import find_features
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.errors import UserError
@@ -26,6 +29,7 @@ from xlsr_transducer.training.checkpoint import (
 )
 from xlsr_transducer.training.extent import Extent, with_warm_step
 from xlsr_transducer.training.state import Progress
+from xlsr_transducer.training.step import Stepper
 from xlsr_transducer.training.storage import save_atomically
 
 
@@ -81,6 +85,29 @@ def test_a_new_training_does_not_mix_its_files_with_those_of_an_older_one(
     with pytest.raises(UserError, match="holds checkpoints of a training already.*--resume auto"):
         run_train(corpus, tmp_path)
     assert not (tmp_path / "settings.json").exists()
+
+
+def test_two_trainings_in_one_folder_are_refused_and_a_killed_one_frees_it(
+    corpus: Path, tmp_path: Path
+) -> None:
+    code = ("import sys, time; from pathlib import Path; "
+            "from xlsr_transducer.training.resume import sole_training\n"
+            "with sole_training(Path(sys.argv[1])):\n"
+            "    print('locked', flush=True); time.sleep(600)")  # fmt: skip
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=f"{tmp_path}: another training is running in it"):
+            run_train(corpus, tmp_path)
+        with pytest.raises(UserError, match=f"{tmp_path}: another training is running in it"):
+            train_lm.main([f"--data-dir={corpus}", f"--exp-dir={tmp_path}"])
+        assert [path.name for path in tmp_path.iterdir()] == ["training.lock"]
+    finally:
+        other.kill()
+        other.communicate()
+    run_train(corpus, tmp_path, "--num-epochs=1")
 
 
 def test_the_running_mean_equals_the_mean_of_the_weights_of_each_step(
@@ -258,6 +285,43 @@ def test_batches_repeat_for_a_seed_and_resume_behind_those_seen(corpus: Path) ->
     assert ids[2:] == [b.ids for b in data.train_loader(["train"], epoch=3, seed=1, skip=2)]
     assert ids != [b.ids for b in data.train_loader(["train"], epoch=4, seed=1)]
     assert sorted(sum(ids, [])) == sorted(c.id for c in data.cuts("train"))
+
+
+def test_an_epoch_resumed_with_other_batch_options_takes_the_utterances_that_are_left_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, taken = Stepper.add, []
+
+    def noted(self, batch) -> None:
+        taken.append(batch.ids)
+        add(self, batch)
+
+    monkeypatch.setattr(Stepper, "add", noted)
+    everything = sorted(c.id for c in data_module(corpus).cuts("train"))
+    settings = [
+        ("--max-duration=9",),
+        ("--max-duration=4", "--num-buckets=3"),
+        ("--max-duration=12", "--seed=7", "--total-duration=24"),
+    ]
+    used: list[list[str]] = []
+    for i, options in enumerate(settings):  # each goes two steps, and the last one to the end
+        exp = tmp_path / str(i)
+        exp.mkdir()
+        if i:
+            shutil.copy(tmp_path / str(i - 1) / f"checkpoint-{2 * i}.pt", exp)
+        run_train(corpus, exp, "--num-epochs=1", "--save-every-n=1", "--resume=auto", *options)
+        used += taken if i == len(settings) - 1 else taken[:2]
+        taken.clear()
+    assert sorted(sum(used, [])) == everything
+    assert read_checkpoint(tmp_path / "2" / "epoch-1.pt")["progress"]["seconds"] > 0
+    log = "".join(path.read_text() for path in (tmp_path / "1" / "log").iterdir())
+    assert "other batch options than for the first 2 batches of epoch 1: max_duration 9.0 " in log
+    # Nothing is left: the epoch only ends.
+    last = data_module(corpus, max_duration=5.0)
+    count = sum(1 for _ in last.train_loader(["train"], 1, 1))
+    part = Part(last.batch_options(["train"], 1), count)
+    other = data_module(corpus, max_duration=8.0)
+    assert not list(other.train_loader(["train"], 1, 1, count, earlier=[part]))
 
 
 def test_chunk_settings_are_drawn_the_same_for_a_seed_and_step() -> None:

@@ -5,17 +5,19 @@ Letters: N utterances, T frames, n samples, D width of the features, U tokens.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import logging
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from operator import eq
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +49,9 @@ from xlsr_transducer.errors import UserError
 from xlsr_transducer.options import Options, option
 
 fit_sampler_to_lhotse()
+DECIDE_BATCHES = (
+    "max_duration", "max_frames_tokens", "num_buckets", "min_utterance", "max_utterance"
+)  # fmt: skip
 PR_SET_PDEATHSIG = 1  # of Linux: a signal for this process when its parent has ended
 
 MOST_BUCKETS = 10_000  # and so many utterances show the durations
@@ -167,6 +172,13 @@ class SplitSummary:
         write_text(path, "utterance\treason\n" + "".join(rows))
 
 
+class Part(NamedTuple):
+    """Batches of an epoch that were formed with the same options."""
+
+    options: dict[str, Any]  # as ``DataModule.batch_options`` gives them
+    batches: int
+
+
 class DataModule:
     """The loaders of one corpus, from features at a cut or from the waveform."""
 
@@ -274,16 +286,40 @@ class DataModule:
         skip: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        earlier: Sequence[Part] = (),
     ) -> DataLoader:
         """Shuffled batches of an epoch, the same for the same seed; this process's share of them.
 
         Args:
           skip: batches of the epoch that were trained on before, not read again.
+          earlier: where its first batches were formed with other options: the rest of the epoch's
+            utterances are batched, and ``skip`` counts these batches too.
         """
         augmenter = self.augmenter.at(seed, epoch)
-        batches = self._train_batches(splits, augmenter)
-        turns = Turns(batches, self.options.total_duration, rank, world_size, skip)
+        batches = self._train_batches(splits, augmenter, self._seen(earlier, epoch))
+        first = sum(part.batches for part in earlier)
+        turns = Turns(
+            batches, self.options.total_duration, rank, world_size, skip - first, first
+        )
         return self._loader(turns, augmenter)
+
+    def batch_options(self, splits: list[str], seed: int) -> dict[str, Any]:
+        """All that decides which batches an epoch has, as plain values."""
+        values = {name: getattr(self.options, name) for name in DECIDE_BATCHES}
+        speed_perturb = self.augmenter.options.speed_perturb
+        return {"splits": splits, "seed": seed, "speed_perturb": speed_perturb, **values}
+
+    def _seen(self, parts: Sequence[Part], epoch: int) -> frozenset[str]:
+        """The ids of the utterances in an epoch's first batches, which are formed once more."""
+        seen: frozenset[str] = frozenset()
+        for part in parts:
+            o, then = part.options, copy.copy(self)
+            then.options = dataclasses.replace(self.options, **{n: o[n] for n in DECIDE_BATCHES})
+            augment = AugmentOptions(speed_perturb=o["speed_perturb"])
+            augmenter = dataclasses.replace(self.augmenter, options=augment).at(o["seed"], epoch)
+            batches = then._train_batches(o["splits"], augmenter, seen)
+            seen |= {cut.id for batch in islice(batches, part.batches) for cut in batch}
+        return seen
 
     def largest_batches(self, splits: list[str], epoch: int, seed: int) -> Iterator[Batch]:
         """The batches of an epoch that need the most memory, chosen by a sampler of their own."""
@@ -293,11 +329,16 @@ class DataModule:
             tokens = sum(num_tokens(cut) for cut in cuts)
             yield dataset[cuts, Place(0, 1, tokens, is_last=True)]
 
-    def _train_batches(self, splits: list[str], augmenter: Augmenter) -> Iterable[CutSet]:
+    def _train_batches(
+        self, splits: list[str], augmenter: Augmenter, without: frozenset[str] = frozenset()
+    ) -> Iterable[CutSet]:
+        """The batches of an epoch, of the utterances whose ids are not in ``without``."""
         manifests = [self.manifest(split) for split in splits]
         cuts = CutSet(Shuffled(manifests, augmenter.seed, augmenter.epoch))
         if self.features:
             cuts = cuts.with_features_path_prefix(self.features)
+        if without:
+            cuts = cuts.filter(lambda cut: cut.id not in without)
         cuts = self._usable(cuts).filter(self.is_fit)
         cuts = cuts.map(partial(augmenter.change_speed, is_fit=self.is_fit))
         return self._batches(cuts, shuffle=True, seed=augmenter.seed, epoch=augmenter.epoch)

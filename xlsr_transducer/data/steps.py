@@ -43,16 +43,18 @@ class Turns:
         rank: int = 0,
         world_size: int = 1,
         skip: int = 0,
+        first: int = 0,
     ):
         """
         Args:
           batches: of the whole epoch, the same on every process.
           total_duration: most seconds of audio in a step (a batch that is longer is a step of
             its own); 0: one batch for each process.
-          skip: batches of the epoch that were trained on before.
+          skip: batches that were trained on before.
+          first: the number in the epoch of the first of ``batches``.
         """
         self.batches, self.total_duration, self.skip = batches, total_duration, skip
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.first = rank, world_size, first
 
     def steps(self) -> Iterator[list[CutSet]]:
         """The batches of each step, over all processes."""
@@ -76,7 +78,7 @@ class Turns:
         return batches >= self.world_size
 
     def __iter__(self) -> Iterator[tuple[CutSet, Place]]:
-        start = self.skip
+        start = self.first + self.skip
         for step in self.steps():
             tokens = sum(num_tokens(cut) for batch in step for cut in batch)
             turns = -(-len(step) // self.world_size)

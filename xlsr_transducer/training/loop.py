@@ -209,13 +209,15 @@ class Trainer:
     def _train_epoch(self) -> bool:
         """Whether it came to the epoch's end."""
         progress, process = self.state.progress, self.process
+        splits, seed = self.splits["train"], self.loop.seed
         loader = self.data.train_loader(
-            self.splits["train"],
+            splits,
             progress.epoch,
-            self.loop.seed,
+            seed,
             progress.batches,
             process.rank,
             process.world_size,
+            progress.use_batch_options(self.data.batch_options(splits, seed)),
         )
         for batch in loader:
             self.stepper.add(batch)

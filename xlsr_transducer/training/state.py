@@ -8,6 +8,7 @@ have drawn, on any number of processes.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.errors import UserError
+from xlsr_transducer.data.datamodule import Part
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.averaging import Weights, take_into_mean
 from xlsr_transducer.training.distributed import Process
@@ -39,11 +41,36 @@ class Progress:
     seconds: float = 0.0  # of audio, over all epochs
     too_large: int = 0  # batches left out, as they did not fit into memory
     best_wer: float = float("inf")
+    # Of this epoch: the options that decided its batches, each from batch ``first`` on.
+    parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     averaged: int = 0  # steps that the running mean of the weights covers
     # What the schedules span, as the last options had it.
     num_epochs: int = 0
     total_seconds: float = 0.0  # of audio in the whole training
     warm_step: int = -1
+
+
+    def use_batch_options(self, options: dict[str, Any]) -> list[Part]:
+        """Notes the options that decide the epoch's batches from here on.
+
+        Returns:
+          the parts of the epoch before that were decided by others.
+        """
+        parts = self.parts
+        if self.batches == 0:
+            parts.clear()
+        if not parts or parts[-1]["options"] != options:
+            if parts:
+                before = parts[-1]["options"]
+                changed = [f"{k} {before[k]} and {v}" for k, v in options.items() if v != before[k]]
+                logging.info(
+                    f"other batch options than for the first {self.batches} batches of epoch "
+                    f"{self.epoch}: {'; '.join(changed)}: the utterances that are left are "
+                    "batched anew, each once"
+                )
+            parts.append({"options": options, "first": self.batches if parts else 0})
+        ends = [part["first"] for part in parts[1:]]
+        return [Part(p["options"], end - p["first"]) for p, end in zip(parts, ends)]
 
 
 @dataclasses.dataclass

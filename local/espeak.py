@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,34 @@ class Speech:
     phonemes: list[tuple[int, str]]  # (first sample, espeak's phoneme name), in order of time
 
 
+@functools.lru_cache(maxsize=1)
+def _library() -> tuple[ctypes.CDLL, Path, int]:
+    """libespeak-ng, its data and its sampling rate.
+
+    It is initialised once in a process: a second time would free the tables of phonemes that the
+    voices chosen before still point to, and speech would come from whatever lies there later.
+    """
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise UserError(
+            "speech synthesis needs the package espeakng-loader: pip install espeakng-loader"
+        ) from None
+    data = Path(espeakng_loader.get_data_path())
+    lib = ctypes.CDLL(espeakng_loader.get_library_path())
+    lib.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+    lib.espeak_Synth.argtypes = [
+        ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
+        ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
+    ]  # fmt: skip
+    rate = lib.espeak_Initialize(
+        _SYNCHRONOUS, 0, str(data).encode(), _OPTION_PHONEME_EVENTS | _OPTION_DONT_EXIT
+    )
+    if rate <= 0:
+        raise UserError(f"libespeak-ng does not start with its data in {data}")
+    return lib, data, rate
+
+
 class Synthesizer:
     """libespeak-ng with its voices.
 
@@ -61,32 +90,12 @@ class Synthesizer:
     """
 
     def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ImportError:
-            raise UserError(
-                "speech synthesis needs the package espeakng-loader: pip install espeakng-loader"
-            ) from None
-        self._data = Path(espeakng_loader.get_data_path())
-        self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
-        self._lib.espeak_Initialize.argtypes = [
-            ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int,
-        ]  # fmt: skip
-        self._lib.espeak_Synth.argtypes = [
-            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
-            ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
-        ]  # fmt: skip
-        self.sampling_rate = self._lib.espeak_Initialize(
-            _SYNCHRONOUS, 0, str(self._data).encode(), _OPTION_PHONEME_EVENTS | _OPTION_DONT_EXIT
-        )
-        if self.sampling_rate <= 0:
-            raise UserError(f"libespeak-ng does not start with its data in {self._data}")
+        self._lib, self._data, self.sampling_rate = _library()
         # The library seeds the breath noise of some voices from the clock.
         self._lib.espeak_ng_SetRandSeed(ctypes.c_long(1))
         self._blocks: list[np.ndarray] = []
         self._phonemes: list[tuple[int, str]] = []
         self._callback = _Callback(self._receive)  # kept, or ctypes would free it
-        self._lib.espeak_SetSynthCallback(self._callback)
 
     def _receive(self, wav, count, events) -> int:
         if wav and count > 0:
@@ -126,6 +135,7 @@ class Synthesizer:
         self.check_voice(voice)
         self._blocks.clear()
         self._phonemes.clear()
+        self._lib.espeak_SetSynthCallback(self._callback)  # each synthesizer has its own
         self._lib.espeak_SetVoiceByName(voice.encode())
         for parameter, value in (
             (_PARAMETER_RATE, rate),

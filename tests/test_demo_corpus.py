@@ -98,6 +98,14 @@ def test_phonemes_are_in_order_and_where_the_sound_is():
     assert ratio[1] > 3 * ratio[0]
 
 
+def test_the_library_is_started_once_as_a_second_start_frees_what_voices_point_to():
+    from local import espeak
+
+    first, second = espeak.Synthesizer(), espeak.Synthesizer()
+    assert espeak._library.cache_info().misses == 1
+    assert len(first.speak("asa", "et").samples) > 0 and not second._blocks
+
+
 def test_unknown_voices_are_refused_by_name():
     from local.espeak import Synthesizer
 

@@ -175,7 +175,8 @@ def test_on_a_full_disk_earlier_exports_stay_and_nothing_half_written(
                     {"wav2vec2_ctc": True}, {"hf": hf}):  # fmt: skip
         formats = FormatOptions(**{"pretrained": False, **options})
         with full_disk(), pytest.raises(UserError, match=f"{out}.* could not be written .*large"):
-            export.export(dataclasses.replace(job, options=formats), out, Reference(job.loaded, []))
+            some = dataclasses.replace(job, options=formats)
+            export.export(some, out, Reference(job.loaded, []))
     assert sorted(p.name for p in out.iterdir()) == sorted(names)
     for path in (*out.iterdir(), *hf.iterdir()):
         assert path.read_text() == f"earlier {path.name}"
@@ -218,7 +219,8 @@ def test_recognising_needs_neither_lhotse_nor_training() -> None:
     lines = [f"import xlsr_transducer.{name}" for name in names]
     foreign = ["lhotse", "k2", "tensorboard", "transformers", "torchaudio", "kaldialign"]
     # Of training/, the reading of checkpoint files.
-    allowed = [f"xlsr_transducer.training{name}" for name in ("", ".storage", ".averaging", ".checkpoint")]
+    names = ("", ".storage", ".averaging", ".checkpoint")
+    allowed = [f"xlsr_transducer.training{name}" for name in names]
     lines.append(f"import sys; found = [m for m in {foreign} if m in sys.modules]")
     lines.append("ours = [m for m in sys.modules if m.startswith('xlsr_transducer.training')]")
     lines.append(f"print(found + [m for m in ours if m not in {allowed}])")
@@ -302,6 +304,28 @@ def test_damaged_files_are_refused_by_name(folder, tmp_path, wavs, name, kind) -
 def test_files_of_another_kind_are_refused(folder, wavs, command, model, message) -> None:
     with pytest.raises(UserError, match=message):
         command.main(["--nn-model-filename", str(folder / model), str(wavs[0])])
+
+
+def test_traces_and_tokens_of_other_parts_and_models_are_refused(folder, wavs, tmp_path) -> None:
+    parts = ("encoder", "decoder", "joiner")
+    flags = [f"--{part}-model-filename" for part in parts]
+    for i, name in ((0, "cpu_jit.pt"), (0, TRACES[1]), (1, TRACES[2]), (2, TRACES[0])):
+        files = [str(folder / trace) for trace in TRACES]
+        files[i] = str(folder / name)
+        words = [word for pair in zip(flags, files) for word in pair]
+        with pytest.raises(UserError, match=f"{name}: is no traced {parts[i]}"):
+            jit_trace_pretrained.main([*words, str(wavs[0])])
+    tokens = (folder / "tokens.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "tokens.txt").write_text("".join(tokens[:-1]))
+    for name, count in ((tmp_path / "tokens.txt", -1), (folder / wav2vec2_ctc.TOKENS, 1)):
+        words = ["--nn-model-filename", str(folder / "cpu_jit.pt"), "--tokens", str(name)]
+        with pytest.raises(UserError, match=f"{name}: has {len(tokens) + count} tokens"):
+            jit_pretrained.main([*words, str(wavs[0])])
+
+
+def test_an_export_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing is left to export"):
+        FormatOptions(pretrained=False)
 
 
 def test_audio_and_tokens_that_cannot_be_read_are_named(folder, wavs, tmp_path, capsys) -> None:

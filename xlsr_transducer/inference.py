@@ -137,16 +137,22 @@ def run(
     return status
 
 
-def tokens_beside(model: Path, tokens: Path | None) -> list[str]:
-    """The tokens in the file ``tokens``, by default in tokens.txt beside the model.
+def tokens_beside(model: Path, tokens: Path | None, decoder: nn.Module) -> list[str]:
+    """Returns the tokens in the file ``tokens``, by default in tokens.txt beside the model.
 
     Raises:
-      UserError: there is no such file, or it is broken.
+      UserError: there is no such file, it is broken, or of another model than the decoder.
     """
     path = tokens or model.parent / "tokens.txt"
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the tokens of the model with --tokens")
-    return read_tokens(path)
+    found, expected = read_tokens(path), len(decoder.embedding.weight)
+    if len(found) != expected:
+        raise UserError(
+            f"{path}: has {len(found)} tokens, and the model in {model} has {expected}; give the "
+            "tokens.txt that was exported with it"
+        )
+    return found
 
 
 def check_archive(path: Path) -> Path:

@@ -46,7 +46,7 @@ def load(options: ScriptOptions) -> Recogniser:
     model = load_transducer(options.nn_model_filename)
     if hasattr(model.encoder, "get_init_states"):
         raise UserError(f"{options.nn_model_filename}: streams; use jit_pretrained_streaming")
-    tokens = tokens_beside(options.nn_model_filename, options.tokens)
+    tokens = tokens_beside(options.nn_model_filename, options.tokens, model.decoder)
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
         out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))

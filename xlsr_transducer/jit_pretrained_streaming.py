@@ -46,7 +46,7 @@ def load(options: ScriptOptions) -> Recogniser:
       UserError: the file's model does not stream.
     """
     model = load_transducer(options.nn_model_filename)
-    tokens = tokens_beside(options.nn_model_filename, options.tokens)
+    tokens = tokens_beside(options.nn_model_filename, options.tokens, model.decoder)
     encoder = model.encoder
     if not hasattr(encoder, "get_init_states"):
         raise UserError(f"{options.nn_model_filename}: does not stream; use jit_pretrained for it")

@@ -66,11 +66,14 @@ def load(options: TraceOptions) -> Recogniser:
     encoder = load_script(options.encoder_model_filename)
     decoder = load_script(options.decoder_model_filename)
     joiner = load_script(options.joiner_model_filename)
-    tokens = tokens_beside(options.encoder_model_filename, options.tokens)
-    if not hasattr(decoder, "embedding"):
-        raise UserError(f"{options.decoder_model_filename}: is no traced decoder")
-    if not hasattr(joiner, "output_linear"):
-        raise UserError(f"{options.joiner_model_filename}: is no traced joiner")
+    for path, part, name, own in (
+        (options.encoder_model_filename, encoder, "encoder", "scripted"),
+        (options.decoder_model_filename, decoder, "decoder", "embedding"),
+        (options.joiner_model_filename, joiner, "joiner", "output_linear"),
+    ):
+        if not hasattr(part, own):
+            raise UserError(f"{path}: is no traced {name}")
+    tokens = tokens_beside(options.encoder_model_filename, options.tokens, decoder)
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
         out, lens = encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))

@@ -39,6 +39,8 @@ class FormatOptions:
     data_dir: Path = option(Path("data"), "its validation set shows what int8 changes")
 
     def __post_init__(self) -> None:
+        if not any(getattr(self, name) for name in FORMATS):
+            raise UserError("--pretrained 0: nothing is left to export; give --jit 1, for example")
         for name in ("fp16", "int8"):
             if getattr(self, name) and not self.onnx:
                 raise UserError(f"--{name} 1 needs --onnx 1: it is a kind of ONNX file")

@@ -8,8 +8,11 @@ if [[ $here == "${BASH_SOURCE[0]}" ]]; then here=.; fi
 usage() {
   cat <<'END'
 Usage: ./prepare.sh --train-list FILE --val-list FILE [--test-list FILE ...] [options]
+       ./prepare.sh --test-list FILE ... [options]
 
-Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is made and used.
+Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is made and used. Test
+lists alone make test sets, in a new data folder or beside what one holds. Relative paths of options
+begin where you stand, those in a list in its folder.
 
   stage 0   demo corpus (only without lists)      DATA/demo/
   stage 1   lists to recordings and supervisions  DATA/manifests/{recordings,supervisions,rejected}_*
@@ -23,7 +26,7 @@ Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is mad
   --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5, 6 or 7 runs that one)
   --train-list, --val-list, --test-list FILE   --test-list may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
-  --data-dir DIR         where everything is written (default: data, beside this script)
+  --data-dir DIR         where everything is written (default: data)
   --vocab-size N         BPE tokens (default: 2500)
   --lang CODE            language of the text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
@@ -47,19 +50,14 @@ fail() {
   exit 2
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-caller=$PWD
-
-# Paths count from where the user stands; the stages run in the recipe's folder.
-from_here() {
-  if [[ $1 == /* || $caller == "$root" ]]; then echo "$1"; else echo "$caller/$1"; fi
-}
+root=$(cd "$here" && pwd)
 
 stage=0
 stop_stage=
 train_list=
 val_list=
 test_lists=()
+only_tests=()
 audio_root=
 data_dir=data
 vocab_size=2500
@@ -84,21 +82,17 @@ set_option() {
     --vocab-size)  # names a folder, so it has one spelling
       [[ $value =~ ^[1-9][0-9]*$ ]] || fail "$name $value: must be a whole number above 0"
       vocab_size=$value ;;
-    --train-list) train_list=$(from_here "$value") ;;
-    --val-list) val_list=$(from_here "$value") ;;
-    --test-list) test_lists+=(--test-list "$(from_here "$value")") ;;
-    --audio-root) audio_root=$(from_here "$value") ;;
-    --data-dir) data_dir=$(from_here "$value") ;;
+    --train-list) train_list=$value ;;
+    --val-list) val_list=$value ;;
+    --test-list) test_lists+=("$name" "$value") ;;
+    --audio-root) audio_root=$value ;;
+    --data-dir) data_dir=$value ;;
     --lang) lang=$value ;;
     --max-rejected) max_rejected=$value ;;
-    --lm-text) lm_text=("$name" "$(from_here "$value")") ;;
+    --lm-text) lm_text=("$name" "$value") ;;
     --ngram-order) ngram_options+=("$name" "$value") ;;
     --lower-case | --punctuation) text_options+=("$name" "$value") ;;
-    --xlsr)
-      # What does not exist here may be a name of Hugging Face's hub.
-      if [[ -e $value ]]; then value=$(from_here "$value"); fi
-      feature_options+=("$name" "$value") ;;
-    --cut | --normalize | --num-jobs | --device | --extractor | --chunk-size | --subset | \
+    --xlsr | --cut | --normalize | --num-jobs | --device | --extractor | --chunk-size | --subset | \
       --left-context-chunks | --attention-sink-size | --max-duration | --name)
       feature_options+=("$name" "$value") ;;
     *) fail "unknown option $name (see ./prepare.sh --help)" ;;
@@ -121,8 +115,7 @@ done
 stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 ((stage <= stop_stage)) || fail "--stage $stage comes after --stop-stage $stop_stage"
 
-cd "$root"
-. local/activate.sh
+. "$root/local/activate.sh"
 
 # run COMMAND...: a program of a stage. It answers Ctrl-C itself; then no other is started.
 run() {
@@ -132,6 +125,16 @@ run() {
 }
 
 runs() { ((stage <= $1 && stop_stage >= $1)); }
+
+# One at a time in a data folder. The system frees the lock when the last program of this one ends.
+lock_data() {
+  if runs 0 || runs 1; then mkdir -p "$data_dir" || exit 2; fi
+  if [[ -z ${has_lock:-} && -w $data_dir ]] && command -v flock >/dev/null; then
+    exec 9>>"$data_dir/.lock"
+    flock -n 9 || fail "another prepare.sh is working in $data_dir: wait for it"
+    has_lock=1
+  fi
+}
 
 if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
   demo=$data_dir/demo
@@ -143,19 +146,24 @@ if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
       log "Stage 0: the demo corpus is there already, in $demo"
     else
       log "Stage 0: making the demo corpus in $demo"
+      lock_data
       run python -m local.make_demo_corpus --out-dir "$demo"
     fi
   elif runs 1 && [[ ! -f $train_list ]]; then
     fail "no lists: give --train-list and --val-list, or begin with --stage 0 for the demo corpus"
   fi
+elif [[ -z $train_list && -z $val_list ]]; then
+  only_tests=(--only-tests)
 elif [[ -z $train_list || -z $val_list ]]; then
-  fail "lists come together: --train-list and --val-list are needed"
+  fail "--train-list and --val-list come together"
 fi
+
+lock_data
 
 if runs 1; then
   log "Stage 1: lists to manifests in $data_dir/manifests"
   run python -m local.prepare_manifests \
-    --train-list "$train_list" --val-list "$val_list" ${test_lists[@]+"${test_lists[@]}"} \
+    ${train_list:+--train-list "$train_list" --val-list "$val_list"} ${test_lists[@]+"${test_lists[@]}"} \
     ${audio_root:+--audio-root "$audio_root"} \
     --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
 fi
@@ -163,13 +171,16 @@ fi
 if runs 2; then
   log "Stage 2: text and BPE model in $data_dir/lang_bpe_$vocab_size"
   run python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
-    --max-rejected "$max_rejected" ${text_options[@]+"${text_options[@]}"}
-  run python -m local.prepare_lang --data-dir "$data_dir" --vocab-size "$vocab_size"
+    --max-rejected "$max_rejected" ${only_tests[@]+"${only_tests[@]}"} \
+    ${text_options[@]+"${text_options[@]}"}
+  if ((!${#only_tests[@]})); then
+    run python -m local.prepare_lang --data-dir "$data_dir" --vocab-size "$vocab_size"
+  fi
 fi
 
 if runs 3; then
   log "Stage 3: features in $data_dir/features"
-  run ./extract_features.sh --data-dir "$data_dir" ${feature_options[@]+"${feature_options[@]}"}
+  run "$root/extract_features.sh" --data-dir "$data_dir" ${feature_options[@]+"${feature_options[@]}"}
 fi
 
 if runs 4; then

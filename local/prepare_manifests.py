@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,11 +31,13 @@ from local.manifests import (
     JsonlGzWriter,
     check_rejected,
     manifest_path,
+    read_jsonl_gz,
     rejected_path,
     write_rejected,
 )
 from local.probe_audio import AudioInfo, AudioProblem, probe_audio
-from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.files import replacing, write_text
+from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Number, Parser, word
 
@@ -132,6 +134,10 @@ class UtteranceIds:
             return self._where[key]
         self._where[key] = (split, line)
         return None
+
+    def take(self, utterance: str) -> None:
+        """Notes that this name is used."""
+        self._used.add(utterance)
 
     def name(self, path: str) -> str:
         """The file's name without its ending; if taken, with a hash of the path in the list."""
@@ -251,12 +257,20 @@ def _repetition(entry: Entry, split: str, ids: UtteranceIds) -> str:
 
 
 def name_splits(args: argparse.Namespace) -> dict[str, Path]:
-    """Split names and their lists. Several test lists are named after their files."""
-    lists = {"train": args.train_list, "val": args.val_list}
+    """Split names and their lists. Several test lists are named after their files.
+
+    Raises:
+      UserError: lists that do not exist, or do not go together.
+    """
+    if (args.train_list is None) != (args.val_list is None) or not (
+        args.train_list or args.test_list
+    ):
+        raise UserError("--train-list and --val-list come together, or --test-list alone")
+    lists = {"train": args.train_list, "val": args.val_list} if args.train_list else {}
     for path in args.test_list:
         stem = re.sub(r"[^\w-]+", "_", path.stem)
         name = stem if len(args.test_list) > 1 else "test"
-        if name in lists:
+        if name in lists or name in ("train", "val"):
             raise UserError(f"two lists would be called {name!r}: rename the test list {path}")
         lists[name] = path
     for path in lists.values():
@@ -266,10 +280,33 @@ def name_splits(args: argparse.Namespace) -> dict[str, Path]:
     return lists
 
 
+def present_splits(
+    data_dir: Path, lists: Iterable[str], ids: UtteranceIds
+) -> dict[str, list[str]]:
+    """The splits of a data folder but those that are made anew; notes their ids and audio.
+
+    Returns:
+      Empty lists for a new folder.
+    """
+    if not (data_dir / "manifests" / "splits.json").is_file():
+        return {"train": [], "val": [], "test": []}
+    splits = load_splits(data_dir)
+    kept = {role: [n for n in names if n not in lists] for role, names in splits.items()}
+    for split in (name for names in kept.values() for name in names):
+        for supervision, recording in zip(
+            read_jsonl_gz(manifest_path(data_dir, "supervisions", split)),
+            read_jsonl_gz(manifest_path(data_dir, "recordings", split)),
+        ):
+            line = (supervision.get("custom") or {}).get("line", 0)
+            ids.take(recording["id"])
+            ids.first_use(recording["sources"][0]["source"], split, line)
+    return kept
+
+
 def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-list", type=Path, required=True)
-    parser.add_argument("--val-list", type=Path, required=True)
+    parser.add_argument("--train-list", type=Path)
+    parser.add_argument("--val-list", type=Path, help="comes with --train-list")
     parser.add_argument(
         "--test-list", type=Path, action="append", default=[], help="may be given several times"
     )
@@ -302,12 +339,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--audio-root {args.audio_root} is not a folder")
     lists = name_splits(args)
     ids = UtteranceIds()
+    splits = {"train": ["train"], "val": ["val"], "test": []}
+    if not args.train_list:
+        splits = present_splits(args.data_dir, lists, ids)
     for split, list_path in lists.items():
         prepare_split(split, list_path, args, ids)
-    tests = [name for name in lists if name not in ("train", "val")]
-    splits = {"train": ["train"], "val": ["val"], "test": tests}
-    with replacing(args.data_dir / "manifests" / "splits.json") as [temporary]:
-        temporary.write_text(json.dumps(splits, indent=2) + "\n", encoding="utf-8")
+    splits["test"] += [name for name in lists if name not in ("train", "val")]
+    write_text(args.data_dir / "manifests" / "splits.json", json.dumps(splits, indent=2) + "\n")
 
 
 if __name__ == "__main__":

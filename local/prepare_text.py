@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import json
 import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -30,11 +32,13 @@ from local.manifests import (
     split_names,
     write_rejected,
 )
-from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.files import replacing, write_text
+from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.text import CharacterUse, TextNormalizer, TextOptions
 from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.options import Number, Parser, add_options, from_args, word
 
+OPTIONS_FILE = "text_options.json"
 _NO_TEXT = "empty text after normalization"
 _REPORT_HEADER = ("action", "character", "code", "name", "becomes")
 
@@ -116,9 +120,9 @@ def log_report(uses: dict[str, collections.Counter[CharacterUse]], path: Path) -
             shown if len(shown) <= 400 else shown[:400] + " ...",
         )  # fmt: skip
     written = {split: {c for use in counts for c in use.becomes} for split, counts in uses.items()}
-    train = next(iter(written.values()))
+    train = written.get("train", set())
     unknown = sorted(set().union(*written.values()) - train)
-    if unknown:
+    if unknown and train:
         logging.warning("not in the training text, so unknown to the model: %s", " ".join(unknown))
     if any(character.isdigit() for character in train):
         logging.warning("the text holds digits: better spell numbers out as they are spoken")
@@ -128,6 +132,25 @@ def log_report(uses: dict[str, collections.Counter[CharacterUse]], path: Path) -
 def _shown(use: CharacterUse) -> str:
     character = use.character if use.character.isprintable() else f"U+{ord(use.character):04X}"
     return f"{character}>{use.becomes}" if use.action == "mapped" else character
+
+
+def check_same_options(
+    path: Path, options: TextOptions, args: argparse.Namespace, splits: dict[str, list[str]]
+) -> None:
+    """Keeps the options of the training text; other ones for tests beside it are refused.
+
+    Raises:
+      UserError: names the options.
+    """
+    values = {**dataclasses.asdict(options), "lang": args.lang}
+    if not args.only_tests or not splits["train"]:
+        write_text(path, json.dumps(values, indent=2) + "\n")
+        return
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != values:
+        raise UserError(
+            f"the training text of {args.data_dir} was made with other options than these "
+            f"({path}): give test sets the same --lower-case, --punctuation and --lang"
+        )
 
 
 def get_parser() -> Parser:
@@ -142,6 +165,9 @@ def get_parser() -> Parser:
         default=1.0,
         help="percent of a list's lines",
     )
+    parser.add_argument(
+        "--only-tests", action="store_true", help="leave training and validation as they are"
+    )
     add_options(parser, TextOptions)
     return parser
 
@@ -149,12 +175,17 @@ def get_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    options = from_args(TextOptions, args)
+    splits = load_splits(args.data_dir)
+    names = splits["test"] if args.only_tests else split_names(args.data_dir)
+    folder = args.data_dir / "manifests"
+    check_same_options(folder / OPTIONS_FILE, options, args, splits)
     uses = {}
-    for split in split_names(args.data_dir):
-        normalizer = TextNormalizer(from_args(TextOptions, args), args.lang)
+    for split in names:
+        normalizer = TextNormalizer(options, args.lang)
         prepare_split(args.data_dir, split, normalizer, args.max_rejected)
         uses[split] = normalizer.uses
-    path = args.data_dir / "manifests" / "text_report.tsv"
+    path = folder / ("text_report_tests.tsv" if args.only_tests else "text_report.tsv")
     write_report(path, uses)
     log_report(uses, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import shutil
@@ -16,13 +17,16 @@ import soundfile
 from local import validate_manifests
 from local.manifests import JsonlGzWriter, read_jsonl_gz
 from xlsr_transducer.data.features import FeatureInfo
+from xlsr_transducer.data.sources import cuts_digest, note_source
 from xlsr_transducer.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = ["bash", str(ROOT / "prepare.sh"), *arguments]
+def run(
+    *arguments: str, cwd: Path, script: str = "prepare.sh"
+) -> subprocess.CompletedProcess:
+    command = ["bash", str(ROOT / script), *arguments]
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     environment = {"VIRTUAL_ENV": sys.prefix, "PATH": path}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
@@ -100,6 +104,71 @@ def test_bad_options_are_one_line_and_status_2(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def add_test_list(folder: Path, name: str) -> None:
+    folder.mkdir(exist_ok=True)
+    soundfile.write(folder / f"{name}.wav", np.zeros(4000), 8000)
+    (folder / f"{name}.txt").write_text(f"{name}.wav|Tere uus!|s9\n")
+
+
+def test_test_lists_alone_make_test_sets_beside_a_corpus_or_in_a_new_folder(prepared, tmp_path):
+    data = copy_of(prepared, tmp_path)
+    add_test_list(tmp_path / "lists", "new")
+    before = {p: p.read_bytes() for p in data.rglob("*train*") if p.is_file()}
+    bpe = (data / "lang_bpe_20/bpe.model").stat().st_mtime_ns
+    words = ["--stop-stage", "2", "--test-list", "lists/new.txt", "--data-dir"]
+    result = run(*words, "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    splits = {"train": ["train"], "val": ["val"], "test": ["easy", "hard", "test"]}
+    assert json.loads((data / "manifests/splits.json").read_text()) == splits
+    assert {p: p.read_bytes() for p in before} == before
+    assert (data / "lang_bpe_20/bpe.model").stat().st_mtime_ns == bpe
+    [cut] = read_jsonl_gz(data / "manifests/cuts_test.jsonl.gz")
+    assert (cut["id"], cut["supervisions"][0]["text"]) == ("new", "tere uus")
+    validate_manifests.main(["--data-dir", str(data)])
+    assert run(*words, "fresh", cwd=tmp_path).returncode == 0
+    splits = {"train": [], "val": [], "test": ["test"]}
+    assert json.loads((tmp_path / "fresh/manifests/splits.json").read_text()) == splits
+    validate_manifests.main(["--data-dir", str(tmp_path / "fresh")])
+
+
+def test_a_test_list_beside_a_corpus_may_not_contradict_it(prepared, tmp_path):
+    data = copy_of(prepared, tmp_path)
+    audio = prepared[0].parent / "audio" / "train0.wav"
+    (tmp_path / "same.txt").write_text(f"{audio}|tere|s\n")
+    add_test_list(tmp_path, "new")
+    words = ["--stop-stage", "2", "--data-dir", "out", "--test-list"]
+    result = run(*words, "same.txt", cwd=tmp_path)
+    assert result.returncode == 2 and "is in two splits: line 1 of the train" in result.stderr
+    result = run(*words, "new.txt", "--punctuation", "keep", cwd=tmp_path)
+    assert result.returncode == 2 and "the same --lower-case" in result.stderr
+    assert not (data / "manifests" / "cuts_test.jsonl.gz").exists()
+
+
+def test_a_second_prepare_in_one_data_folder_is_refused_until_the_first_ends(prepared, tmp_path):
+    copy_of(prepared, tmp_path)
+    with open(tmp_path / "out" / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run("--stage=4", "--data-dir=out", cwd=tmp_path)
+        assert result.returncode == 2
+        assert result.stderr == "error: another prepare.sh is working in out: wait for it\n"
+    assert run("--stage=4", "--data-dir=out", cwd=tmp_path).returncode == 0
+
+
+def test_relative_paths_begin_where_the_user_stands_for_every_script(tmp_path):
+    (tmp_path / "local").mkdir()  # as icefall's recipes have it
+    (tmp_path / "local" / "__init__.py").write_text("raise SystemExit('a foreign program')")
+    (tmp_path / "my.yaml").write_text("nonsense: 1\n")
+    result = run("--conf", "my.yaml", cwd=tmp_path, script="train.sh")
+    assert result.returncode == 2 and "my.yaml:1:" in result.stderr
+    (tmp_path / "data" / "manifests").mkdir(parents=True)
+    (tmp_path / "data" / "manifests" / "splits.json").write_text("")
+    for script, options in (("prepare.sh", ["--stage=4"]), ("extract_features.sh", [])):
+        result = run(*options, cwd=tmp_path, script=script)
+        if sys.version_info >= (3, 11):  # from there on Python can leave out the current folder
+            message = "error: data/manifests/splits.json is damaged"
+            assert result.returncode == 2 and message in result.stderr
+
+
 def test_help_names_every_stage(tmp_path):
     result = run("--help", cwd=tmp_path)
     assert result.returncode == 0
@@ -166,6 +235,8 @@ def make_features(data: Path, extra_frames: int = 0, dim: int = 4, short: bool =
                     "storage_path": ".", "storage_key": f"{cut['id']}.npy",
                 }  # fmt: skip
                 writer.write(cut)
+        digest = cuts_digest(data / f"manifests/cuts_{split}.jsonl.gz")
+        note_source(folder, f"cuts_{split}.jsonl.gz", digest)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ def require_current(data_dir: Path, features: Path | None, lang_dir: Path) -> No
       UserError: names the first of them, and the command that makes it again.
     """
     splits = load_splits(data_dir)
+    if not splits["train"]:
+        raise UserError(f"{data_dir} holds no training set: give ./prepare.sh a --train-list")
     for split in [*splits["train"], *splits["val"]] if features else ():
         reason = stale_features(features, data_dir, split)
         if reason:

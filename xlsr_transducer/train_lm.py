@@ -5,6 +5,7 @@ It learns the training text, or that of ``--lm-text``, and is validated on the t
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path

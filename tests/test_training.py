@@ -230,13 +230,14 @@ def test_the_schedules_span_all_training_splits_and_say_when_a_resumed_training_
     splits = json.loads((corpus / "manifests" / "splits.json").read_text())
     both = {**splits, "train": ["train", "val"]}
     (data / "manifests" / "splits.json").write_text(json.dumps(both))
-    run_train(data, exp, "--num-epochs=1")
+    lang_dir = f"--lang-dir={find_lang_dir(corpus)}"  # that of ``data`` is of one split's text
+    run_train(data, exp, "--num-epochs=1", lang_dir)
     module = data_module(corpus)
     seconds = sum(module.summary(split).seconds for split in ("train", "val"))
     progress = read_checkpoint(exp / "epoch-1.pt")["progress"]
     assert progress["total_seconds"] == pytest.approx(seconds)
     assert progress["seconds"] == pytest.approx(seconds)
-    run_train(data, exp, "--num-epochs=2", "--resume=auto")
+    run_train(data, exp, "--num-epochs=2", "--resume=auto", lang_dir)
     log = "".join(path.read_text() for path in (exp / "log").iterdir())
     assert "training on 34 utterances" in log
     assert log.count("other schedules than before: --num-epochs 1 and 2: learning rate") == 1

@@ -154,6 +154,10 @@ class SpeechDataset(Dataset):
         return self.augmenter(cut, values) if self.augmenter else values
 
 
+def _is_left(cut: Cut, seen: frozenset[str]) -> bool:
+    return cut.id not in seen
+
+
 def _pad(rows: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
@@ -338,7 +342,7 @@ class DataModule:
         if self.features:
             cuts = cuts.with_features_path_prefix(self.features)
         if without:
-            cuts = cuts.filter(lambda cut: cut.id not in without)
+            cuts = cuts.filter(partial(_is_left, seen=without))
         cuts = self._usable(cuts).filter(self.is_fit)
         cuts = cuts.map(partial(augmenter.change_speed, is_fit=self.is_fit))
         return self._batches(cuts, shuffle=True, seed=augmenter.seed, epoch=augmenter.epoch)

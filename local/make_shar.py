@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from local.manifests import JsonlGzWriter, manifest_path, split_names
-from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.files import disk_errors_named, replacing, write_bytes
 from xlsr_transducer.data.audio import num_samples
 from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.features import (
@@ -58,7 +57,6 @@ def get_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args.out_dir.mkdir(parents=True, exist_ok=True)
     if args.audio:
         pack_audio(args.data_dir, args.out_dir, args.shard_size)
     else:
@@ -68,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pack_features(data_dir: Path, source: Path, out_dir: Path, shard_size: int) -> None:
     """Makes of a folder of features another one, which ``--features`` takes too."""
-    shutil.copy(source / INFO_FILE, out_dir / INFO_FILE)
+    write_bytes(out_dir / INFO_FILE, (source / INFO_FILE).read_bytes())
 
     def place(cut: Cut, tar: Path, where: str) -> Cut:
         path = str(tar.relative_to(out_dir))
@@ -82,7 +80,7 @@ def pack_features(data_dir: Path, source: Path, out_dir: Path, shard_size: int) 
         if reason:
             raise UserError(reason)
         for path in source.glob(f"*_{split}.tsv"):
-            shutil.copy(path, out_dir / path.name)
+            write_bytes(out_dir / path.name, path.read_bytes())
         digest = load_sources(source).get(cuts_path(source, split).name, "")
         _pack(
             load_feature_cuts(source, split), cuts_path(out_dir, split), digest, out_dir / split,
@@ -110,7 +108,8 @@ def pack_audio(data_dir: Path, out_dir: Path, shard_size: int) -> None:
             cuts, manifest_path(out_dir, "cuts", split), cuts_digest(path), out_dir / split,
             {"recording": "flac"}, ".flac", shard_size, place,
         )  # fmt: skip
-    shutil.copy(data_dir / "manifests" / "splits.json", out_dir / "manifests" / "splits.json")
+    splits = Path("manifests", "splits.json")
+    write_bytes(out_dir / splits, (data_dir / splits).read_bytes())
 
 
 def _has_audio(cut: Cut) -> bool:
@@ -146,14 +145,15 @@ def _pack(
             )
         logging.info(f"{manifest} is there: not written again")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
     field = next(iter(fields))
-    with SharWriter(folder, fields, shard_size, warn_unused_fields=False) as writer:
-        for cut in tqdm(cuts, desc=f"{folder.name}: packed", unit=" cuts", disable=None):
-            writer.write(cut)
-        tars = [Path(path) for path in writer.output_paths[field]]
+    with disk_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+        with SharWriter(folder, fields, shard_size, warn_unused_fields=False) as writer:
+            for cut in tqdm(cuts, desc=f"{folder.name}: packed", unit=" cuts", disable=None):
+                writer.write(cut)
+            tars = [Path(path) for path in writer.output_paths[field]]
     with replacing(manifest) as [temporary], JsonlGzWriter(temporary) as lines:
         for cut, (tar, name, where) in zip(cuts, _places(tars, suffix), strict=True):
             if name != cut.id:

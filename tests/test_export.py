@@ -27,6 +27,7 @@ from xlsr_transducer import (
 )
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.audio_file import read_audio_file
+from xlsr_transducer.data.tokenizer import read_tokens
 from xlsr_transducer.decoding import ChunkOptions
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting import torchscript, wav2vec2_ctc
@@ -326,6 +327,27 @@ def test_traces_and_tokens_of_other_parts_and_models_are_refused(folder, wavs, t
 def test_an_export_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="nothing is left to export"):
         FormatOptions(pretrained=False)
+
+
+@pytest.mark.parametrize(
+    "command, options",
+    [
+        (jit_pretrained, ["--nn-model-filename", "cpu_jit.pt"]),
+        (jit_pretrained_streaming, ["--nn-model-filename", "jit_script_chunk_16_left_2.pt"]),
+        (jit_trace_pretrained, ["--encoder-model-filename", "encoder_jit_trace.pt",
+                                "--decoder-model-filename", "decoder_jit_trace.pt",
+                                "--joiner-model-filename", "joiner_jit_trace.pt"]),
+    ],
+)  # fmt: skip
+def test_as_many_tokens_of_another_model_are_refused(
+    folder, wavs, tmp_path, command, options
+) -> None:
+    options = [str(folder / o) if o.endswith(".pt") else o for o in options]
+    tokens, path = read_tokens(folder / "tokens.txt"), tmp_path / "other.txt"
+    other = [*tokens[:4], *tokens[:3:-1]]
+    path.write_text("".join(f"{token} {i}\n" for i, token in enumerate(other)))
+    with pytest.raises(UserError, match="other.txt: belongs to another model than"):
+        command.main([*options, "--tokens", str(path), str(wavs[0])])
 
 
 def test_audio_and_tokens_that_cannot_be_read_are_named(folder, wavs, tmp_path, capsys) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
-from xlsr_transducer.core.files import locked, replacing, write_text
+from local import make_demo_corpus, plot_trainings
+from local.extract_shard import Shard, extract_shard
+from xlsr_transducer.align import write_alignments
+from xlsr_transducer.core.files import locked, replacing, write_bytes, write_text
+from xlsr_transducer.data.features import FeatureInfo
 from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.logs import LogFile, save_settings
+from xlsr_transducer.scoring import write_results
+from xlsr_transducer.training.metrics import append_history, plot_history
 
 
 def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
@@ -83,3 +91,36 @@ def test_other_errors_of_the_system_keep_their_traceback():
 
     with pytest.raises(OSError, match="refused"):
         run_command(main, [])
+
+
+def test_a_log_file_on_a_full_disk_is_given_up_with_one_warning(capfd, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler(), LogFile("/dev/full")])
+    for number in range(3):
+        logging.warning(f"line {number}")
+    printed = capfd.readouterr().err
+    assert [line for line in printed.splitlines() if line.startswith("line")] == [
+        "line 0", "line 1", "line 2",
+    ]  # fmt: skip
+    assert printed.count("/dev/full: cannot be written any more (No space left") == 1
+    assert "Logging error" not in printed and "Traceback" not in printed
+
+
+WRITERS = {
+    "alignments": lambda f: write_alignments(f, "test", []),
+    "demo corpus": lambda f: make_demo_corpus.main([f"--out-dir={f}", "--num-train=1"]),
+    "features.json": lambda f: FeatureInfo("x", "0", "frontend", "cumulative", 512).save(f),
+    "history": lambda f: append_history(f / "history.json", {"epoch": 1}),
+    "curves": lambda f: plot_history([], f / "curves.png"),
+    "picture of trainings": lambda f: plot_trainings.plot({}, f / "x.png"),
+    "results": lambda f: write_results(f, "test", "x", []),
+    "settings": lambda f: save_settings(f, {}),
+    "shard": lambda f: extract_shard(Shard("train", ()), f, list, 10.0, print),
+    "bytes": lambda f: write_bytes(f / "x", b""),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_writer_names_what_it_cannot_write(name, tmp_path):
+    (tmp_path / "file").write_text("")  # where a folder should be: so that root fails, too
+    with pytest.raises(UserError, match=r"/file/.*: could not be written \(Not a directory\)"):
+        WRITERS[name](tmp_path / "file" / "folder")

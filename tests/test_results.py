@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -139,6 +141,32 @@ def test_transcribing_files_writes_nothing(
     before = sorted(exp.rglob("*"))
     run(command, exp, wavs(corpus)[0])
     assert sorted(exp.rglob("*")) == before
+
+
+@contextlib.contextmanager
+def file_sizes_below(size: int) -> Iterator[None]:
+    """Inside, no file can grow beyond ``size`` bytes, as on a disk that is full then."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("command", [decode, streaming_decode, align])
+def test_a_disk_that_fills_up_is_one_error_and_leaves_nothing_half_written(
+    corpus: Path, exp: Path, command: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
+    run(command, exp, f"--data-dir={corpus}", "--split=test_seen")
+    before = {p: p.read_bytes() for p in exp.rglob("*") if p.is_file() and p.parent.name != "log"}
+    capsys.readouterr()
+    full = pytest.raises(UserError, match=r"could not be written \(File too large\)")
+    with full, file_sizes_below(300):
+        run(command, exp, f"--data-dir={corpus}", "--split=test_seen")
+    after = {p: p.read_bytes() for p in exp.rglob("*") if p.is_file() and p.parent.name != "log"}
+    assert after == before
+    assert "Logging error" not in capsys.readouterr().err
 
 
 @BOTH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,54 @@ def test_an_average_that_lacks_files_is_refused(streaming_exp: Path) -> None:
         with pytest.raises(UserError, match=message):
             load_model(CheckpointOptions(exp_dir=streaming_exp, **options))
     load_model(CheckpointOptions(exp_dir=streaming_exp, epoch=2, avg=2))  # from the start
+
+
+def test_an_epoch_alone_needs_no_other_file_and_tells_what_it_is(
+    streaming_exp: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("epoch-2.pt", "checkpoint-10.pt", "xlsr_below_cut.pt"):
+        shutil.copy(streaming_exp / name, tmp_path)
+    name = "joiner.output_linear.weight"
+    for given, file in (({"epoch": 2}, "epoch-2.pt"), ({"iter": 10}, "checkpoint-10.pt")):
+        alone = CheckpointOptions(exp_dir=tmp_path, **given)
+        [(key, number)] = given.items()
+        assert alone.describe() == f"{key}-{number}-avg-1"
+        loaded = load_model(alone).model.state_dict()[name]
+        assert torch.equal(loaded, weights(tmp_path / file)[name])
+        assert f"those of {tmp_path / file} as they are, as there is none before" in caplog.text
+        whole = CheckpointOptions(exp_dir=streaming_exp, **given)
+        assert whole.describe() == f"{key}-{number}-avg-1-use-averaged-model"
+        averaged = load_model(whole).model.state_dict()[name]
+        assert torch.equal(
+            averaged, load_model(dataclasses.replace(whole, avg=1)).model.state_dict()[name]
+        )
+        assert not torch.equal(averaged, loaded)
+        assert "the mean over all steps of the last of the" in caplog.text
+    with pytest.raises(UserError, match="epoch-1.pt: no such file"):
+        load_model(CheckpointOptions(exp_dir=tmp_path, epoch=2, avg=1))
+
+
+def test_a_checkpoint_moved_without_the_part_below_the_cut_names_both(
+    streaming_exp: Path, tmp_path: Path
+) -> None:
+    shutil.copy(streaming_exp / "epoch-2.pt", tmp_path)
+    message = f"{tmp_path}/xlsr_below_cut.pt: no such file; {tmp_path}/epoch-2.pt needs it.*copy"
+    with pytest.raises(UserError, match=message):
+        load_model(CheckpointOptions(checkpoint=tmp_path / "epoch-2.pt"))
+
+
+def test_a_damaged_bpe_model_is_named(corpus: Path, streaming_exp: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus / "lang_bpe_60", tmp_path / "lang")
+    (tmp_path / "lang" / "bpe.model").write_bytes(b"no model")
+    with pytest.raises(UserError, match="lang/bpe.model: this is not a sentencepiece model"):
+        Tokenizer.load(tmp_path / "lang")
+    content = read_checkpoint(streaming_exp / "epoch-2.pt")
+    content["bpe_model"] = content["bpe_model"][:100].clone()
+    save_atomically(content, tmp_path / "x.pt")
+    shutil.copy(streaming_exp / "xlsr_below_cut.pt", tmp_path)
+    with pytest.raises(UserError, match="x.pt: its BPE model is damaged"):
+        load_model(CheckpointOptions(checkpoint=tmp_path / "x.pt"))
 
 
 def test_old_checkpoints_are_removed_and_the_last_can_be_averaged(

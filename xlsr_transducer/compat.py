@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,16 +157,22 @@ def load_tensors(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        reason = str(e).strip().splitlines()[0][:200]
         raise UserError(
             f"{path}: refused, as it holds more than tensors and plain values, or is damaged "
-            f"({reason}); save its state dict alone and load that"
+            f"({_reason(e)}); save its state dict alone and load that"
         ) from e
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{path}: not a PyTorch file, or truncated ({reason}); copy or make it again"
+            f"{path}: not a PyTorch file, or truncated ({_reason(e)}); copy or make it again"
         ) from e
+
+
+def _reason(error: Exception) -> str:
+    """The first line of PyTorch's message, without its advice to load the file unprotected."""
+    text = str(error).strip() or type(error).__name__
+    found = re.search(r"[Uu]nsupported (?:global: )?((?:GLOBAL|operand) [\w.]+)", text)
+    line = found[1] if found else text.splitlines()[0]
+    return type(error).__name__ if "weights_only" in line else line[:200]
 
 
 def shapes_only() -> contextlib.AbstractContextManager:

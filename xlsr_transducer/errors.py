@@ -61,7 +61,8 @@ def run_command(
     except OSError as e:
         if e.errno not in _OF_FILES:
             raise
-        status = complain(f"{e.strerror}: {e.filename}" if e.filename else str(e))
+        file = e.filename2 or e.filename  # of two, such as in a copy, the one that is written
+        status = complain(f"{e.strerror}: {file}" if file else str(e))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from xlsr_transducer.data.audio_file import read_audio_file
 from xlsr_transducer.data.stream_buffer import AudioBuffer
-from xlsr_transducer.data.tokenizer import read_tokens, text_of
+from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens, text_of
 from xlsr_transducer.errors import UserError, complain
 from xlsr_transducer.options import Parser, add_options, from_args, str2bool
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.search.options import SELF_CONTAINED
 
 FRAME_SECONDS = 0.04  # of an encoder frame
+TOKENS_RECORD = "tokens_sha256"  # in TorchScript files, beside the network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,9 @@ def run(
 def tokens_beside(model: Path, tokens: Path | None, decoder: nn.Module) -> list[str]:
     """Returns the tokens in the file ``tokens``, by default in tokens.txt beside the model.
 
+    Args:
+      model: a TorchScript file, of which export wrote the hash of the tokens into it.
+
     Raises:
       UserError: there is no such file, it is broken, or of another model than the decoder.
     """
@@ -151,6 +155,14 @@ def tokens_beside(model: Path, tokens: Path | None, decoder: nn.Module) -> list[
         raise UserError(
             f"{path}: has {len(found)} tokens, and the model in {model} has {expected}; give the "
             "tokens.txt that was exported with it"
+        )
+    with zipfile.ZipFile(model) as archive:
+        records = [n for n in archive.namelist() if n.endswith(f"/extra/{TOKENS_RECORD}")]
+        written = [archive.read(name).decode() for name in records]
+    if written not in ([], [hash_of_tokens(found)]):
+        raise UserError(
+            f"{path}: belongs to another model than {model}; give the tokens.txt that was exported "
+            "with it"
         )
     return found
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xlsr_transducer.data.tokenizer import read_tokens
+from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
 from xlsr_transducer.options import option
@@ -227,8 +227,3 @@ def load_onnx(files: Sequence[Path], tokens: Path | None, is_streaming: bool) ->
     encoder = OnnxStreamingEncoder if is_streaming else OnnxEncoder
     parts = (encoder(sessions[0]), OnnxDecoder(sessions[1]), OnnxJoiner(sessions[2]))
     return OnnxModel(*parts, names)
-
-
-def hash_of_tokens(tokens: Sequence[str]) -> str:
-    """SHA-256 of the tokens in their order."""
-    return hashlib.sha256("\n".join(tokens).encode()).hexdigest()

@@ -5,6 +5,7 @@ Ids 0, 1 and 2 are `<blk>`, `<sos/eos>` and `<unk>`; tokens.txt has one `token i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -37,8 +38,7 @@ class Tokenizer:
         self.tokens: list[str] = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         if self.tokens[:3] != [BLANK, SOS_EOS, UNK]:
             raise UserError(
-                f"the BPE model begins with {self.tokens[:3]}, not {[BLANK, SOS_EOS, UNK]}: "
-                "make it with stage 2 of ./prepare.sh"
+                f"the BPE model begins with {self.tokens[:3]}, not {[BLANK, SOS_EOS, UNK]}"
             )
         # Whether a token begins a word: what word boundaries and biasing need.
         self.word_starts: list[bool] = [token.startswith(WORD_START) for token in self.tokens]
@@ -50,7 +50,10 @@ class Tokenizer:
         path = lang_dir / "bpe.model"
         if not path.is_file():
             raise UserError(f"{path} is missing: stage 2 of ./prepare.sh makes it")
-        tokenizer = cls(path.read_bytes())
+        try:
+            tokenizer = cls(path.read_bytes())
+        except UserError as e:
+            raise UserError(f"{path}: {e}; make it again with stage 2 of ./prepare.sh") from e
         tokens = lang_dir / "tokens.txt"
         if tokens.is_file() and read_tokens(tokens) != tokenizer.tokens:
             raise UserError(f"{tokens} does not belong to {path}: run stage 2 of ./prepare.sh")
@@ -80,6 +83,11 @@ class Tokenizer:
         """Writes tokens.txt."""
         lines = [f"{token} {i}\n" for i, token in enumerate(self.tokens)]
         Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def hash_of_tokens(tokens: Sequence[str]) -> str:
+    """SHA-256 of the tokens in their order."""
+    return hashlib.sha256("\n".join(tokens).encode()).hexdigest()
 
 
 def text_of(tokens: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xlsr_transducer.data.tokenizer import hash_of_tokens
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting import onnx_graphs as graphs
 from xlsr_transducer.exporting.formats import Artifact, Job
@@ -31,7 +32,6 @@ from xlsr_transducer.onnx_inference import (
     SEAL,
     SHORTEST,
     digest,
-    hash_of_tokens,
     metadata,
     open_session,
 )

@@ -9,6 +9,7 @@ the encoder, L layers, H heads, P cached frames, C chunk size in XLSR frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import List, Optional, Tuple
 
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlsr_transducer.data.tokenizer import hash_of_tokens
+from xlsr_transducer.inference import TOKENS_RECORD
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
@@ -171,13 +174,16 @@ def unpack_states(packed: List[Tensor]) -> EncoderState:
     return EncoderState(Wav2Vec2State(packed[-1], stats, tail, packed[4], cache), packed[5])
 
 
-def save(module: torch.jit.ScriptModule, path: Path) -> None:
-    """Writes a TorchScript file. PyTorch's own writer aborts the process when a disk is full.
+def save(module: torch.jit.ScriptModule, path: Path, tokens: Sequence[str]) -> None:
+    """Writes a TorchScript file, with the hash of the model's tokens beside the network.
+
+    PyTorch's own writer aborts the process when a disk is full.
 
     Raises:
       OSError: it cannot be written.
     """
-    path.write_bytes(module.save_to_buffer())
+    extra = {TOKENS_RECORD: hash_of_tokens(tokens)}
+    path.write_bytes(module.save_to_buffer(_extra_files=extra))
 
 
 class ScriptedTransducer(nn.Module):

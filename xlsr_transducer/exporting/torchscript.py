@@ -25,15 +25,15 @@ OFFLINE = "cpu_jit.pt"
 
 def write(job: Job, folder: Path) -> list[Artifact]:
     """Writes the files into ``folder``."""
-    model = job.loaded.model
+    model, tokens = job.loaded.model, job.loaded.tokenizer.tokens
     offline = ScriptedTransducer(OfflineEncoder(model.encoder, job.chunk), model)
-    save(torch.jit.script(offline.eval()), folder / OFFLINE)
+    save(torch.jit.script(offline.eval()), folder / OFFLINE, tokens)
     artifacts = [Artifact((OFFLINE,), run_offline, job.chunk)]
     if not job.chunk.is_full_context:
         chunk = job.chunk
         name = f"jit_script_chunk_{chunk.chunk_size}_left_{chunk.left_context_chunks}.pt"
         streaming = ScriptedTransducer(StreamingEncoderModel(model.encoder), model)
-        save(torch.jit.script(streaming.eval()), folder / name)
+        save(torch.jit.script(streaming.eval()), folder / name, tokens)
         artifacts.append(Artifact((name,), run_streaming, chunk, is_streaming=True))
     return artifacts
 

@@ -51,7 +51,8 @@ def write(job: Job, folder: Path) -> list[Artifact]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of those inputs
         for name, (part, inputs) in zip(FILES, parts):
-            save(torch.jit.trace(part.eval(), inputs), folder / name)
+            traced = torch.jit.trace(part.eval(), inputs)
+            save(traced, folder / name, job.loaded.tokenizer.tokens)
     return [Artifact(FILES, run, job.chunk)]
 
 

@@ -76,7 +76,7 @@ def write(job: Job, folder: Path) -> list[Artifact]:
     """Writes the files into ``folder``."""
     model = job.loaded.model
     module = Wav2Vec2Model(OfflineEncoder(model.encoder, job.chunk), model)
-    save(torch.jit.script(module.eval()), folder / MODEL)
+    save(torch.jit.script(module.eval()), folder / MODEL, job.loaded.tokenizer.tokens)
     write_tokens(job.loaded.tokenizer, folder / TOKENS)
     return [Artifact((MODEL, TOKENS), run, job.chunk)]
 

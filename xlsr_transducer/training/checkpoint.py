@@ -40,8 +40,11 @@ class CheckpointOptions(Options):
         0, "use epoch-N.pt; 0: best-valid-wer.pt, unless --iter is given", at_least=0
     )
     iter: int = option(0, "use checkpoint-N.pt (N: steps)", at_least=0)
-    avg: int = option(
-        1, "average over so many epochs, or checkpoints with --iter, up to it", at_least=1
+    avg: int | None = option(
+        None,
+        "average over so many epochs, or checkpoints with --iter, up to it (default: 1, or the "
+        "weights as they are where that needs a file that is not there)",
+        at_least=1,
     )
     use_averaged_model: bool = option(
         True, "average by the running mean kept in training, over every step of the range"
@@ -52,7 +55,7 @@ class CheckpointOptions(Options):
         super().__post_init__()
         if self.epoch and self.iter:
             raise UserError(f"--epoch {self.epoch} contradicts --iter {self.iter}: give one")
-        if self.avg > 1 and not (self.epoch or self.iter):
+        if self.avg not in (None, 1) and not (self.epoch or self.iter):
             raise UserError(f"--avg {self.avg} needs --epoch or --iter, to know where it ends")
 
     @property
@@ -60,8 +63,23 @@ class CheckpointOptions(Options):
         """The file or folder, for messages."""
         return str(self.checkpoint or self.exp_dir)
 
+    def resolved(self) -> CheckpointOptions:
+        """The same with --avg filled in, which depends on the files that are there."""
+        if self.avg is not None:
+            return self
+        averages = self.use_averaged_model and self._has_one_before()
+        return dataclasses.replace(self, avg=1, use_averaged_model=averages)
+
+    def _has_one_before(self) -> bool:
+        """Whether there is the file that the mean over one epoch or checkpoint is taken from."""
+        if self.iter:
+            return any(n < self.iter for n in numbered_files(self.exp_dir, "checkpoint"))
+        return self.epoch < 2 or (self.exp_dir / f"epoch-{self.epoch - 1}.pt").is_file()
+
     def describe(self) -> str:
         """For file names: ``epoch-30-avg-9``."""
+        if self.avg is None:
+            return self.resolved().describe()
         if self.checkpoint:
             return Path(self.checkpoint).stem
         if not (self.epoch or self.iter):
@@ -140,18 +158,23 @@ def load_model(options: CheckpointOptions, streaming: bool | None = None) -> Loa
     Raises:
       UserError: a file is missing or does not fit; the message names it.
     """
-    path = _chosen_file(options)
+    path, given, options = _chosen_file(options), options, options.resolved()
     content = read_checkpoint(path)
     config = ModelConfig.from_dict(content["config"], str(path))
     weights = _average(options, path, content)
+    if options.epoch or options.iter:
+        logging.info(f"weights: {_origin(given, options)}")
     if not any(name.startswith("encoder.xlsr.feature_extractor.") for name in weights):
-        weights.update(_below_cut(path.parent, config))
+        weights.update(_below_cut(path, config))
     model = build_model(config, whole=True, streaming=streaming)
     try:
         model.load_state_dict(weights)
     except RuntimeError as e:
         raise UserError(f"{path}: the weights do not fit the configuration ({e})") from e
-    tokenizer = Tokenizer.from_bytes(bytes(content["bpe_model"].tolist()))
+    try:
+        tokenizer = Tokenizer.from_bytes(bytes(content["bpe_model"].tolist()))
+    except UserError as e:
+        raise UserError(f"{path}: its BPE model is damaged ({e}); use another checkpoint") from e
     return LoadedModel(model.eval(), config, tokenizer)
 
 
@@ -180,8 +203,15 @@ def numbered_files(exp_dir: Path, stem: str) -> dict[int, Path]:
     return {int(match.group(1)): path for match, path in found if match}
 
 
-def _below_cut(folder: Path, config: ModelConfig) -> Weights:
-    path = folder / BELOW_CUT
+def _below_cut(checkpoint: Path, config: ModelConfig) -> Weights:
+    """The part of XLSR that lies beside a checkpoint."""
+    path = checkpoint.parent / BELOW_CUT
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; {checkpoint} needs it beside it, for the part of XLSR that "
+            f"was not trained: copy {BELOW_CUT} from the folder of the training too, or move the "
+            "pretrained.pt that export writes, which holds everything"
+        )
     content = load_verified(path)
     if content.get("sha256") != config.features.sha256:
         raise UserError(f"{path}: belongs to another XLSR checkpoint than the model")
@@ -205,6 +235,18 @@ def _average(options: CheckpointOptions, path: Path, content: dict[str, Any]) ->
             _running_mean(before, first), covered_steps(first), averaged, covered_steps(content)
         )
     return {**content["model"], **{name: value.float() for name, value in averaged.items()}}
+
+
+def _origin(given: CheckpointOptions, used: CheckpointOptions) -> str:
+    """What the weights are, for the log."""
+    file = _chosen_file(used)
+    unit = "epochs" if used.epoch else "checkpoints"
+    if used.avg != 1:
+        return f"the mean over {used.avg} {unit} up to {file}"
+    if used.use_averaged_model:
+        return f"the mean over all steps of the last of the {unit} up to {file}"
+    missing = ", as there is none before to average from" * given.use_averaged_model
+    return f"those of {file} as they are{missing}"
 
 
 def _running_mean(path: Path, content: dict[str, Any]) -> Weights:

@@ -93,6 +93,9 @@ def open_session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
+    # Its plan of which outputs share memory takes most of the time to load a large int8 graph; the
+    # allocator takes freed memory again without it.
+    options.enable_mem_reuse = False
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -2,9 +2,9 @@
 
 Each row of an input (one frame) gets its own scale and smallest value, so that the output of a
 stream does not depend on those beside it; ``DynamicQuantizeLinear`` would take one scale for the
-whole batch. Weights have one scale per output. With bytes q = (x - low) / s,
+whole batch. Weights have one scale per output. With bytes q = 255 (x - low) / span,
 
-    x W = s (q V) t + low (1 V) t,    where W is about V t: integers, and a scale per output
+    x W = span (q V) t / 255 + low (1 V) t,    where W is about V t: integers, a scale per output
 
 Letters: M rows, K inputs, N outputs.
 """
@@ -21,7 +21,7 @@ LARGEST_WEIGHT = 127
 # CPUs with AVX2 or AVX-512 but without VNNI multiply bytes of a row by weights and add the
 # products of two neighbouring inputs in 16 bits. Larger sums saturate: the result is wrong.
 PAIR_LIMIT = (2**15 - 1) // LARGEST_BYTE
-SMALLEST_SCALE = 1e-30  # of a row, so that a constant one divides by no zero
+SMALLEST_SPAN = 1e-30  # of a row, so that a constant one divides by no zero
 
 
 def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,12 +63,11 @@ class _Writer:
         self.graph = graph
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.nodes: list[Any] = []
-        # Names of an input -> names of its bytes (M, K), scales (M, 1) and smallest values (M, 1)
+        # Names of an input -> names of its bytes (M, K), spans (M, 1) and smallest values (M, 1)
         self.rows: dict[str, tuple[str, str, str]] = {}
         for name, value in {
-            "int8/largest_byte": np.float32(LARGEST_BYTE),
-            "int8/smallest_scale": np.float32(SMALLEST_SCALE),
-            "int8/one": np.float32(1),
+            "int8/step": np.float32(1 / LARGEST_BYTE),
+            "int8/smallest_span": np.float32(SMALLEST_SPAN),
             "int8/no_offset": np.uint8(0),
         }.items():
             self._constant(name, value)
@@ -76,31 +75,30 @@ class _Writer:
     def replace(self, product: Any, weight: np.ndarray) -> None:
         """Adds the nodes of ``product`` with its (K, N) ``weight`` in eight bits."""
         name = product.name
-        row, row_scale, low = self._quantized_rows(product.input[0])
+        row, span, low = self._quantized_rows(product.input[0])
         values, scale = quantize_weight(weight)
         self._constant(f"{name}/int8", values)
-        self._constant(f"{name}/scale", scale)
+        self._constant(f"{name}/scale", scale / np.float32(LARGEST_BYTE))
         columns = values.sum(axis=0, dtype=np.int64) * scale.astype(np.float64)
         self._constant(f"{name}/columns", columns.astype(np.float32))
         sums = self._add("MatMulInteger", [row, f"{name}/int8"], f"{name}/integer_sums")
         sums = self._add("Cast", [sums], f"{name}/sums", to=1)  # float32
         sums = self._add("Mul", [sums, f"{name}/scale"], f"{name}/unscaled")
-        sums = self._add("Mul", [sums, row_scale], f"{name}/scaled")
+        sums = self._add("Mul", [sums, span], f"{name}/scaled")
         offset = self._add("Mul", [low, f"{name}/columns"], f"{name}/offset")
         self._add("Add", [sums, offset], product.output[0])
 
     def _quantized_rows(self, x: str) -> tuple[str, str, str]:
-        """Bytes, scales and smallest values of the rows of ``x``; its products share them."""
+        """Bytes, spans and smallest values of the rows of ``x``; its products share them."""
         if x not in self.rows:
             low = self._add("ReduceMin", [x], f"{x}/low", axes=[-1], keepdims=1)
             high = self._add("ReduceMax", [x], f"{x}/high", axes=[-1], keepdims=1)
             span = self._add("Sub", [high, low], f"{x}/span")
-            scale = self._add("Div", [span, "int8/largest_byte"], f"{x}/any_scale")
-            scale = self._add("Max", [scale, "int8/smallest_scale"], f"{x}/scale")
+            span = self._add("Max", [span, "int8/smallest_span"], f"{x}/positive_span")
             row = self._add("Sub", [x, low], f"{x}/from_low")
-            row = self._add("Div", [row, scale], f"{x}/scaled")
-            row = self._add("QuantizeLinear", [row, "int8/one", "int8/no_offset"], f"{x}/int8")
-            self.rows[x] = (row, scale, low)
+            row = self._add("Div", [row, span], f"{x}/share")
+            row = self._add("QuantizeLinear", [row, "int8/step", "int8/no_offset"], f"{x}/int8")
+            self.rows[x] = (row, span, low)
         return self.rows[x]
 
     def _add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:

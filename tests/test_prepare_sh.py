@@ -17,7 +17,7 @@ import soundfile
 from local import validate_manifests
 from local.manifests import JsonlGzWriter, read_jsonl_gz
 from xlsr_transducer.data.features import FeatureInfo
-from xlsr_transducer.data.sources import cuts_digest, note_source
+from xlsr_transducer.data.sources import cuts_digest, note_source, text_digest
 from xlsr_transducer.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -261,6 +261,7 @@ def test_features_are_checked_against_the_audio(prepared, tmp_path, arguments, k
 def test_text_too_long_for_its_audio_is_named(prepared, tmp_path, caplog):
     data = copy_of(prepared, tmp_path)
     edit_cut(data, "train", supervision_text="tere maailm " * 20)
+    note_source(data / "lang_bpe_20", "bpe.model", text_digest(data))
     validate_manifests.main(["--data-dir", str(data), "--lang-dir", str(data / "lang_bpe_20")])
     assert "more tokens than 40 ms frames, such as train0" in caplog.text
 

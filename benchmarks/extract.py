@@ -24,7 +24,7 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording
 
-from local.extract_features import check_options, extract_split, feature_info, read_shards
+from local.extract_features import Split, check_options, extract_split, feature_info
 from local.extract_features import get_parser as extraction_parser
 from local.extract_shard import make_batches
 from local.extract_workers import InProcess, Task
@@ -66,7 +66,9 @@ def make_corpus(data_dir: Path, minutes: float, rate: int) -> None:
 def read_batches(args: argparse.Namespace) -> list[BATCH]:
     """The batches that the extraction makes, as names and samples."""
     batches = []
-    for shard in read_shards(args, "train"):
+    split = Split(args, args.data_dir / "features" / "none", "train")
+    split.find_stored()
+    for shard in split.missing_shards():
         cuts = [MonoCut.from_dict(dict(cut)) for cut in shard.cuts]
         lengths = {i: num_samples(cut) for i, cut in enumerate(cuts)}
         for batch in make_batches(lengths, args.max_duration):

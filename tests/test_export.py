@@ -267,10 +267,12 @@ def test_searches_that_need_more_than_the_file_are_refused_with_those_that_do_no
 
 
 def damaged(path: Path, folder: Path, kind: str) -> Path:
-    """A copy that lacks its end, or has one byte changed."""
+    """A copy that lacks its end, or has one byte changed, of data or of the archive's list."""
     content = bytearray(path.read_bytes())
     if kind == "truncated":
         del content[len(content) // 2 :]
+    elif kind == "unlisted":
+        content[content.rfind(b"data.pkl")] = 0xFF
     else:
         content[len(content) // 2] ^= 255
     copy = folder / f"{kind}-{path.name}"
@@ -279,7 +281,13 @@ def damaged(path: Path, folder: Path, kind: str) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("kind", ["truncated", "tampered"])
+def test_tokens_that_are_no_text_are_refused_by_name(tmp_path) -> None:
+    (tmp_path / "tokens.txt").write_bytes(b"<blk> 0\n\xff\xfe 1\n")
+    with pytest.raises(UserError, match="tokens.txt: not a tokens.txt, or damaged"):
+        read_tokens(tmp_path / "tokens.txt")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "tampered", "unlisted"])
 @pytest.mark.parametrize("name", ["pretrained.pt", "cpu_jit.pt", STREAMING])
 def test_damaged_files_are_refused_by_name(folder, tmp_path, wavs, name, kind) -> None:
     path = damaged(folder / name, tmp_path, kind)

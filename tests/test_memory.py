@@ -13,11 +13,10 @@ import torch
 from tiny_recipe import SMALL, run_train
 from train_driver import read_trace
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.errors import UserError, is_out_of_memory
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.checkpoint import read_checkpoint
 from xlsr_transducer.training.loop import Trainer
-from xlsr_transducer.training.memory import is_out_of_memory
 from xlsr_transducer.training.step import Stepper
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB (this is a test)"

@@ -326,6 +326,15 @@ def test_int8_is_measured_on_the_validation_set(job, folder, corpus):
         assert name in text
 
 
+def test_whole_utterances_need_memory_for_every_head_and_pair_of_frames(job, folder):
+    found = load_onnx(three(encoder(folder)), None, is_streaming=False).encoder.whole
+    config = job.loaded.model.encoder.config
+    assert (found.conv_width, found.num_heads) == (config.conv_dim[0], config.num_attention_heads)
+    assert found.has_mask and found.has_scores
+    with pytest.raises(UserError, match="long.wav: 36000 s .* use onnx_pretrained_streaming, or"):
+        found.check("long.wav", 36000)
+
+
 def test_files_tell_what_they_are(job, folder):
     about = metadata(open_session(encoder(folder, "", True)))
     expected = {"kind": "streaming encoder", "chunk_size": "16", "left_context_chunks": "2"}

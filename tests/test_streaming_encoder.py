@@ -177,8 +177,7 @@ def test_short_audio_and_other_views_are_encoded_whole_to_the_same_bits():
     for setting in (ChunkSettings(16, 2, 4), ChunkSettings(16, -1, 0), ChunkSettings()):
         longest = 99 if setting.left_context_chunks >= 0 else 0
         found = in_blocks(encoder, waves, setting, longest, 16)
-        for a, b in zip(found, masked(encoder, waves, setting)):
-            assert torch.equal(a, b)
+        assert identical(found, masked(encoder, waves, setting))
 
 
 def test_pieces_of_one_sample_give_what_the_whole_gives():

@@ -24,7 +24,13 @@ from xlsr_transducer.core.files import write_text
 from xlsr_transducer.data.features import FRAME_SHIFT
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.decoding import DecodeOptions, batches, load_recogniser
+from xlsr_transducer.decoding import (
+    DecodeOptions,
+    batches,
+    decode_device,
+    load_recogniser,
+    require_memory,
+)
 from xlsr_transducer.errors import UserError, complain, run_command
 from xlsr_transducer.logs import set_up_logging
 from xlsr_transducer.loss.rnnt_loss import RNNT_TYPES
@@ -231,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = load_recogniser(checkpoint, cpu_layers=options.cpu_layers)
     check_texts(args.text or [], loaded.tokenizer)
     chunk = options.chunk(loaded.config)
+    require_memory(sets, loaded.model.encoder, chunk, decode_device())
     topology = _topology(args.method, args.rnnt_type, loaded.config.has_ctc)
     settings, status = f"{checkpoint.describe()}-{chunk.describe()}-{topology}", 0
     for audio in sets:

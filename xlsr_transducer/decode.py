@@ -21,6 +21,7 @@ from xlsr_transducer.decoding import (
     closest,
     decode_device,
     load_recogniser,
+    require_memory,
     status_of,
     suffix,
 )
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets = options.audio_sets(args.wavs)
     loaded = load_recogniser(checkpoint, cpu_layers=options.cpu_layers)
     chunk = options.chunk(loaded.config)
+    require_memory(sets, loaded.model.encoder, chunk, decode_device())
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     model = loaded.model
     lg = bias_options.load_lg(loaded.tokenizer)

@@ -20,7 +20,9 @@ from xlsr_transducer.errors import UserError, complain
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
+from xlsr_transducer.model.encoder import XLSREncoder
 from xlsr_transducer.model.normalize import check_mode
+from xlsr_transducer.model.whole import whole_encoder
 from xlsr_transducer.options import Options, option
 from xlsr_transducer.scoring import Score, Transcript, write_results
 from xlsr_transducer.search import BiasOptions, Hypothesis, SearchOptions
@@ -117,6 +119,27 @@ def load_recogniser(
     if decode_device().type == "cpu":
         prepare_for_cpu(loaded.model, cpu_layers)
     return loaded
+
+
+def require_memory(
+    sets: list[AudioSet], encoder: XLSREncoder, chunk: ChunkSettings, device: torch.device
+) -> None:
+    """Refuses the longest utterance where it has to be encoded in one piece that does not fit.
+
+    Raises:
+      UserError: names the utterance and the options with which it would be encoded in blocks.
+    """
+    advice = "cut the audio into shorter pieces"
+    if encoder.is_blockwise(32, 2):
+        size = "--decode-chunk-len 32 " * chunk.is_full_context
+        advice = f"give {size}--left-context-chunks 2, or {advice}"
+    whole = whole_encoder(encoder, chunk.chunk_size, chunk.left_context_chunks, advice)
+    if whole is None:
+        return
+    for audio in sets:
+        longest = max(audio.cuts, key=lambda cut: cut.duration, default=None)
+        if longest is not None:
+            whole.check(longest.id, longest.duration, device)
 
 
 def closest(

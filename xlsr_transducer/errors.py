@@ -63,6 +63,11 @@ def run_command(
             raise
         file = e.filename2 or e.filename  # of two, such as in a copy, the one that is written
         status = complain(f"{e.strerror}: {file}" if file else str(e))
+    except Exception as e:
+        if not is_out_of_memory(e):
+            raise
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        status = complain(f"out of memory ({reason}); give it shorter audio or smaller batches")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
@@ -109,6 +114,15 @@ def interrupts_held_back() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if noted and callable(handler):
         handler(*noted[0])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in the words of PyTorch, of CUDA's libraries or of onnxruntime."""
+    signs = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
+    signs += ("Failed to allocate memory", "bad_alloc", "bad allocation")
+    if isinstance(error, ValueError):  # such as a UserError that speaks of it
+        return False
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def complain(message: str) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,21 @@ from xlsr_transducer.data.audio_file import read_audio_file
 from xlsr_transducer.data.stream_buffer import AudioBuffer
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens, text_of
 from xlsr_transducer.errors import UserError, complain
+from xlsr_transducer.model.whole import SAMPLES, WholeEncoder, whole_encoder
 from xlsr_transducer.options import Parser, add_options, from_args, str2bool
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.search.options import SELF_CONTAINED
 
+# What zipfile raises for archives of which some bytes were changed.
+_BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 FRAME_SECONDS = 0.04  # of an encoder frame
 TOKENS_RECORD = "tokens_sha256"  # in TorchScript files, beside the network
 
@@ -39,6 +52,7 @@ class Recogniser:
     joiner: nn.Module
     tokens: Sequence[str]
     ctc_output: nn.Module | None = None  # for ctc_greedy_search
+    whole: WholeEncoder | None = None  # where memory limits the length of utterances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +139,8 @@ def run(
     for path in args.wavs:
         try:
             wave = torch.from_numpy(read_audio_file(path))
+            if recogniser.whole is not None:
+                recogniser.whole.check(str(path), len(wave) / SAMPLES)
         except UserError as e:
             status = complain(str(e))
             continue
@@ -178,13 +194,31 @@ def check_archive(path: Path) -> Path:
     try:
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as e:
+    except _BROKEN_ARCHIVE as e:
         raise UserError(
             f"{path}: no file by PyTorch, or truncated ({e}); copy or export it again"
         ) from e
     if changed:
         raise UserError(f"{path}: damaged ({changed} was changed); copy or export it again")
     return path
+
+
+def whole_script(path: Path, offline: nn.Module) -> WholeEncoder | None:
+    """``whole_encoder`` of a scripted ``OfflineEncoder``.
+
+    Raises:
+      UserError: it is none.
+    """
+    advice = (
+        "export the model with --left-context-chunks 2 and another --decode-chunk-len than -1, "
+        "or cut the audio into shorter pieces"
+    )
+    try:
+        return whole_encoder(
+            offline.encoder, offline.chunk_size, offline.left_context_chunks, advice
+        )
+    except AttributeError as e:
+        raise UserError(f"{path}: has another encoder than those that export writes") from e
 
 
 def load_script(path: Path) -> torch.jit.ScriptModule:

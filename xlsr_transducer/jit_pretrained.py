@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.inference import Recogniser, load_script, run, tokens_beside
+from xlsr_transducer.inference import Recogniser, load_script, run, tokens_beside, whole_script
 from xlsr_transducer.options import option
 
 
@@ -52,7 +52,8 @@ def load(options: ScriptOptions) -> Recogniser:
         out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
         yield out[0, : lens[0]]
 
-    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
+    whole = whole_script(options.nn_model_filename, model.encoder)
+    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output, whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

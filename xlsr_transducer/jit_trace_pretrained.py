@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.inference import Recogniser, load_script, run, tokens_beside
+from xlsr_transducer.inference import Recogniser, load_script, run, tokens_beside, whole_script
 from xlsr_transducer.options import option
 
 
@@ -73,13 +73,16 @@ def load(options: TraceOptions) -> Recogniser:
     ):
         if not hasattr(part, own):
             raise UserError(f"{path}: is no traced {name}")
+    whole = whole_script(options.encoder_model_filename, encoder.scripted)
     tokens = tokens_beside(options.encoder_model_filename, options.tokens, decoder)
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
         out, lens = encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
         yield out[0, : lens[0]]
 
-    return Recogniser(encode, TracedDecoder(decoder), TracedJoiner(joiner), tokens)
+    return Recogniser(
+        encode, TracedDecoder(decoder), TracedJoiner(joiner), tokens, whole=whole
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

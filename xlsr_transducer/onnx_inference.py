@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
 from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
+from xlsr_transducer.model.whole import WholeEncoder
 from xlsr_transducer.options import option
 
 # A file's metadata ends with its own SHA-256, computed with zeros in its place.
@@ -122,6 +123,14 @@ class OnnxModule(nn.Module):
 
 class OnnxEncoder(OnnxModule):
     """Whole utterances."""
+
+    def __init__(self, session: Any):
+        super().__init__(session)
+        about = metadata(session)
+        # Files of older versions do not tell: then one head, which is less than they need.
+        width, heads = (int(about.get(k, 1)) for k in ("conv_width", "num_heads"))
+        advice = "use onnx_pretrained_streaming, or cut the audio into shorter pieces"
+        self.whole = WholeEncoder(width, heads, int(about["chunk_size"]) > 0, True, advice)
 
     def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
         """(N, n) samples, lengths (N,) -> (N, T, J), as the joiner takes it, lengths (N,)."""

@@ -23,7 +23,8 @@ def load(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:
         out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
         yield out[0, : lens[0]]
 
-    return Recogniser(encode, model.decoder, model.joiner, model.tokens)
+    whole = model.encoder.whole
+    return Recogniser(encode, model.decoder, model.joiner, model.tokens, whole=whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

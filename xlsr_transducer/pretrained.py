@@ -16,6 +16,7 @@ from torch import Tensor
 from xlsr_transducer.errors import run_command
 from xlsr_transducer.inference import Recogniser, encode_chunks, run
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.whole import whole_encoder
 from xlsr_transducer.options import option
 from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
 
@@ -35,8 +36,11 @@ def offline(loaded: LoadedModel, chunk: ChunkSettings) -> Recogniser:
         out, lens = model.encoder.encode(wave[None], torch.tensor([len(wave)]), *settings)
         yield out[0, : lens[0]]
 
+    advice = "decode takes --decode-chunk-len 32 --left-context-chunks 2; or "
+    advice += "cut the audio into shorter pieces"
+    whole = whole_encoder(model.encoder, chunk.chunk_size, chunk.left_context_chunks, advice)
     tokens = loaded.tokenizer.tokens
-    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
+    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output, whole)
 
 
 def streaming(loaded: LoadedModel) -> Recogniser:

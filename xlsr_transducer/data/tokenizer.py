@@ -100,7 +100,10 @@ def text_of(tokens: Iterable[str]) -> str:
 def read_tokens(path: str | Path) -> list[str]:
     """The tokens of a tokens.txt in the order of their ids. Raises UserError if it is broken."""
     tokens = []
-    lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    try:
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not a tokens.txt, or damaged ({e})") from e
     for number, line in enumerate(lines, start=1):
         token, _, index = line.rpartition(" ")
         if not token or index != str(number - 1):

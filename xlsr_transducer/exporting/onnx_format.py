@@ -121,6 +121,8 @@ def describe(job: Job) -> dict[str, Any]:
         "blank_id": model.decoder.blank_id,
         "hop": model.encoder.xlsr.hop,
         "head": model.encoder.xlsr.head,
+        "num_heads": model.encoder.config.num_attention_heads,
+        "conv_width": model.encoder.config.conv_dim[0],
         "subsampling_factor": model.encoder.subsampling_factor,
         **dataclasses.asdict(job.chunk),
     }

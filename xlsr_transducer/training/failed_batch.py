@@ -23,14 +23,13 @@ from xlsr_transducer.compat import repeatable
 from xlsr_transducer.config import ModelConfig, build_model
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.errors import UserError, is_out_of_memory
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerLosses
 from xlsr_transducer.options import Options, option
 from xlsr_transducer.training.checkpoint import model_content
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
-from xlsr_transducer.training.memory import is_out_of_memory
 from xlsr_transducer.training.sharding import gather, is_sharded
 from xlsr_transducer.training.storage import load_verified, save_atomically
 

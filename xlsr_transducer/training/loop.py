@@ -11,7 +11,7 @@ import torch
 from xlsr_transducer.compat import grad_scaler
 from xlsr_transducer.config import ModelConfig
 from xlsr_transducer.data.datamodule import DataModule
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.errors import UserError, is_out_of_memory
 from xlsr_transducer.model.transducer import LossOptions, Transducer
 from xlsr_transducer.options import Options, option
 from xlsr_transducer.training.checkpoint import (
@@ -24,12 +24,7 @@ from xlsr_transducer.training.extent import Extent, note_changes, summary_of, wi
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
-from xlsr_transducer.training.memory import (
-    MemoryOptions,
-    is_out_of_memory,
-    recompute_layers,
-    scan_for_oom,
-)
+from xlsr_transducer.training.memory import MemoryOptions, recompute_layers, scan_for_oom
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
 from xlsr_transducer.training.resume import (

@@ -40,12 +40,6 @@ class MemoryOptions(Options):
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, as CUDA, its libraries, and PyTorch on a CPU say it."""
-    signs = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-
-
 def recompute_layers(model: Transducer, wanted: bool) -> None:
     """Whether XLSR's layers keep their input alone, and compute the rest again when needed."""
     xlsr = model.encoder.xlsr

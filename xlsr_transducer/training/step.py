@@ -15,13 +15,13 @@ from torch import Tensor
 
 from xlsr_transducer.config import ModelConfig
 from xlsr_transducer.data.datamodule import Batch
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.errors import UserError, is_out_of_memory
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.masking import drop_layers
 from xlsr_transducer.model.transducer import LossOptions
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.failed_batch import Attempt, FailedBatches
-from xlsr_transducer.training.memory import ADVICE, MemoryOptions, describe, is_out_of_memory
+from xlsr_transducer.training.memory import ADVICE, MemoryOptions, describe
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import (
     OptimOptions,

@@ -166,5 +166,6 @@ def main(audio, *files):
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
+    # Compiling a graph anew for every shape takes PyTorch 1.13 much longer than running it.
+    with torch.no_grad(), torch.jit.optimized_execution(False):
         main(*sys.argv[1:])

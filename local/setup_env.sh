@@ -115,6 +115,10 @@ _setup_own() {
     rm -f "$venv/unfinished"
     return 2
   fi
+  if [[ -f ${lock%.txt}-wheel.txt ]]; then
+    _setup_pip "$venv/bin/python" "$venv/setup.log" --no-deps --force-reinstall \
+      -r "${lock%.txt}-wheel.txt" || return
+  fi
   cp "$lock" "$stamp" && rm -f "$venv/unfinished" || return
   _setup_say "$venv is ready"
 }

@@ -233,6 +233,6 @@ def import_k2(wanted_by: str) -> ModuleType:
         raise UserError(
             f"{wanted_by}: k2 does not import ({type(e).__name__}: {e}); install the k2 wheel "
             "made for this torch and CUDA (https://k2-fsa.github.io/k2/installation), or "
-            "Python 3.10 with requirements-k2.txt"
+            "Python 3.10 with requirements-k2.txt and requirements-k2-wheel.txt"
         ) from e
     return k2

@@ -1,11 +1,11 @@
 # Holds Ctrl-C back until a program can answer it: a shell may lose it in $(...), and Python, while
 # it starts, answers with a traceback. To be sourced by bash, first; where the system can hold
 # signals back, it starts the script anew.
-trap 'echo interrupted >&2; exit 130' INT
 if [[ -z ${INTERRUPTS_ARE_HELD:-} ]] && env --block-signal=INT true 2>/dev/null; then
-  trap - INT
   INTERRUPTS_ARE_HELD=1 exec env --block-signal=INT "$BASH" "${BASH_SOURCE[1]}" "$@"
 fi
+# Not before: bash 5.2 may loop for ever if a trapped Ctrl-C comes while it waits for a program.
+trap 'echo interrupted >&2; exit 130' INT
 
 # stop_if_interrupted: ends the script if Ctrl-C is being held back.
 stop_if_interrupted() {

@@ -169,6 +169,8 @@ class Transducer(nn.Module):
         decoder_out = self.decoder_dropout(self.decoder(F.pad(y, (1, 0))))
         boundary = torch.zeros(y.shape[0], 4, dtype=torch.int64, device=y.device)
         boundary[:, 2], boundary[:, 3] = y_lens, lens
+        if (missing := y.shape[1] - encoder_out.shape[1]) > 0:  # k2 asserts as many frames as tokens
+            encoder_out = F.pad(encoder_out, (0, 0, 0, missing))
         simple, ranges = self._simple_loss(encoder_out, decoder_out, y, boundary, options)
         pruned = self._pruned_loss(encoder_out, decoder_out, y, ranges, boundary, options)
         if self.ctc_output is None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole recipe on a small corpus that it synthesizes: ./demo.sh
 #
-# Sets up the environment (once), makes the corpus and a stand-in for XLSR, stores features,
+# Sets up the environment (once), makes the corpus and a toy network in XLSR's place, stores features,
 # trains a full-context and a streaming model, ends with tables of word error rates, and exports.
 # What is done already is not done again; remove data/demo_corpus and exp/demo to begin anew.
 set -euo pipefail
@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 export OMP_NUM_THREADS=1
 data=data/demo_corpus
 exp=exp/demo
-standin=$exp/standin
+toy_xlsr=$exp/toy_xlsr
 small=(--data-dir "$data" --encoder-dim 144 --decoder-dim 128 --joiner-dim 192 --ctc-loss-scale 0.3
   --warm-step 300 --dropout 0.15 --feature-dropout 0.1)
 
@@ -20,16 +20,16 @@ log() {
   echo "$(date '+%Y-%m-%d %H:%M:%S') (demo) $*" >&2
 }
 
-log "1. A stand-in for XLSR: tiny, pre-trained on other sentences. Its figures say nothing about XLSR."
-[[ -f $standin/config.json ]] || python -m local.make_tiny_xlsr --out "$standin"
+log "1. A toy network in XLSR's place: tiny, pre-trained on other sentences. Its figures say nothing about XLSR."
+[[ -f $toy_xlsr/config.json ]] || python -m local.demo.make_toy_xlsr --out "$toy_xlsr"
 
 log "2. Corpus, manifests, text and BPE model"
 [[ -f $data/lang_bpe_80/tokens.txt ]] ||
   ./prepare.sh --data-dir "$data" --vocab-size 80 --stage 0 --stop-stage 2
 
-log "3. Features of the stand-in's last layer, and of its front end for the streaming model"
-./extract_features.sh --data-dir "$data" --xlsr "$standin" --cut last --num-jobs 2
-./extract_features.sh --data-dir "$data" --xlsr "$standin" --cut frontend --num-jobs 2
+log "3. Features of the toy network's last layer, and of its front end for the streaming model"
+./extract_features.sh --data-dir "$data" --xlsr "$toy_xlsr" --cut last --num-jobs 2
+./extract_features.sh --data-dir "$data" --xlsr "$toy_xlsr" --cut frontend --num-jobs 2
 ./prepare.sh --data-dir "$data" --vocab-size 80 --stage 4
 
 log "4. A full-context model on the frozen features of the last layer"
@@ -56,5 +56,5 @@ python -m xlsr_transducer.streaming_decode --exp-dir "$exp/streaming" --data-dir
 log "7. Export: each file is loaded again in a process of its own and compared with the checkpoint"
 python -m xlsr_transducer.export --exp-dir "$exp/streaming" --jit 1 --wav2vec2-ctc 1 --onnx 1 \
   --wav "$data"/demo/test_seen_000[0-3].wav
-echo "These are figures of a stand-in on synthetic speech, with the number of words beside them:"
+echo "These are figures of a toy network on synthetic speech, with the number of words beside them:"
 echo "they say that the recipe works, and nothing about XLSR. Results lie in $exp."

@@ -147,7 +147,7 @@ if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
     else
       log "Stage 0: making the demo corpus in $demo"
       lock_data
-      run python -m local.make_demo_corpus --out-dir "$demo"
+      run python -m local.demo.make_corpus --out-dir "$demo"
     fi
   elif runs 1 && [[ ! -f $train_list ]]; then
     fail "no lists: give --train-list and --val-list, or begin with --stage 0 for the demo corpus"

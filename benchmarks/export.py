@@ -36,19 +36,19 @@ import torch
 from torch import nn
 
 from benchmarks.streaming import SIZES
-from xlsr_transducer.compat import shapes_only
-from xlsr_transducer.config import ModelConfig, StreamingOptions, build_model
+from xlsr_transducer.core.compat import shapes_only
+from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.data.features import FeatureInfo
-from xlsr_transducer.errors import run_command
 from xlsr_transducer.exporting import onnx_format, onnx_graphs
 from xlsr_transducer.exporting.formats import FormatOptions, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder
+from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
-from xlsr_transducer.onnx_inference import OnnxEncoder, OnnxStreamingEncoder, open_session
-from xlsr_transducer.training.checkpoint import LoadedModel
+from xlsr_transducer.recognition.onnx_models import OnnxEncoder, OnnxStreamingEncoder, open_session
 
 CONTENDERS = (
     "torch float32",

@@ -24,16 +24,16 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording
 
+from local.demo.make_toy_xlsr import SHAPE, random_network
 from local.extract_features import Split, check_options, extract_split, feature_info
 from local.extract_features import get_parser as extraction_parser
 from local.extract_shard import make_batches
 from local.extract_workers import InProcess, Task
 from local.extractors import XlsrExtractor
-from local.make_tiny_xlsr import SHAPE, random_network
 from local.manifests import JsonlGzWriter, manifest_path
+from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.data.audio import num_samples, read_audio
 from xlsr_transducer.data.features import FeatureInfo, load_feature_cuts
-from xlsr_transducer.errors import run_command
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.loss import get_backend
 
 ROOT = Path(__file__).resolve().parent.parent

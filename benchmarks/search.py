@@ -25,12 +25,12 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.search import Search, SearchOptions, make_search
-from xlsr_transducer.search.k2_fsa import LatticeSearch
+from xlsr_transducer.search.k2.lattices import LatticeSearch
 
 FAST = "fast_beam_search 20/8/64"
 K2 = f"k2 {FAST}"

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu

@@ -37,10 +37,10 @@ import torch
 
 from benchmarks.extract import SIZES
 from local import extract_features, prepare_lang, prepare_manifests, prepare_text
-from local.make_tiny_xlsr import make_random
+from local.demo.make_toy_xlsr import make_random
 from xlsr_transducer import train
+from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.data.datamodule import Batch, DataModule
-from xlsr_transducer.errors import run_command
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.step import Stepper
 

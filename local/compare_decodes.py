@@ -12,8 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import Parser
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.options import Parser
 
 Key = tuple[str, str]  # (set, utterance id)
 

@@ -1,6 +1,6 @@
 """Stage 3: features of XLSR at a cut, stored once for all trainings.
 
-    python -m local.extract_features --xlsr exp/tiny_xlsr --cut frontend
+    python -m local.extract_features --xlsr exp/toy_xlsr --cut frontend
 
 reads DATA/manifests/cuts_SPLIT.jsonl.gz and writes, in DATA/features/NAME (by default named
 after the settings), features.json, cuts_SPLIT.jsonl.gz, short_SPLIT.tsv and
@@ -30,7 +30,10 @@ from local.extract_shard import SHORTEST, Shard, Stored, load_stored, plan_shard
 from local.extract_workers import InProcess, Task, Workers
 from local.extractors import describe_features
 from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz, split_names
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import locked, replacing
+from xlsr_transducer.core.logs import LogFile
+from xlsr_transducer.core.options import Number, Parser, folder_name
 from xlsr_transducer.data.audio import AUDIO_DURATION
 from xlsr_transducer.data.cuts import first_channel
 from xlsr_transducer.data.features import (
@@ -42,11 +45,8 @@ from xlsr_transducer.data.features import (
 )
 from xlsr_transducer.data.flaws import damage_named, input_flaw
 from xlsr_transducer.data.sources import cuts_digest, note_source
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.logs import LogFile
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
-from xlsr_transducer.options import Number, Parser, folder_name
 
 MAX_UNREADABLE = 1.0  # percent of a split's cuts
 

@@ -24,10 +24,10 @@ from lhotse import MonoCut, NumpyFilesWriter
 
 from local.audio_identity import content_digest, file_state, settings_digest
 from local.extractors import Extractor
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import UNFINISHED, disk_errors_named, write_text
 from xlsr_transducer.data.audio import num_samples, read_audio
 from xlsr_transducer.data.features import SAMPLING_RATE
-from xlsr_transducer.errors import UserError
 
 SHARD_SECONDS = 600.0
 SHORTEST = 400  # samples that the first frame needs

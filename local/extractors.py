@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.features import SAMPLING_RATE, FeatureInfo
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint

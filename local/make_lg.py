@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from xlsr_transducer.compat import import_k2
+from xlsr_transducer.core.compat import import_k2
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.options import Number, Parser
 from xlsr_transducer.data.sources import load_sources, note_source
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import Number, Parser
-from xlsr_transducer.search.k2_fsa import write_lg
-from xlsr_transducer.search.ngram_lm import BEGIN, END, Ngrams, read_arpa
+from xlsr_transducer.search.k2.lattices import write_lg
+from xlsr_transducer.search.lm.ngram import BEGIN, END, Ngrams, read_arpa
 
 # An arc: from, to, label, output label, score. The last state is the final one, and arcs into
 # it have the label -1, as k2 wants it.

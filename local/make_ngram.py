@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.options import Number, Parser, add_options, from_args, word
+from xlsr_transducer.data.lm_text import read_texts, texts_of
 from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.text import TextNormalizer, TextOptions
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.lm.text import read_texts, texts_of
-from xlsr_transducer.options import Number, Parser, add_options, from_args, word
-from xlsr_transducer.search.ngram_lm import BEGIN, END, words_of
+from xlsr_transducer.search.lm.ngram import BEGIN, END, words_of
 
 # The words that every model of words begins with, in the order of their ids.
 SPECIAL = ["<s>", "</s>", "<unk>"]

@@ -25,7 +25,9 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from local.manifests import JsonlGzWriter, manifest_path, split_names
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import disk_errors_named, replacing, write_bytes
+from xlsr_transducer.core.options import Number, Parser, str2bool
 from xlsr_transducer.data.audio import num_samples
 from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.features import (
@@ -38,8 +40,6 @@ from xlsr_transducer.data.features import (
 from xlsr_transducer.data.flaws import input_flaw
 from xlsr_transducer.data.shar import FEATURES_TYPE, members, source_in_tar
 from xlsr_transducer.data.sources import cuts_digest, load_sources, note_source, stale_features
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import Number, Parser, str2bool
 
 
 def get_parser() -> Parser:

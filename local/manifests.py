@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.flaws import damage_named
 from xlsr_transducer.data.splits import load_splits
-from xlsr_transducer.errors import UserError
 
 REJECTED_HEADER = ("line", "reason", "content")
 

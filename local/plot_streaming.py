@@ -19,14 +19,14 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from xlsr_transducer.compat import shapes_only
+from xlsr_transducer.core.compat import shapes_only
+from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.core.files import replacing
-from xlsr_transducer.errors import run_command
+from xlsr_transducer.core.options import Parser
 from xlsr_transducer.model.chunking import ChunkSettings, cache_mask, chunk_mask
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
 from xlsr_transducer.model.wav2vec2_layers import PositionalConv
 from xlsr_transducer.model.xlsr_config import XlsrConfig
-from xlsr_transducer.options import Parser
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  after the choice of the backend

@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import Parser
+from xlsr_transducer.core.options import Parser
 
 # (place in a record of history.json, label of the axis, its scale: WER may well be 0)
 PANELS = (

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import sentencepiece
 
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.options import Number, Parser
+from xlsr_transducer.data.lm_text import texts_of
 from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.lm.text import texts_of
-from xlsr_transducer.options import Number, Parser
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:

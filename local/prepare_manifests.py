@@ -36,10 +36,10 @@ from local.manifests import (
     write_rejected,
 )
 from local.probe_audio import AudioInfo, AudioProblem, probe_audio
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
+from xlsr_transducer.core.options import Number, Parser, word
 from xlsr_transducer.data.splits import load_splits
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import Number, Parser, word
 
 _LINES_PER_TASK = 64
 _TASKS_PER_WORKER = 4  # bounds what is read ahead, and with it memory

@@ -32,11 +32,11 @@ from local.manifests import (
     split_names,
     write_rejected,
 )
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
+from xlsr_transducer.core.options import Number, Parser, add_options, from_args, word
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.text import CharacterUse, TextNormalizer, TextOptions
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import Number, Parser, add_options, from_args, word
 
 OPTIONS_FILE = "text_options.json"
 _NO_TEXT = "empty text after normalization"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from xlsr_transducer.errors import UserError, run_command
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.options import Parser, str2bool
+from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.options import Parser, str2bool
-from xlsr_transducer.training.checkpoint import read_checkpoint
 from xlsr_transducer.training.failed_batch import read_failed_batch, replay
 
 

@@ -16,19 +16,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from xlsr_transducer import decode, streaming_decode
-from xlsr_transducer.audio_sets import AudioSet, audio_sets, name_in_results
-from xlsr_transducer.config import chunk_lists
+from xlsr_transducer.core.errors import complain, run_command
 from xlsr_transducer.core.files import replacing
-from xlsr_transducer.decoding import Results, load_recogniser
-from xlsr_transducer.errors import complain, run_command
-from xlsr_transducer.logs import set_up_logging
+from xlsr_transducer.core.logs import set_up_logging
+from xlsr_transducer.core.options import Number, Parser, add_options, from_args
+from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.config import chunk_lists
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
-from xlsr_transducer.options import Number, Parser, add_options, from_args
-from xlsr_transducer.scoring import ErrorRate, error_rate
+from xlsr_transducer.recognition.audio_sets import AudioSet, audio_sets, name_in_results
+from xlsr_transducer.recognition.decoding import Results, load_recogniser
+from xlsr_transducer.recognition.scoring import ErrorRate, error_rate
+from xlsr_transducer.recognition.streaming import StreamPool
 from xlsr_transducer.search import SearchOptions, make_search
-from xlsr_transducer.streaming import StreamPool
-from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
 FRAME_MS = 20
 

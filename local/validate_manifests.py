@@ -19,15 +19,15 @@ from pathlib import Path
 
 from local.corpus_statistics import SplitStatistics, plot_histograms, table
 from local.manifests import manifest_path, read_jsonl_gz, split_names
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.options import Parser
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import INFO_FILE, FeatureInfo, cuts_path
 from xlsr_transducer.data.flaws import HOP, RECEPTIVE_FIELD
 from xlsr_transducer.data.sources import stale_features, stale_text
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.options import Parser
 
 _SHOWN_PER_KIND = 5
 _TOLERANCE = 1e-3  # seconds: durations are rounded to samples here and there
@@ -107,7 +107,7 @@ def feature_problems(cut: dict, info: FeatureInfo, folder: Path) -> Iterator[str
 
 
 def _source(cut: dict) -> bytes:
-    """A short stand-in for the audio files of a cut."""
+    """A short replacement of the audio files of a cut."""
     sources = [source["source"] for source in cut["recording"]["sources"]]
     return hashlib.blake2b("\0".join(map(os.fspath, sources)).encode(), digest_size=16).digest()
 

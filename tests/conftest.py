@@ -9,4 +9,4 @@ import os
 # in the same order every time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tiny_recipe import corpus, streaming_exp  # noqa: E402, F401  fixtures, after the setting above
+from tests.support.tiny_recipe import corpus, streaming_exp  # noqa: E402, F401  fixtures, after the setting above

@@ -2,7 +2,7 @@
 
 import sys
 
-from xlsr_transducer.errors import answer_interrupts
+from xlsr_transducer.core.errors import answer_interrupts
 
 if sys.argv[0] == "-m":  # Python is looking for a command to run: python -m xlsr_transducer.train
     answer_interrupts()

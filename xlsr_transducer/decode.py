@@ -13,8 +13,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from xlsr_transducer.audio_sets import AudioSet, name_in_results
-from xlsr_transducer.decoding import (
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.logs import set_up_logging
+from xlsr_transducer.core.options import Number, Parser, add_options, from_args
+from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.recognition.audio_sets import AudioSet, name_in_results
+from xlsr_transducer.recognition.decoding import (
     DecodeOptions,
     Results,
     batches,
@@ -25,14 +30,9 @@ from xlsr_transducer.decoding import (
     status_of,
     suffix,
 )
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.logs import set_up_logging
-from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.options import Number, Parser, add_options, from_args
-from xlsr_transducer.scoring import format_table
+from xlsr_transducer.recognition.scoring import format_table
 from xlsr_transducer.search import BiasOptions, Search, SearchOptions, make_search
 from xlsr_transducer.search.options import ORACLE
-from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel
 
 
 def get_parser() -> Parser:

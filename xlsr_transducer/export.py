@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.data.audio import read_audio
-from xlsr_transducer.decoding import ChunkOptions
-from xlsr_transducer.errors import UserError, run_command
 from xlsr_transducer.exporting import int8_report
 from xlsr_transducer.exporting.formats import FormatOptions, Job, chosen_formats
 from xlsr_transducer.exporting.parity import (
@@ -26,9 +26,9 @@ from xlsr_transducer.exporting.parity import (
     format_table,
 )
 from xlsr_transducer.exporting.placing import put_in_place, scratch_folder
+from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.encoder import StreamingXLSREncoder
-from xlsr_transducer.options import Parser, add_options, from_args
-from xlsr_transducer.training.checkpoint import CheckpointOptions, load_model
+from xlsr_transducer.recognition.decoding import ChunkOptions
 
 TOKENS, BPE_MODEL = "tokens.txt", "bpe.model"
 

@@ -11,9 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.inference import Recogniser, load_script, run, tokens_beside, whole_script
-from xlsr_transducer.options import option
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.options import option
+from xlsr_transducer.recognition.exported import (
+    Recogniser,
+    load_script,
+    run,
+    tokens_beside,
+    whole_script,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.inference import Recogniser, run, tokens_beside
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.options import option
 from xlsr_transducer.jit_pretrained import ScriptOptions, load_transducer
-from xlsr_transducer.options import option
+from xlsr_transducer.recognition.exported import Recogniser, run, tokens_beside
 
 FRAME = 160  # samples: chunk_size and pad_length count 20 ms and 10 ms
 SHORTEST = 400  # samples that give a frame

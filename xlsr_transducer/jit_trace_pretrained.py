@@ -11,9 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.inference import Recogniser, load_script, run, tokens_beside, whole_script
-from xlsr_transducer.options import option
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.options import option
+from xlsr_transducer.recognition.exported import (
+    Recogniser,
+    load_script,
+    run,
+    tokens_beside,
+    whole_script,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +86,7 @@ def load(options: TraceOptions) -> Recogniser:
         out, lens = encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
         yield out[0, : lens[0]]
 
-    return Recogniser(
-        encode, TracedDecoder(decoder), TracedJoiner(joiner), tokens, whole=whole
-    )
+    return Recogniser(encode, TracedDecoder(decoder), TracedJoiner(joiner), tokens, whole=whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

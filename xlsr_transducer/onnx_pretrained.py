@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import run_command
-from xlsr_transducer.inference import Recogniser, run
-from xlsr_transducer.onnx_inference import OnnxOptions, load_onnx
+from xlsr_transducer.core.errors import run_command
+from xlsr_transducer.recognition.exported import Recogniser, run
+from xlsr_transducer.recognition.onnx_models import OnnxOptions, load_onnx
 
 
 def load(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:

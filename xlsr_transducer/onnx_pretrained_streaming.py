@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from xlsr_transducer.errors import run_command
-from xlsr_transducer.inference import Recogniser, encode_chunks, run
-from xlsr_transducer.onnx_inference import OnnxOptions, load_onnx
+from xlsr_transducer.core.errors import run_command
+from xlsr_transducer.recognition.exported import Recogniser, encode_chunks, run
+from xlsr_transducer.recognition.onnx_models import OnnxOptions, load_onnx
 
 
 def load(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:

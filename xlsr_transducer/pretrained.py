@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import run_command
-from xlsr_transducer.inference import Recogniser, encode_chunks, run
+from xlsr_transducer.core.errors import run_command
+from xlsr_transducer.core.options import option
+from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel, load_model
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.whole import whole_encoder
-from xlsr_transducer.options import option
-from xlsr_transducer.training.checkpoint import CheckpointOptions, LoadedModel, load_model
+from xlsr_transducer.recognition.exported import Recogniser, encode_chunks, run
 
 
 @dataclasses.dataclass(frozen=True)

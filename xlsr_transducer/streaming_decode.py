@@ -15,25 +15,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from xlsr_transducer.audio_sets import AudioSet, name_in_results
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.logs import set_up_logging
+from xlsr_transducer.core.options import Number, Parser, add_options, from_args, str2bool
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.decoding import (
+from xlsr_transducer.model.checkpoint import CheckpointOptions
+from xlsr_transducer.recognition.audio_sets import AudioSet, name_in_results
+from xlsr_transducer.recognition.decoding import (
     DecodeOptions,
     Results,
     load_recogniser,
     status_of,
     suffix,
 )
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.latency import LatencyReport
-from xlsr_transducer.logs import set_up_logging
-from xlsr_transducer.options import Number, Parser, add_options, from_args, str2bool
-from xlsr_transducer.scoring import format_table
+from xlsr_transducer.recognition.latency import LatencyReport
+from xlsr_transducer.recognition.scoring import format_table
+from xlsr_transducer.recognition.streaming import SAMPLING_RATE, Stream, StreamPool
 from xlsr_transducer.search import BiasOptions, SearchOptions, make_search
-from xlsr_transducer.streaming import SAMPLING_RATE, Stream, StreamPool
-from xlsr_transducer.training.checkpoint import CheckpointOptions
 
 
 def get_parser() -> Parser:

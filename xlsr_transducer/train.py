@@ -13,23 +13,23 @@ from pathlib import Path
 
 import torch
 
-from xlsr_transducer.compat import repeatable
-from xlsr_transducer.config import ModelConfig, StreamingOptions, build_model, check_features
+from xlsr_transducer.core.compat import repeatable
+from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.logs import save_settings, set_up_logging
+from xlsr_transducer.core.options import Number, Parser, add_options, from_args, str2bool
+from xlsr_transducer.core.presets import parse_with_preset
 from xlsr_transducer.data.augment import AugmentOptions
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import FeatureInfo, find_features
 from xlsr_transducer.data.sources import require_current
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
-from xlsr_transducer.errors import UserError, run_command
-from xlsr_transducer.logs import save_settings, set_up_logging
+from xlsr_transducer.model.checkpoint import save_below_cut
+from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model, check_features
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerOptions
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
-from xlsr_transducer.options import Number, Parser, add_options, from_args, str2bool
-from xlsr_transducer.presets import parse_with_preset
-from xlsr_transducer.training.checkpoint import save_below_cut
 from xlsr_transducer.training.distributed import Process, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.init_from import take_weights

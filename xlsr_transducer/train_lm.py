@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from xlsr_transducer.compat import repeatable
+from xlsr_transducer.core.compat import repeatable
+from xlsr_transducer.core.errors import run_command
+from xlsr_transducer.core.logs import save_settings, set_up_logging
+from xlsr_transducer.core.options import Parser, add_options, from_args, word
+from xlsr_transducer.data.lm_text import Sentences, read_texts, texts_of
 from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.text import TextNormalizer, TextOptions
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
-from xlsr_transducer.errors import run_command
-from xlsr_transducer.lm.model import LanguageModel, LmOptions
-from xlsr_transducer.lm.text import Sentences, read_texts, texts_of
-from xlsr_transducer.lm.training import LmTrainer, LmTrainOptions
-from xlsr_transducer.logs import save_settings, set_up_logging
-from xlsr_transducer.options import Parser, add_options, from_args, word
+from xlsr_transducer.search.lm.model import LanguageModel, LmOptions
+from xlsr_transducer.training.lm import LmTrainer, LmTrainOptions
 from xlsr_transducer.training.resume import sole_training
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 
 UNFINISHED = ".tmp"  # ends the name of a file that is being written
 

@@ -16,10 +16,10 @@ from lhotse.audio.backend import (
 from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 from lhotse.utils import compute_num_samples
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio_file import AudioProblem, decode, measure
 from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.data.shar import with_audio
-from xlsr_transducer.errors import UserError
 
 # By default lhotse makes up to half a second of missing audio from reflected samples.
 os.environ.setdefault("LHOTSE_AUDIO_DURATION_MISMATCH_TOLERANCE", "0.01")

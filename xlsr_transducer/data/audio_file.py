@@ -18,8 +18,8 @@ import numpy as np
 import scipy.signal
 import soundfile
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.mp3 import without_length
-from xlsr_transducer.errors import UserError
 
 SAMPLING_RATE = 16000
 _BLOCK = 1 << 16  # frames decoded at a time

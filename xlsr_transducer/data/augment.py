@@ -23,10 +23,10 @@ from lhotse.augmentation.utils import FastRandomRIRGenerator
 from lhotse.cut import Cut
 from lhotse.dataset import SpecAugment
 
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.audio import cut_of_file, read_audio
 from xlsr_transducer.data.features import SAMPLING_RATE
-from xlsr_transducer.errors import UserError
-from xlsr_transducer.options import Options, option
 
 SPEEDS = (0.9, 1.0, 1.1)
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph")

@@ -29,8 +29,10 @@ from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from xlsr_transducer.compat import fit_sampler_to_lhotse
+from xlsr_transducer.core.compat import fit_sampler_to_lhotse
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import write_text
+from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.audio import audio_duration, read_audio
 from xlsr_transducer.data.augment import Augmenter, AugmentOptions
 from xlsr_transducer.data.bounds import Bounded, FramesTokensConstraint, largest
@@ -45,8 +47,6 @@ from xlsr_transducer.data.flaws import Unread, encoder_frames, flaw
 from xlsr_transducer.data.order import Shuffled
 from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError
-from xlsr_transducer.options import Options, option
 
 fit_sampler_to_lhotse()
 DECIDE_BATCHES = (
@@ -72,9 +72,7 @@ class DataOptions(Options):
     max_frames_tokens: float = option(
         0.0, "bound on encoder frames x tokens of a padded batch, in millions; 0: none", at_least=0
     )
-    num_buckets: int = option(
-        30, "buckets of similar duration", at_least=1, at_most=MOST_BUCKETS
-    )
+    num_buckets: int = option(30, "buckets of similar duration", at_least=1, at_most=MOST_BUCKETS)
     num_workers: int = option(2, "processes that read data", at_least=0, at_most=1024)
     min_utterance: float = option(
         0.1, "seconds; shorter utterances are left out of training", at_least=0
@@ -302,9 +300,7 @@ class DataModule:
         augmenter = self.augmenter.at(seed, epoch)
         batches = self._train_batches(splits, augmenter, self._seen(earlier, epoch))
         first = sum(part.batches for part in earlier)
-        turns = Turns(
-            batches, self.options.total_duration, rank, world_size, skip - first, first
-        )
+        turns = Turns(batches, self.options.total_duration, rank, world_size, skip - first, first)
         return self._loader(turns, augmenter)
 
     def batch_options(self, splits: list[str], seed: int) -> dict[str, Any]:

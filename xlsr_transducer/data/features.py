@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import write_text
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.normalize import check_mode
 

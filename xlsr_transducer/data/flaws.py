@@ -13,8 +13,8 @@ from lhotse import MonoCut
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_samples
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.features import SAMPLING_RATE
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.chunking import SUBSAMPLING
 
 RECEPTIVE_FIELD, HOP = 400, 320  # samples at 16 kHz: XLSR's convolutions

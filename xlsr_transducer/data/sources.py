@@ -12,11 +12,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import write_text
 from xlsr_transducer.data.features import FeatureInfo, cuts_path
 from xlsr_transducer.data.flaws import damage_named
 from xlsr_transducer.data.splits import load_splits
-from xlsr_transducer.errors import UserError
 
 SOURCES_FILE = "sources.json"  # name of a file beside it -> digest of its source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 
 
 def load_splits(data_dir: Path) -> dict[str, list[str]]:

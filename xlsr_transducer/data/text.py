@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import unicodedata
 
-from xlsr_transducer.options import option
+from xlsr_transducer.core.options import option
 
 # One of these inside a word is spelling, elsewhere it is punctuation.
 _IN_WORD = "'-"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"
 WORD_START = "\u2581"  # sentencepiece writes a word's leading space as this

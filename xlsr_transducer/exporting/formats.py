@@ -15,11 +15,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError
-from xlsr_transducer.inference import Output
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import option
+from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.options import option
-from xlsr_transducer.training.checkpoint import LoadedModel
+from xlsr_transducer.recognition.exported import Output
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.model_card import model_card
-from xlsr_transducer.inference import Output
 from xlsr_transducer.model.normalize import normalize_utterance
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import POS_CONV, load_xlsr
 from xlsr_transducer.model.xlsr_config import XlsrConfig
+from xlsr_transducer.recognition.exported import Output
 
 # config.json last: it tells that the rest is there.
 FILES = ("model.safetensors", "preprocessor_config.json", "README.md", "config.json")

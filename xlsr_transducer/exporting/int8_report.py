@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from xlsr_transducer.audio_sets import audio_sets
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.splits import load_splits
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting.formats import Job
 from xlsr_transducer.exporting.onnx_format import names
-from xlsr_transducer.inference import recognise
 from xlsr_transducer.onnx_pretrained import load
 from xlsr_transducer.onnx_pretrained_streaming import load as load_streaming
-from xlsr_transducer.scoring import error_rate
+from xlsr_transducer.recognition.audio_sets import audio_sets
+from xlsr_transducer.recognition.exported import recognise
+from xlsr_transducer.recognition.scoring import error_rate
 from xlsr_transducer.search import SearchOptions
 
 

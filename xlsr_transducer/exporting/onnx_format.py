@@ -20,23 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import hash_of_tokens
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.exporting import onnx_graphs as graphs
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.onnx_int8 import quantize_matrices
 from xlsr_transducer.exporting.scripted import OfflineEncoder
-from xlsr_transducer.inference import Output, recognise
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.onnx_inference import (
+from xlsr_transducer.onnx_pretrained import load
+from xlsr_transducer.onnx_pretrained_streaming import load as load_streaming
+from xlsr_transducer.recognition.exported import Output, recognise
+from xlsr_transducer.recognition.onnx_models import (
     SEAL,
     SHORTEST,
     digest,
     metadata,
     open_session,
 )
-from xlsr_transducer.onnx_pretrained import load
-from xlsr_transducer.onnx_pretrained_streaming import load as load_streaming
 from xlsr_transducer.search import SearchOptions
 
 OPSET = 17  # what every onnxruntime since 1.12 reads
@@ -247,9 +247,7 @@ def _quiet_tracer() -> Iterator[None]:
         yield
 
 
-def _finish(
-    path: Path, about: dict[str, Any], output_shape: tuple[int | None, ...] = ()
-) -> None:
+def _finish(path: Path, about: dict[str, Any], output_shape: tuple[int | None, ...] = ()) -> None:
     """Puts metadata, the shape of the output where it is known, and the file's hash into it."""
     import onnx
 

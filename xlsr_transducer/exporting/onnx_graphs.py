@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import attend_in_steps, gelu
+from xlsr_transducer.core.compat import attend_in_steps, gelu
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.model import wav2vec2_layers
 from xlsr_transducer.model.decoder import Decoder

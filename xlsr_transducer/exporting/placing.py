@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
-from xlsr_transducer.errors import UserError
 
 
 @contextlib.contextmanager

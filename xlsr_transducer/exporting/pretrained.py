@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from xlsr_transducer.core.tensor_files import save_atomically
 from xlsr_transducer.exporting.formats import Artifact, Job
-from xlsr_transducer.inference import Output, recognise
+from xlsr_transducer.model.checkpoint import model_content
 from xlsr_transducer.pretrained import PretrainedOptions, load
+from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.search import SearchOptions
-from xlsr_transducer.training.checkpoint import model_content
-from xlsr_transducer.training.storage import save_atomically
 
 NAME = "pretrained.pt"
 

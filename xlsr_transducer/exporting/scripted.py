@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlsr_transducer.data.tokenizer import hash_of_tokens
-from xlsr_transducer.inference import TOKENS_RECORD
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
 from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.recognition.exported import TOKENS_RECORD
 
 
 def as_samples(x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
@@ -76,7 +76,9 @@ class OfflineEncoder(nn.Module):
         settings = (self.chunk_size, self.left_context_chunks, self.attention_sink_size)
         if torch.jit.is_scripting():
             return self.encoder.encode(x, x_lens, *settings)
-        return self.encoder(x, x_lens, *settings)  # a trace has no blocks, and holds for any length
+        return self.encoder(
+            x, x_lens, *settings
+        )  # a trace has no blocks, and holds for any length
 
 
 class StreamingEncoderModel(nn.Module):

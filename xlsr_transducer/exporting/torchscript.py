@@ -15,9 +15,9 @@ from xlsr_transducer.exporting.scripted import (
     StreamingEncoderModel,
     save,
 )
-from xlsr_transducer.inference import Output, recognise
 from xlsr_transducer.jit_pretrained import ScriptOptions, load
 from xlsr_transducer.jit_pretrained_streaming import load as load_streaming
+from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.search import SearchOptions
 
 OFFLINE = "cpu_jit.pt"

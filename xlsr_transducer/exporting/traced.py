@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder, save
-from xlsr_transducer.inference import Output, recognise
 from xlsr_transducer.jit_trace_pretrained import TraceOptions, load
+from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.search import SearchOptions
 
 FILES = tuple(f"{part}_jit_trace.pt" for part in ("encoder", "decoder", "joiner"))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from xlsr_transducer.data.tokenizer import Tokenizer, read_tokens
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder, save
-from xlsr_transducer.inference import Output, load_script
 from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.recognition.exported import Output, load_script
 
 MODEL, TOKENS = "wav2vec2_ctc.pt", "wav2vec2_ctc_tokens.txt"
 SPACE = "|"  # sherpa refuses to load a tokens.txt without it

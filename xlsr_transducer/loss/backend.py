@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from xlsr_transducer.compat import import_k2
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.compat import import_k2
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.loss import rnnt_loss
 
 BACKENDS = ("auto", "k2", "torch")

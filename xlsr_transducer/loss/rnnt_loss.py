@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.loss.lattice import INF, total_scores
 from xlsr_transducer.loss.logprobs import gather_logprobs, smoothed_logprobs
 from xlsr_transducer.loss.pruning import do_rnnt_pruning, get_rnnt_prune_ranges

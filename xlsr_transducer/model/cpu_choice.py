@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlsr_transducer.compat import fast_linear, has_fast_linear
+from xlsr_transducer.core.compat import fast_linear, has_fast_linear
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import write_text
-from xlsr_transducer.errors import UserError
 
 AUTO, PYTORCH, ONEDNN = "auto", "pytorch", "onednn"
 CPU_LAYERS = (AUTO, PYTORCH, ONEDNN)
@@ -34,7 +34,7 @@ REPEATS = 4  # the first of them does not count
 CLEARLY = 0.97  # of PyTorch's time: a tie is PyTorch's, whatever the noise
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def choose_layers(width: int) -> str:
     """``pytorch`` or ``onednn`` for a network of this hidden size; measured if not known."""
     if width < SMALL_WIDTH or not has_fast_linear():
@@ -45,7 +45,9 @@ def choose_layers(width: int) -> str:
         return known[key]
     ratio = measure(width)
     choice = ONEDNN if ratio < CLEARLY else PYTORCH
-    logging.info(f"--cpu-layers {choice}: oneDNN takes {ratio:.2f} of the time of PyTorch's layers")
+    logging.info(
+        f"--cpu-layers {choice}: oneDNN takes {ratio:.2f} of the time of PyTorch's layers"
+    )
     try:
         write_text(cache_file(), json.dumps({**known, key: choice}, indent=1) + "\n")
     except (UserError, OSError) as e:

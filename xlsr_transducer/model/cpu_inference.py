@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import fast_linear, has_fast_linear
+from xlsr_transducer.core.compat import fast_linear, has_fast_linear
 from xlsr_transducer.model.cpu_choice import AUTO, ONEDNN, choose_layers
 from xlsr_transducer.model.wav2vec2_layers import PositionalConv
 
@@ -77,7 +77,12 @@ def prepare_for_cpu(model: nn.Module, layers: str = AUTO) -> nn.Module:
         if isinstance(parent, PositionalConv) and _fits(parent.conv):
             parent.conv = FastGroupedConv(parent.conv).eval()
         for name, child in list(parent.named_children()):
-            if layers == ONEDNN and type(child) is nn.Linear and _fits(child) and has_fast_linear():
+            if (
+                layers == ONEDNN
+                and type(child) is nn.Linear
+                and _fits(child)
+                and has_fast_linear()
+            ):
                 setattr(parent, name, FastLinear(child).eval())
     return model
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import gelu
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.compat import gelu
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings, grow, roll, shrink
 from xlsr_transducer.model.masking import draw_spans
 from xlsr_transducer.model.normalize import check_mode
@@ -23,7 +24,6 @@ from xlsr_transducer.model.state import EncoderState, with_cache
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.wav2vec2_layers import zero_padding
 from xlsr_transducer.model.xlsr_config import XlsrConfig
-from xlsr_transducer.options import Options, option
 
 LONGEST_WHOLE = 3000  # XLSR frames (60 s) that ``encode`` computes at once
 BLOCK_FRAMES = 1024  # of longer utterances, where the left context is limited

@@ -16,7 +16,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 
 MODES = ("cumulative", "utterance", "none")
 PRIOR_SAMPLES = 16000.0

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.loss import get_backend
 from xlsr_transducer.loss.backend import BACKENDS
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.encoder import XLSREncoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.options import Options, option
 
 FULL_CONTEXT = ChunkSettings()
 
@@ -169,7 +169,9 @@ class Transducer(nn.Module):
         decoder_out = self.decoder_dropout(self.decoder(F.pad(y, (1, 0))))
         boundary = torch.zeros(y.shape[0], 4, dtype=torch.int64, device=y.device)
         boundary[:, 2], boundary[:, 3] = y_lens, lens
-        if (missing := y.shape[1] - encoder_out.shape[1]) > 0:  # k2 asserts as many frames as tokens
+        if (
+            missing := y.shape[1] - encoder_out.shape[1]
+        ) > 0:  # k2 asserts as many frames as tokens
             encoder_out = F.pad(encoder_out, (0, 0, 0, missing))
         simple, ranges = self._simple_loss(encoder_out, decoder_out, y, boundary, options)
         pruned = self._pruned_loss(encoder_out, decoder_out, y, ranges, boundary, options)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xlsr_transducer.compat import attend, gelu
+from xlsr_transducer.core.compat import attend, gelu
 from xlsr_transducer.model.chunking import attention_mask, cache_mask, fill_sinks, roll
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
@@ -310,9 +310,7 @@ class Encoder(nn.Module):
             if not self.norm_first:
                 x = self.layer_norm(x)
         cached = cache.shape[4]
-        mask = cache_mask(
-            done, num_new, frames, chunk_size, left_context_chunks, cached, sinks
-        )
+        mask = cache_mask(done, num_new, frames, chunk_size, left_context_chunks, cached, sinks)
         caches: List[Tensor] = []
         for i, layer in enumerate(self.layers.values()):
             old = cache[:, i]

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from xlsr_transducer.compat import attend, attend_in_steps
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.compat import attend, attend_in_steps
+from xlsr_transducer.core.errors import UserError
 
 CPU = torch.device("cpu")
 SAMPLES, FRAMES = 16000, 50  # per second of audio

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlsr_transducer.compat import load_tensors, shapes_only
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.compat import load_tensors, shapes_only
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 
 WAVEFORM = -2
 FRONTEND = -1

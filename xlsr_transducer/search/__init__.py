@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.beam import BeamSearch
 from xlsr_transducer.search.bias import SUPPORTED, Bias, BiasOptions
@@ -14,8 +14,8 @@ from xlsr_transducer.search.ctc_greedy import CtcGreedySearch
 from xlsr_transducer.search.fast_beam import FastBeamSearch
 from xlsr_transducer.search.greedy import GreedySearch
 from xlsr_transducer.search.hypothesis import Hypothesis
-from xlsr_transducer.search.k2_fsa import LatticeSearch, NbestSearch
-from xlsr_transducer.search.lm_rescore import LmRescoreSearch
+from xlsr_transducer.search.k2.lattices import LatticeSearch, NbestSearch
+from xlsr_transducer.search.lm.rescore import LmRescoreSearch
 from xlsr_transducer.search.modified_beam import ModifiedBeamSearch
 from xlsr_transducer.search.options import LG_METHODS, LM_METHODS, SearchOptions
 

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError
-from xlsr_transducer.lm.checkpoint import load_lm
-from xlsr_transducer.options import Options, option
 from xlsr_transducer.search.context_graph import read_context_file
-from xlsr_transducer.search.k2_fsa import read_lg
-from xlsr_transducer.search.neural_lm import ScaledLm
-from xlsr_transducer.search.ngram_lm import read_ngram_lm
+from xlsr_transducer.search.k2.lattices import read_lg
+from xlsr_transducer.search.lm.checkpoint import load_lm
+from xlsr_transducer.search.lm.fusion import ScaledLm
+from xlsr_transducer.search.lm.ngram import read_ngram_lm
 from xlsr_transducer.search.options import LG_METHODS, LM_METHODS, SearchOptions
 from xlsr_transducer.search.token_graph import TokenGraph
 
@@ -219,9 +219,7 @@ class Bias:
         if self.lm is None:
             return Walk([graph.to(device)], offsets, self.neural)
         self.lm = self.lm.to(device)
-        return Walk(
-            [graph.to(device), self.lm], torch.cat([offsets, offsets * 0], 1), self.neural
-        )
+        return Walk([graph.to(device), self.lm], torch.cat([offsets, offsets * 0], 1), self.neural)
 
 
 @dataclass(frozen=True)

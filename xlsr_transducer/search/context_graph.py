@@ -15,14 +15,12 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.search.token_graph import TokenGraph
 
 
-def context_graph(
-    phrases: Sequence[tuple[Sequence[int], float]], vocab_size: int
-) -> TokenGraph:
+def context_graph(phrases: Sequence[tuple[Sequence[int], float]], vocab_size: int) -> TokenGraph:
     """The graph of ``phrases``: token ids and the bonus of each token.
 
     Where phrases begin alike, the larger bonus counts for the tokens they share.
@@ -92,9 +90,7 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> TokenGr
     return context_graph(phrases, tokenizer.vocab_size)
 
 
-def _phrase(
-    line: str, tokenizer: Tokenizer, score: float, where: str
-) -> tuple[list[int], float]:
+def _phrase(line: str, tokenizer: Tokenizer, score: float, where: str) -> tuple[list[int], float]:
     given = re.fullmatch(r"(.*?)\s*(?:(?:^|\s):(\S+))?", line.strip())
     text = " ".join(given.group(1).split())
     if given.group(2) is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xlsr_transducer.errors import UserError
-from xlsr_transducer.options import Options, flag_of, option
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import Options, flag_of, option
 
 METHODS = (
     "greedy_search",

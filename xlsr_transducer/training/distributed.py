@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.training.watchdog import Watchdog
 
 # A dead process is noticed by the watchdog; until this, processes wait for one that is slow.

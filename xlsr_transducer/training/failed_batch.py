@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import repeatable
-from xlsr_transducer.config import ModelConfig, build_model
+from xlsr_transducer.core.compat import repeatable
+from xlsr_transducer.core.errors import UserError, is_out_of_memory
+from xlsr_transducer.core.options import Options, option
+from xlsr_transducer.core.tensor_files import load_verified, save_atomically
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.errors import UserError, is_out_of_memory
+from xlsr_transducer.model.checkpoint import model_content
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.config import ModelConfig, build_model
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerLosses
-from xlsr_transducer.options import Options, option
-from xlsr_transducer.training.checkpoint import model_content
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
 from xlsr_transducer.training.sharding import gather, is_sharded
-from xlsr_transducer.training.storage import load_verified, save_atomically
 
 KIND = "failed batch 1"
 FEW = 3  # utterances of a batch whose loss may not be finite before the batch counts as failed

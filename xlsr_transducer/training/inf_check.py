@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 
 
 class InfCheck:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from xlsr_transducer.config import ModelConfig
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.model.averaging import Weights
+from xlsr_transducer.model.checkpoint import read_checkpoint
+from xlsr_transducer.model.config import ModelConfig
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
-from xlsr_transducer.training.averaging import Weights
-from xlsr_transducer.training.checkpoint import read_checkpoint
 
 XLSR = "encoder.xlsr."
 

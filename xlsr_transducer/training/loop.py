@@ -8,17 +8,18 @@ from pathlib import Path
 
 import torch
 
-from xlsr_transducer.compat import grad_scaler
-from xlsr_transducer.config import ModelConfig
+from xlsr_transducer.core.compat import grad_scaler
+from xlsr_transducer.core.errors import UserError, is_out_of_memory
+from xlsr_transducer.core.options import Options, option
+from xlsr_transducer.core.tensor_files import remove_unfinished, save_atomically
 from xlsr_transducer.data.datamodule import DataModule
-from xlsr_transducer.errors import UserError, is_out_of_memory
-from xlsr_transducer.model.transducer import LossOptions, Transducer
-from xlsr_transducer.options import Options, option
-from xlsr_transducer.training.checkpoint import (
+from xlsr_transducer.model.checkpoint import (
     BEST,
     model_content,
     numbered_files,
 )
+from xlsr_transducer.model.config import ModelConfig
+from xlsr_transducer.model.transducer import LossOptions, Transducer
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent, note_changes, summary_of, with_warm_step
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
@@ -36,7 +37,6 @@ from xlsr_transducer.training.resume import (
 from xlsr_transducer.training.sharding import SHARDING, check_sharding, is_sharded, shard, whole
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import Stepper, StepReport
-from xlsr_transducer.training.storage import remove_unfinished, save_atomically
 from xlsr_transducer.training.validate import validate
 from xlsr_transducer.training.watch import Watch
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.wav2vec2_layers import EncoderLayer
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.datamodule import Batch
-from xlsr_transducer.errors import UserError
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.options import Options, option
 
 if TYPE_CHECKING:
     from xlsr_transducer.training.step import Stepper

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.options import Options, flag_of, option
 from xlsr_transducer.training.lora import add_lora
 from xlsr_transducer.training.scaled_adam import ScaledAdam
 from xlsr_transducer.training.schedules import eden, tri_stage

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xlsr_transducer.config import ModelConfig, StreamingOptions
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import locked
-from xlsr_transducer.errors import UserError
-from xlsr_transducer.training.checkpoint import numbered_files, read_checkpoint
-from xlsr_transducer.training.storage import step_of
+from xlsr_transducer.core.tensor_files import step_of
+from xlsr_transducer.model.checkpoint import numbered_files, read_checkpoint
+from xlsr_transducer.model.config import ModelConfig, StreamingOptions
 
 AUTO = "auto"
 LOCK = "training.lock"

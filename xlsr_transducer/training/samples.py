@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from xlsr_transducer.alignment import lattice_log_probs
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.features import FRAME_SHIFT
 from xlsr_transducer.loss.lattice import total_scores
 from xlsr_transducer.model.chunking import SUBSAMPLING
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.scoring import Transcript
+from xlsr_transducer.recognition.alignment import lattice_log_probs
+from xlsr_transducer.recognition.scoring import Transcript
 from xlsr_transducer.search import Hypothesis
 
 if TYPE_CHECKING:

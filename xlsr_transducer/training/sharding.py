@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlsr_transducer.compat import has_fsdp2
-from xlsr_transducer.config import ModelConfig
+from xlsr_transducer.core.compat import has_fsdp2
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.datamodule import Batch
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.model.config import ModelConfig
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.training.optim import OptimOptions
 
@@ -95,7 +95,7 @@ def whole(model: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def stand_in(batch: Batch, config: ModelConfig) -> Batch:
+def dummy_batch(batch: Batch, config: ModelConfig) -> Batch:
     """A second of silence for a batch without utterances.
 
     With divided parameters every process must compute whenever one does.

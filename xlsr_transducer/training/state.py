@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.datamodule import Part
+from xlsr_transducer.model.averaging import Weights, take_into_mean
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.training.averaging import Weights, take_into_mean
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.metrics import LossSums
@@ -49,7 +49,6 @@ class Progress:
     total_seconds: float = 0.0  # of audio in the whole training
     warm_step: int = -1
 
-
     def use_batch_options(self, options: dict[str, Any]) -> list[Part]:
         """Notes the options that decide the epoch's batches from here on.
 
@@ -62,7 +61,9 @@ class Progress:
         if not parts or parts[-1]["options"] != options:
             if parts:
                 before = parts[-1]["options"]
-                changed = [f"{k} {before[k]} and {v}" for k, v in options.items() if v != before[k]]
+                changed = [
+                    f"{k} {before[k]} and {v}" for k, v in options.items() if v != before[k]
+                ]
                 logging.info(
                     f"other batch options than for the first {self.batches} batches of epoch "
                     f"{self.epoch}: {'; '.join(changed)}: the utterances that are left are "

@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from xlsr_transducer.config import ModelConfig
+from xlsr_transducer.core.errors import UserError, is_out_of_memory
 from xlsr_transducer.data.datamodule import Batch
-from xlsr_transducer.errors import UserError, is_out_of_memory
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.config import ModelConfig
 from xlsr_transducer.model.masking import drop_layers
 from xlsr_transducer.model.transducer import LossOptions
 from xlsr_transducer.training.distributed import Process
@@ -29,7 +29,7 @@ from xlsr_transducer.training.optim import (
     set_learning_rate,
     set_trainable,
 )
-from xlsr_transducer.training.sharding import is_sharded, stand_in
+from xlsr_transducer.training.sharding import dummy_batch, is_sharded
 from xlsr_transducer.training.state import TrainingState, seed_batch
 
 
@@ -83,7 +83,7 @@ class Stepper:
         if not batch.ids:
             if not self.is_sharded:
                 return
-            batch, weight = stand_in(batch, self.config), 0.0
+            batch, weight = dummy_batch(batch, self.config), 0.0
         progress = self.state.progress
         set_trainable(self.state.model, self.optim, progress.step)
         layerdrop = self.config.encoder.layerdrop
@@ -116,8 +116,8 @@ class Stepper:
         """Numbers that the optimizer will keep of parameters of which it has none yet."""
         has_state = self.state.optimizer.state
         new = [p for p in self.state.model.parameters() if p.requires_grad and p not in has_state]
-        return 2 * sum(p.numel() for p in new) // (
-            self.process.world_size if self.is_sharded else 1
+        return (
+            2 * sum(p.numel() for p in new) // (self.process.world_size if self.is_sharded else 1)
         )
 
     def _backward(

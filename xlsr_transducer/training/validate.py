@@ -10,7 +10,7 @@ import torch
 from xlsr_transducer.data.datamodule import DataModule
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.transducer import LossOptions, Transducer
-from xlsr_transducer.scoring import Transcript, error_rate
+from xlsr_transducer.recognition.scoring import Transcript, error_rate
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.interrupt import Interrupt

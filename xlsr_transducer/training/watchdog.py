@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from xlsr_transducer.errors import UserError
+from xlsr_transducer.core.errors import UserError
 
 PERIOD = 1.0  # seconds between looks
 PATIENCE = 30.0  # seconds without a beat after which a process counts as vanished

@@ -1,0 +1,189 @@
+"""Stored features: right numbers, right lengths, the same for any number of workers."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from local import extract_shard
+from local.demo.make_toy_xlsr import make_random
+from local.extract_shard import make_batches
+from tests.support.noise_corpus import LENGTHS, TINY, WIDTH, extract, write_split
+from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.data.features import FeatureInfo, find_features, load_feature_cuts
+from xlsr_transducer.model.wav2vec2 import Wav2Vec2
+from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def xlsr(tmp_path_factory) -> Path:
+    return make_random(tmp_path_factory.mktemp("xlsr"), 3, TINY)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    """Twelve utterances of 160 to 31999 samples, in shards of two seconds."""
+    monkeypatch.setattr(extract_shard, "SHARD_SECONDS", 2.0)
+    write_split(tmp_path / "data", "train", LENGTHS)
+    return tmp_path / "data"
+
+
+def num_frames(samples: int) -> int:
+    return (samples - 400) // 320 + 1
+
+
+@pytest.mark.parametrize(
+    "options, cut, normalize, chunk",
+    [
+        (["--cut", "frontend"], "frontend", "cumulative", (-1, -1, 0)),
+        (["--cut", "2", "--normalize", "utterance"], "2", "utterance", (-1, -1, 0)),
+        (["--cut", "last", "--normalize", "none"], "last", "none", (-1, -1, 0)),
+        (
+            "--cut 3 --chunk-size 8 --left-context-chunks 1 --attention-sink-size 2".split(),
+            "3",
+            "cumulative",
+            (8, 1, 2),
+        ),
+    ],
+)
+def test_stored_features_are_the_forward_of_each_wave_alone(
+    data, xlsr, options, cut, normalize, chunk
+):
+    folder = extract(data, xlsr, *options)
+    checkpoint = load_xlsr(str(xlsr))
+    network = Wav2Vec2(checkpoint.config, end=cut, normalize=normalize).eval()
+    network.load_state_dict({k: checkpoint.weights[k] for k in network.state_dict()})
+    cuts = list(load_feature_cuts(folder, "train"))
+    assert len(cuts) == 10
+    for entry in cuts:
+        wave = torch.from_numpy(read_audio(entry))
+        with torch.no_grad():
+            expected, _ = network(wave[None], torch.tensor([len(wave)]), *chunk)
+        stored = entry.load_features()
+        assert stored.dtype == np.float16
+        assert stored.shape == expected[0].shape == (num_frames(len(wave)), network_width(cut))
+        np.testing.assert_allclose(stored, expected[0].numpy(), rtol=1e-3, atol=1e-5)
+
+
+def network_width(cut: str) -> int:
+    return 16 if cut == "frontend" else WIDTH
+
+
+def test_layer_features_are_those_of_hugging_face(data, xlsr):
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.Wav2Vec2Model.from_pretrained(xlsr).eval()
+    folder = extract(data, xlsr, "--cut", "2", "--normalize", "none")
+    for cut in load_feature_cuts(folder, "train"):
+        wave = torch.from_numpy(read_audio(cut))[None]
+        with torch.no_grad():
+            expected = reference(wave, output_hidden_states=True).hidden_states[2]
+        np.testing.assert_allclose(cut.load_features(), expected[0], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("cut", ["2", "last"])
+def test_s3prl_gives_the_same_features(data, xlsr, cut):
+    pytest.importorskip("s3prl.nn", exc_type=Exception)
+    options = ("--cut", cut, "--normalize", "utterance")
+    ours = load_feature_cuts(extract(data, xlsr, *options), "train")
+    theirs = load_feature_cuts(extract(data, xlsr, *options, "--extractor", "s3prl"), "train")
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(
+            mine.load_features(), other.load_features(), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_manifests_and_features_do_not_depend_on_the_workers(data, xlsr):
+    one = extract(data, xlsr, "--cut", "2", "--name", "one")
+    three = extract(data, xlsr, "--cut", "2", "--name", "three", jobs=("--num-jobs", "3"))
+    files = stored_files(one)
+    assert sum(p.suffix == ".npy" for p in files) == 10 and files == stored_files(three)
+    for path in files:
+        assert filecmp.cmp(one / path, three / path, shallow=False), path
+
+
+def stored_files(folder: Path) -> list[Path]:
+    return sorted(
+        p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.name != "log"
+    )
+
+
+def test_cuts_come_in_the_order_of_the_input_and_last_as_long_as_their_frames(data, xlsr):
+    folder = extract(data, xlsr)
+    cuts = list(load_feature_cuts(folder, "train"))
+    kept = [i for i, n in enumerate(LENGTHS) if n >= 400]
+    assert [cut.id for cut in cuts] == [f"train-{i}" for i in kept]
+    for cut, i in zip(cuts, kept):
+        frames = num_frames(LENGTHS[i])
+        assert cut.num_frames == cut.features.num_frames == frames
+        assert cut.duration == pytest.approx(0.02 * frames)
+        assert cut.supervisions[0].end <= cut.duration
+        assert cut.supervisions[0].text == "tere"
+        assert len(read_audio(cut)) == LENGTHS[i]
+
+
+def test_utterances_too_short_for_a_frame_are_left_out_and_named(data, xlsr):
+    folder = extract(data, xlsr)
+    lines = (folder / "short_train.tsv").read_text().splitlines()
+    assert lines == ["utterance\tsamples at 16 kHz", "train-2\t399", "train-3\t160"]
+
+
+@pytest.mark.parametrize("rate", [8000, 22050])
+def test_other_rates_are_resampled_before_anything_is_counted(tmp_path, xlsr, rate):
+    data = tmp_path / "data"
+    write_split(data, "train", [rate, rate // 2 + 1, rate // 50], rate)
+    folder = extract(data, xlsr)
+    cuts = list(load_feature_cuts(folder, "train"))
+    assert [cut.num_frames for cut in cuts] == [num_frames(16000), num_frames(8001)]
+    assert cuts[0].sampling_rate == 16000
+    assert (folder / "short_train.tsv").read_text().splitlines()[1:] == ["train-2\t320"]
+
+
+def test_batches_hold_like_lengths_and_keep_to_the_limit():
+    lengths = dict(enumerate([100, 16000 * 9, 3000, 16000, 15999, 2999, 16000]))
+    batches = make_batches(lengths, max_duration=2.5)
+    assert batches == [[1], [3, 6], [4, 2], [5, 0]]
+    for batch in batches[1:]:
+        assert len(batch) * max(lengths[p] for p in batch) <= 2.5 * 16000
+
+
+def test_the_folder_says_how_its_features_were_made(data, xlsr):
+    options = "--cut 2 --chunk-size 16 --left-context-chunks 2 --attention-sink-size 4".split()
+    folder = extract(data, xlsr, *options)
+    assert folder.name == "2-cumulative-chunk-16-left-2-sink-4"
+    info = FeatureInfo.load(folder)
+    assert (info.cut, info.normalize, info.dtype, info.feature_dim) == (
+        "2",
+        "cumulative",
+        "float16",
+        WIDTH,
+    )
+    assert info.xlsr == str(xlsr) and info.sha256 == load_xlsr(str(xlsr)).sha256
+    assert find_features(data) == find_features(data, folder.name) == folder
+
+
+def test_features_stay_readable_where_the_data_folder_is_moved(data, xlsr, tmp_path):
+    folder = extract(data, xlsr)
+    expected = next(iter(load_feature_cuts(folder, "train"))).load_features()
+    data.rename(tmp_path / "moved")
+    moved = next(iter(load_feature_cuts(find_features(tmp_path / "moved"), "train")))
+    assert np.array_equal(moved.load_features(), expected)
+
+
+def test_the_shell_script_works_from_any_folder(tmp_path):
+    result = subprocess.run(
+        [str(ROOT / "extract_features.sh"), "--data-dir", "nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: nowhere/manifests/splits.json is missing")

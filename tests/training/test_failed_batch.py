@@ -1,0 +1,147 @@
+"""A failed batch is kept, and repeats with the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from local import replay_batch
+from xlsr_transducer.core.compat import repeatable
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.data.datamodule import Batch, DataModule, DataOptions
+from xlsr_transducer.data.features import find_features
+from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
+from xlsr_transducer.model.checkpoint import read_checkpoint
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.config import ModelConfig, build_model
+from xlsr_transducer.model.transducer import LossOptions, TransducerLosses
+from xlsr_transducer.training.failed_batch import (
+    FailedBatches,
+    FailureOptions,
+    read_failed_batch,
+    replay,
+)
+from xlsr_transducer.training.lora import add_lora
+
+CHUNK = ChunkSettings(16, 2, 4)
+LOSS = LossOptions(ctc_loss_scale=0.2, warm_step=10)
+
+
+@pytest.fixture
+def batch(corpus: Path) -> Batch:
+    options = DataOptions(data_dir=corpus, num_workers=0, num_buckets=2, max_duration=20.0)
+    data = DataModule(options, find_features(corpus), Tokenizer.load(find_lang_dir(corpus)))
+    return next(iter(data.train_loader(["train"], 1, 1)))
+
+
+def keeper(corpus: Path, streaming_exp: Path, exp: Path, **options) -> FailedBatches:
+    """With a model in training mode whose first layer is frozen, and with LoRA in the second."""
+    content = read_checkpoint(streaming_exp / "epoch-1.pt")
+    config = ModelConfig.from_dict(content["config"])
+    model = build_model(config)
+    model.load_state_dict(content["model"])
+    layers = model.encoder.xlsr.encoder.layers
+    layers["0"].requires_grad_(False).eval()
+    add_lora([layers["1"]], rank=2, alpha=4.0)
+    torch.nn.init.normal_(layers["1"].attention.q_proj.lora_b)
+    tokenizer = Tokenizer.load(find_lang_dir(corpus))
+    settings = FailureOptions(**options)
+    return FailedBatches(exp, model, config, tokenizer, LOSS, None, settings)
+
+
+def losses_of(kept: FailedBatches, batch: Batch) -> TransducerLosses:
+    with repeatable():
+        return kept.model(
+            batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, LOSS, CHUNK
+        )
+
+
+def test_a_batch_kept_by_an_exception_repeats_to_the_bit(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, batch: Batch, capsys
+) -> None:
+    kept = keeper(corpus, streaming_exp, tmp_path)
+    torch.manual_seed(5)
+    with pytest.raises(ZeroDivisionError), kept.watch(batch, 7, 2, CHUNK):
+        losses = losses_of(kept, batch)
+        LOSS.weighted(losses, 7).sum().div(batch.token_lens.sum()).backward()
+        raise ZeroDivisionError("a defect")
+    torch.manual_seed(6)
+    assert [p.name for p in kept.saved] == ["step-7-rank-0.pt"]
+    assert not list((tmp_path / "failed").glob("*.tmp*"))
+    content = read_failed_batch(kept.saved[0])
+    assert content["reason"] == "ZeroDivisionError: a defect" and content["epoch"] == 2
+    result = replay(content, torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(losses, result.losses))
+    gradients = [p.grad for p in kept.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(kept.model.parameters(), float("inf"))
+    assert len(gradients) < len(list(kept.model.parameters())) and norm == result.grad_norm
+
+    replay_batch.main([str(kept.saved[0]), "--device", "cpu"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in batch.ids) and "a defect" in shown
+    assert f"gradient norm {norm:.9g}" in shown
+
+
+def test_a_batch_of_losses_that_are_not_finite_is_kept_and_leads_to_its_module(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, batch: Batch
+) -> None:
+    kept = keeper(corpus, streaming_exp, tmp_path, max_failed_in_a_row=2)
+    with torch.no_grad():
+        kept.model.joiner.encoder_proj.weight[0, 0] = float("nan")
+    for step in (1, 2):
+        with kept.watch(batch, step, 1, CHUNK) as attempt:
+            assert not kept.check_losses(attempt, losses_of(kept, batch)).any()
+        if step == 1:
+            kept.end_step(True, is_scaled=False)
+    with pytest.raises(UserError, match="2 steps in a row .* local.replay_batch .*step-2-"):
+        kept.end_step(True, is_scaled=False)
+    with pytest.raises(UserError, match="output of joiner.encoder_proj .*parameter weight"):
+        replay_batch.main([str(kept.saved[0]), "--device", "cpu", "--inf-check", "1"])
+
+
+def test_a_few_bad_losses_are_named_and_do_not_fail_the_batch(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, batch: Batch, caplog
+) -> None:
+    kept = keeper(corpus, streaming_exp, tmp_path)
+    value = torch.ones(len(batch.ids))
+    simple = value.clone()
+    simple[1] = float("inf")
+    with kept.watch(batch, 1, 1, CHUNK) as attempt:
+        counts = kept.check_losses(attempt, TransducerLosses(simple, value, value, value))
+    assert counts.tolist() == [i != 1 for i in range(len(batch.ids))]
+    assert batch.ids[1] in caplog.text and batch.ids[0] not in caplog.text
+    kept.end_step(True, is_scaled=False)
+    assert not kept.saved and kept.in_a_row == 0
+    with kept.watch(batch, 2, 1, CHUNK):
+        pass
+    kept.end_step(False, is_scaled=False)
+    assert "gradient not finite, no update: " + ", ".join(batch.ids) in caplog.text
+    assert [p.name for p in kept.saved] == ["step-2-rank-0.pt"] and kept.in_a_row == 1
+
+
+def test_no_more_files_are_kept_than_asked_for_and_a_full_disk_hides_nothing(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, batch: Batch, caplog, monkeypatch
+) -> None:
+    kept = keeper(corpus, streaming_exp, tmp_path, keep_failed_batches=1)
+    small = dataclasses.replace(batch, skipped=[])
+    for step in (1, 2):
+        with pytest.raises(KeyError), kept.watch(small, step, 1, CHUNK):
+            raise KeyError
+    assert [p.name for p in (tmp_path / "failed").iterdir()] == ["step-1-rank-0.pt"]
+    full = keeper(corpus, streaming_exp, tmp_path / "full")
+
+    def no_space(*_) -> None:
+        raise UserError("could not be written (No space left on device)")
+
+    monkeypatch.setattr("xlsr_transducer.training.failed_batch.save_atomically", no_space)
+    with pytest.raises(KeyError), full.watch(small, 1, 1, CHUNK):
+        raise KeyError
+    assert "No space left" in caplog.text
+
+
+def test_another_file_is_refused_by_name(streaming_exp: Path) -> None:
+    with pytest.raises(UserError, match="epoch-1.pt: not a failed batch"):
+        replay_batch.main([str(streaming_exp / "epoch-1.pt")])

@@ -1,0 +1,237 @@
+"""What the commands share that recognise files with an exported model and nothing else:
+``pretrained``, ``jit_pretrained``, ``jit_pretrained_streaming``, ``jit_trace_pretrained``,
+``onnx_pretrained``, ``onnx_pretrained_streaming``.
+
+They import neither lhotse nor k2, and of ``training`` no more than reads checkpoint files.
+Letters: n samples, T encoder frames, E width of the encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xlsr_transducer.core.errors import UserError, complain
+from xlsr_transducer.core.options import Parser, add_options, from_args, str2bool
+from xlsr_transducer.data.audio_file import read_audio_file
+from xlsr_transducer.data.stream_buffer import AudioBuffer
+from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens, text_of
+from xlsr_transducer.model.whole import SAMPLES, WholeEncoder, whole_encoder
+from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search.options import SELF_CONTAINED
+
+# What zipfile raises for archives of which some bytes were changed.
+_BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+FRAME_SECONDS = 0.04  # of an encoder frame
+TOKENS_RECORD = "tokens_sha256"  # in TorchScript files, beside the network
+
+
+@dataclasses.dataclass(frozen=True)
+class Recogniser:
+    """An exported model, whatever file it came from."""
+
+    encode: Callable[[Tensor], Iterable[Tensor]]  # (n,) samples -> (T, E), whole or in pieces
+    decoder: nn.Module
+    joiner: nn.Module
+    tokens: Sequence[str]
+    ctc_output: nn.Module | None = None  # for ctc_greedy_search
+    whole: WholeEncoder | None = None  # where memory limits the length of utterances
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a model says to one utterance."""
+
+    tokens: list[int]
+    frames: list[int]  # the encoder frame of each token
+    encoder_out: Tensor | None = None  # (T, E), where the files give it
+
+
+def recognise(
+    recogniser: Recogniser, waves: Iterable[Tensor], options: SearchOptions
+) -> Iterator[Output]:
+    """Searches utterances, (n,) samples at 16 kHz each, one by one."""
+    search = make_search(
+        options, recogniser.decoder, recogniser.joiner, ctc_output=recogniser.ctc_output
+    )
+    for wave in waves:
+        with torch.no_grad():
+            state, pieces = search.init_state(1), []
+            for piece in recogniser.encode(wave):
+                pieces.append(piece)
+                lens = torch.tensor([len(piece)])
+                state = search.advance(piece.unsqueeze(0), lens, state)
+        best = search.results(state)[0]
+        yield Output(best.tokens, best.frames, torch.cat(pieces) if pieces else torch.zeros(0, 0))
+
+
+def encode_chunks(encoder: nn.Module, wave: Tensor) -> Iterator[Tensor]:
+    """(n,) samples -> (T, E) of each chunk, with the state carried along.
+
+    Args:
+      encoder: a ``StreamingXLSREncoder``, or what is called like one.
+    """
+    hop, head = encoder.xlsr.hop, encoder.xlsr.head
+    buffer = AudioBuffer(encoder.chunk_size * hop, hop, head)
+    buffer.add(wave)
+    buffer.finish()
+    first = buffer.pop_head()
+    if first is None:
+        return
+    state = encoder.get_init_states(1, wave.device)
+    state.xlsr.tail[0] = first
+    while buffer.has_chunk():
+        samples, valid = buffer.pop_chunk()
+        out, lens, state = encoder.streaming_forward(
+            samples.unsqueeze(0), torch.tensor([valid]), state
+        )
+        yield out[0, : lens[0]]
+
+
+def run(
+    argv: Sequence[str] | None, about: str, options: type, load: Callable[[Any], Recogniser]
+) -> int:
+    """A command: prints a line per file, its name, a tab and its text, or an error.
+
+    Args:
+      about: what the command is for.
+      options: the dataclass of options that ``load`` takes.
+
+    Returns:
+      The exit status: 2 if a file could not be read.
+    """
+    parser = Parser(description=about)
+    parser.add_argument("wavs", nargs="+", type=Path, help="wav, flac, ogg or mp3, of any rate")
+    parser.add_argument(
+        "--timestamps", type=str2bool, default=False, help="print the tokens with their seconds"
+    )
+    for cls in (options, SearchOptions):
+        add_options(parser, cls)
+    parser.add_argument(
+        "--method", dest="decoding_method", default=argparse.SUPPRESS, help="the same"
+    )
+    args = parser.parse_args(argv)
+    search_options = from_args(SearchOptions, args)
+    if search_options.decoding_method not in SELF_CONTAINED:
+        raise UserError(
+            f"--method {search_options.decoding_method}: here it is one of "
+            f"{', '.join(SELF_CONTAINED)}; decode has the others"
+        )
+    recogniser = load(from_args(options, args))
+    status = 0
+    for path in args.wavs:
+        try:
+            wave = torch.from_numpy(read_audio_file(path))
+            if recogniser.whole is not None:
+                recogniser.whole.check(str(path), len(wave) / SAMPLES)
+        except UserError as e:
+            status = complain(str(e))
+            continue
+        [output] = recognise(recogniser, [wave], search_options)
+        tokens = [recogniser.tokens[i] for i in output.tokens]
+        line = f"{path}\t{text_of(tokens)}"
+        if args.timestamps:
+            times = [f"{frame * FRAME_SECONDS:.2f} {t}" for frame, t in zip(output.frames, tokens)]
+            line += "\t" + " ".join(times)
+        print(line, flush=True)
+    return status
+
+
+def tokens_beside(model: Path, tokens: Path | None, decoder: nn.Module) -> list[str]:
+    """Returns the tokens in the file ``tokens``, by default in tokens.txt beside the model.
+
+    Args:
+      model: a TorchScript file, of which export wrote the hash of the tokens into it.
+
+    Raises:
+      UserError: there is no such file, it is broken, or of another model than the decoder.
+    """
+    path = tokens or model.parent / "tokens.txt"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the tokens of the model with --tokens")
+    found, expected = read_tokens(path), len(decoder.embedding.weight)
+    if len(found) != expected:
+        raise UserError(
+            f"{path}: has {len(found)} tokens, and the model in {model} has {expected}; give the "
+            "tokens.txt that was exported with it"
+        )
+    with zipfile.ZipFile(model) as archive:
+        records = [n for n in archive.namelist() if n.endswith(f"/extra/{TOKENS_RECORD}")]
+        written = [archive.read(name).decode() for name in records]
+    if written not in ([], [hash_of_tokens(found)]):
+        raise UserError(
+            f"{path}: belongs to another model than {model}; give the tokens.txt that was exported "
+            "with it"
+        )
+    return found
+
+
+def check_archive(path: Path) -> Path:
+    """Returns the path of a file by PyTorch, which does not look at checksums itself.
+
+    Raises:
+      UserError: the file is missing, truncated or changed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except _BROKEN_ARCHIVE as e:
+        raise UserError(
+            f"{path}: no file by PyTorch, or truncated ({e}); copy or export it again"
+        ) from e
+    if changed:
+        raise UserError(f"{path}: damaged ({changed} was changed); copy or export it again")
+    return path
+
+
+def whole_script(path: Path, offline: nn.Module) -> WholeEncoder | None:
+    """``whole_encoder`` of a scripted ``OfflineEncoder``.
+
+    Raises:
+      UserError: it is none.
+    """
+    advice = (
+        "export the model with --left-context-chunks 2 and another --decode-chunk-len than -1, "
+        "or cut the audio into shorter pieces"
+    )
+    try:
+        return whole_encoder(
+            offline.encoder, offline.chunk_size, offline.left_context_chunks, advice
+        )
+    except AttributeError as e:
+        raise UserError(f"{path}: has another encoder than those that export writes") from e
+
+
+def load_script(path: Path) -> torch.jit.ScriptModule:
+    """A TorchScript file on the CPU.
+
+    Raises:
+      UserError: it is missing, damaged or no TorchScript.
+    """
+    try:
+        return torch.jit.load(str(check_archive(path)), map_location="cpu").eval()
+    except (RuntimeError, ValueError, EOFError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{path}: no TorchScript file, or one of a newer PyTorch than {torch.__version__} "
+            f"({reason}); export it again"
+        ) from e

@@ -1,0 +1,289 @@
+"""Word and character error rates, and icefall's result files.
+
+For a test set and a suffix that names the settings, ``write_results`` leaves
+
+    recogs-<set>-<suffix>.txt       id, reference words, recognised words
+    errs-<set>-<suffix>.txt         the rate, alignments, confusions, counts per word
+    wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances
+    tokens-<set>-<suffix>.jsonl     one JSON object per utterance with token ids, their encoder
+                                    frames and log-probs (read by local/compare_decodes.py)
+
+An utterance that could not be read has no recognised words, so that all of its words count as
+deleted; every file tells how many there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import kaldialign
+import numpy as np
+
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.files import replacing
+from xlsr_transducer.search.hypothesis import Hypothesis
+
+NUM_RESAMPLES = 1000
+# In place of a missing word: no text holds a NUL. Shown as "*", as icefall does.
+GAP = "\0"
+SHOWN_GAP = "*"
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One utterance: reference words and recognised words."""
+
+    id: str
+    ref: list[str]
+    hyp: list[str]
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """Errors over a set of utterances, with a bootstrap 95 % interval of the rate."""
+
+    insertions: int
+    deletions: int
+    substitutions: int
+    num_ref: int
+    """Reference words (or characters)."""
+    low: float
+    high: float
+
+    @property
+    def errors(self) -> int:
+        """All three kinds together."""
+        return self.insertions + self.deletions + self.substitutions
+
+    @property
+    def percent(self) -> float:
+        """Errors per 100 reference units; without any: 0 if there is no error, else inf."""
+        return _percent(self.errors, self.num_ref)
+
+    def __str__(self) -> str:
+        return f"{self.percent:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one set was recognised with one setting."""
+
+    set_name: str
+    suffix: str
+    num_utterances: int
+    wer: ErrorRate
+    cer: ErrorRate
+    num_unread: int = 0  # of the utterances
+
+
+def score(
+    set_name: str, suffix: str, transcripts: Iterable[Transcript], num_unread: int = 0
+) -> Score:
+    """WER and CER. Characters include one space between words."""
+    transcripts = list(transcripts)
+    words = [(t.ref, t.hyp) for t in transcripts]
+    chars = [(list(" ".join(t.ref)), list(" ".join(t.hyp))) for t in transcripts]
+    rates = error_rate(words), error_rate(chars)
+    return Score(set_name, suffix, len(transcripts), *rates, num_unread)
+
+
+def error_rate(
+    pairs: Sequence[tuple[list[str], list[str]]],
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> ErrorRate:
+    """Error rate of (reference, hypothesis) pairs.
+
+    The interval is the 2.5th to 97.5th percentile of the rate over sets of as many utterances
+    drawn with replacement (Bisani and Ney, "Bootstrap estimates for confidence intervals in
+    ASR performance evaluation", ICASSP 2004). Same input, same interval.
+    """
+    kinds = np.zeros((len(pairs), 3), dtype=np.int64)
+    lengths = np.array([len(ref) for ref, _ in pairs], dtype=np.int64)
+    for i, (ref, hyp) in enumerate(pairs):
+        found = kaldialign.edit_distance(ref, hyp)
+        kinds[i] = found["ins"], found["del"], found["sub"]
+    errors = kinds.sum(1)
+    generator = np.random.default_rng(seed)
+    rates = [_percent(errors.sum(), lengths.sum())]
+    if len(pairs):
+        rates = []
+        for _ in range(num_resamples):
+            drawn = generator.integers(len(pairs), size=len(pairs))
+            rates.append(_percent(errors[drawn].sum(), lengths[drawn].sum()))
+    # 'nearest' never interpolates, which infinite rates would turn into NaN.
+    low, high = np.percentile(rates, [2.5, 97.5], method="nearest")
+    insertions, deletions, substitutions = kinds.sum(0).tolist()
+    return ErrorRate(
+        insertions, deletions, substitutions, int(lengths.sum()), float(low), float(high)
+    )
+
+
+def _percent(errors: int, num_ref: int) -> float:
+    if num_ref == 0:
+        return 0.0 if errors == 0 else float("inf")
+    return 100.0 * float(errors) / float(num_ref)
+
+
+def write_results(
+    res_dir: Path | str,
+    set_name: str,
+    suffix: str,
+    transcripts: Iterable[Transcript],
+    hypotheses: Mapping[str, Hypothesis] | None = None,
+    unread: Mapping[str, str] | None = None,
+) -> Score:
+    """Scores a set and writes its result files into ``res_dir``.
+
+    Args:
+      suffix: names the settings; part of every file name.
+      hypotheses: by utterance id, for the tokens file; without them it is not written.
+      unread: why an utterance could not be read, by id; its transcript has no hypothesis.
+
+    Raises:
+      UserError: two utterances have one id, an utterance has no hypothesis, or a file cannot be
+        written.
+    """
+    unread = unread or {}
+    transcripts = sorted(transcripts, key=lambda t: t.id)
+    counts = Counter(t.id for t in transcripts)
+    twice = [i for i, n in counts.items() if n > 1]
+    if twice:
+        raise UserError(f"{set_name}: utterance id {twice[0]} occurs {counts[twice[0]]} times")
+    result = score(set_name, suffix, transcripts, len(unread))
+    summary = f"settings\tWER\tunread\n{suffix}\t{result.wer.percent:.2f}\t{len(unread)}\n"
+    name = f"{set_name}-{suffix}"
+    files = {
+        f"recogs-{name}.txt": _recogs(transcripts),
+        f"errs-{name}.txt": _errs(transcripts, result, unread),
+        f"wer-summary-{name}.txt": summary,
+    }
+    if hypotheses is not None:
+        lines = _token_lines(set_name, transcripts, hypotheses, unread)
+        files[f"tokens-{name}.jsonl"] = lines
+    with replacing(*(Path(res_dir) / file for file in files)) as temporary:
+        for path, text in zip(temporary, files.values()):
+            path.write_text(text, encoding="utf-8")
+    return result
+
+
+def format_table(scores: Sequence[Score]) -> str:
+    """A plain text table, one line per score."""
+    rates = ("WER % [95 %]", "CER % [95 %]")
+    head = ("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread")
+    rows = [head]
+    for s in scores:
+        kinds = f"{s.wer.insertions}/{s.wer.deletions}/{s.wer.substitutions}"
+        cells = (s.set_name, s.suffix, str(s.wer), str(s.cer), str(s.wer.num_ref), kinds)
+        rows.append((*cells, str(s.num_utterances), str(s.num_unread)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:]])
+
+
+def _recogs(transcripts: Iterable[Transcript]) -> str:
+    lines = (f"{t.id}:\tref={t.ref}\n{t.id}:\thyp={t.hyp}\n" for t in transcripts)
+    return "".join(lines)
+
+
+def _token_lines(
+    set_name: str,
+    transcripts: Iterable[Transcript],
+    hypotheses: Mapping[str, Hypothesis],
+    unread: Mapping[str, str],
+) -> str:
+    lines = []
+    for t in transcripts:
+        if t.id not in hypotheses and t.id not in unread:
+            raise UserError(f"{set_name}: no hypothesis for utterance {t.id}")
+        h = hypotheses.get(t.id, Hypothesis())
+        entry = {"set": set_name, "id": t.id, "text": " ".join(t.hyp), "tokens": h.tokens}
+        entry.update(frames=h.frames, log_probs=[round(p, 4) for p in h.log_probs])
+        if t.id in unread:
+            entry["unread"] = unread[t.id]
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str, str]) -> str:
+    """icefall's error statistics, section by section."""
+    aligned: dict[str, Pairs] = {t.id: kaldialign.align(t.ref, t.hyp, GAP) for t in transcripts}
+    confusions = Counter(pair for pairs in aligned.values() for pair in pairs)
+    correct = sum(n for (r, h), n in confusions.items() if r == h)
+    wer = result.wer
+    head = [
+        f"%WER = {wer.percent:.2f}",
+        f"Errors: {wer.insertions} insertions, {wer.deletions} deletions, "
+        f"{wer.substitutions} substitutions, over {wer.num_ref} reference words "
+        f"({correct} correct)",
+        f"95 % interval of the WER: {wer.low:.2f} to {wer.high:.2f}",
+        f"%CER = {result.cer}, over {result.cer.num_ref} characters",
+        f"{len(unread)} of {len(transcripts)} utterances could not be read; their words count as "
+        "deletions",
+        "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, "
+        "DELETIONS:, INSERTIONS:, PER-WORD STATS:",
+    ]
+    details = [f"{i}:\t" + " ".join(_spans(pairs)) for i, pairs in aligned.items()]
+    often_first = sorted(confusions.items(), key=lambda x: (-x[1], x[0]))
+    wrong = [(n, r, h) for (r, h), n in often_first if r != h]
+    sections = [
+        head,
+        ["PER-UTT DETAILS: corr or (ref->hyp)", *details],
+        [
+            "SUBSTITUTIONS: count ref -> hyp",
+            *(f"{n}   {r} -> {h}" for n, r, h in wrong if GAP not in (r, h)),
+        ],
+        ["DELETIONS: count ref", *(f"{n}   {r}" for n, r, h in wrong if h == GAP)],
+        ["INSERTIONS: count hyp", *(f"{n}   {h}" for n, r, h in wrong if r == GAP)],
+        [
+            "PER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp",
+            *_word_stats(confusions),
+        ],
+    ]
+    if unread:
+        lines = [f"{i}: {' '.join(reason.split())}" for i, reason in sorted(unread.items())]
+        sections.append(["UNREAD: utterance: reason", *lines])
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def _spans(pairs: Pairs) -> list[str]:
+    """The alignment in words, successive errors joined: ``a (b c->d) e (*->f)``."""
+    shown: list[str] = []
+    wrong: Pairs = []
+
+    def close() -> None:
+        if wrong:
+            ref, hyp = (" ".join(w for w in side if w != GAP) for side in zip(*wrong))
+            shown.append(f"({ref or SHOWN_GAP}->{hyp or SHOWN_GAP})")
+            wrong.clear()
+
+    for r, h in pairs:
+        if r == h:
+            close()
+            shown.append(r)
+        else:
+            wrong.append((r, h))
+    close()
+    return shown
+
+
+def _word_stats(confusions: Mapping[tuple[str, str], int]) -> list[str]:
+    """Per word: correct, errors it took part in, occurrences in reference and hypothesis."""
+    stats: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for (r, h), n in confusions.items():
+        if r == h:
+            stats[r][0] += n
+        if r != GAP:
+            stats[r][1] += n * (r != h)
+            stats[r][2] += n
+        if h != GAP:
+            stats[h][1] += n * (r != h)
+            stats[h][3] += n
+    worst_first = sorted(stats.items(), key=lambda x: (-x[1][1], x[0]))
+    return [f"{word}   {' '.join(map(str, counts))}" for word, counts in worst_first]

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from xlsr_transducer import decode, streaming_decode
+from xlsr_transducer import decode
 from xlsr_transducer.core.errors import complain, run_command
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.logs import set_up_logging
@@ -28,6 +28,7 @@ from xlsr_transducer.recognition.audio_sets import AudioSet, audio_sets, name_in
 from xlsr_transducer.recognition.decoding import Results, load_recogniser
 from xlsr_transducer.recognition.scoring import ErrorRate, error_rate
 from xlsr_transducer.recognition.streaming import StreamPool
+from xlsr_transducer.recognition.streaming_sets import decode_set as decode_set_streaming
 from xlsr_transducer.search import SearchOptions, make_search
 
 FRAME_MS = 20
@@ -90,7 +91,7 @@ class Table:
                 continue
             self.loaded.model.encoder.set_chunk(chunk)
             pool = StreamPool(self.loaded.model, self.search)
-            streamed, _ = streaming_decode.decode_set(
+            streamed, _ = decode_set_streaming(
                 audio, pool, self.loaded.tokenizer, self.args.num_decode_streams, 0.1
             )
             for name in differing(simulated, streamed):

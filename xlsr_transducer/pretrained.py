@@ -7,18 +7,13 @@ A streaming model sees what it would see live. ``export`` compares every format 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.core.options import option
-from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel, load_model
-from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.whole import whole_encoder
-from xlsr_transducer.recognition.exported import Recogniser, encode_chunks, run
+from xlsr_transducer.recognition.exported import run
+from xlsr_transducer.recognition.torch_models import load_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,39 +23,10 @@ class PretrainedOptions:
     checkpoint: Path = option(Path("exp/pretrained.pt"), "what export wrote")
 
 
-def offline(loaded: LoadedModel, chunk: ChunkSettings) -> Recogniser:
-    """A model that encodes whole utterances."""
-    model, settings = loaded.model, dataclasses.astuple(chunk)
-
-    def encode(wave: Tensor) -> Iterator[Tensor]:
-        out, lens = model.encoder.encode(wave[None], torch.tensor([len(wave)]), *settings)
-        yield out[0, : lens[0]]
-
-    advice = "decode takes --decode-chunk-len 32 --left-context-chunks 2; or "
-    advice += "cut the audio into shorter pieces"
-    whole = whole_encoder(model.encoder, chunk.chunk_size, chunk.left_context_chunks, advice)
-    tokens = loaded.tokenizer.tokens
-    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output, whole)
-
-
-def streaming(loaded: LoadedModel) -> Recogniser:
-    """A model with a streaming encoder that processes chunk after chunk."""
-    model, tokens = loaded.model, loaded.tokenizer.tokens
-
-    def encode(wave: Tensor) -> Iterator[Tensor]:
-        return encode_chunks(model.encoder, wave)
-
-    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
-
-
-def load(options: PretrainedOptions) -> Recogniser:
-    """The model in a checkpoint, with the chunk settings that it was validated with."""
-    loaded = load_model(CheckpointOptions(checkpoint=options.checkpoint))
-    return offline(loaded, loaded.config.streaming.default())
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(argv, __doc__.splitlines()[0], PretrainedOptions, load)
+    about = __doc__.splitlines()[0]
+    return run(argv, about, PretrainedOptions, lambda o: load_checkpoint(o.checkpoint))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import pytest
 from local import plot_trainings
 from local.demo import make_corpus as make_demo_corpus
 from local.extract_shard import Shard, extract_shard
-from xlsr_transducer.align import write_alignments
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import locked, replacing, write_bytes, write_text
 from xlsr_transducer.core.logs import LogFile, save_settings
 from xlsr_transducer.data.features import FeatureInfo
+from xlsr_transducer.recognition.alignment_files import write_alignments
 from xlsr_transducer.recognition.scoring import write_results
 from xlsr_transducer.training.metrics import append_history, plot_history
 

@@ -37,6 +37,7 @@ from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
+from xlsr_transducer.recognition import script_models, torch_models
 from xlsr_transducer.recognition.decoding import ChunkOptions
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.search import SearchOptions
@@ -80,13 +81,13 @@ def decoded(corpus: Path, streaming_exp: Path) -> dict[str, tuple[list[int], lis
 def outputs_of(folder: Path, wavs: list[Path]) -> dict[str, list[Output]]:
     waves = [torch.from_numpy(read_audio_file(path)) for path in wavs]
     recognisers = {
-        "pretrained": pretrained.load(pretrained.PretrainedOptions(folder / "pretrained.pt")),
-        "jit": jit_pretrained.load(jit_pretrained.ScriptOptions(folder / "cpu_jit.pt")),
-        "streaming": jit_pretrained_streaming.load(
-            jit_pretrained.ScriptOptions(folder / STREAMING)
+        "pretrained": torch_models.load_checkpoint(folder / "pretrained.pt"),
+        "jit": script_models.load_scripted(script_models.ScriptOptions(folder / "cpu_jit.pt")),
+        "streaming": script_models.load_streaming_script(
+            script_models.ScriptOptions(folder / STREAMING)
         ),
-        "trace": jit_trace_pretrained.load(
-            jit_trace_pretrained.TraceOptions(*(folder / name for name in TRACES))
+        "trace": script_models.load_traced(
+            script_models.TraceOptions(*(folder / name for name in TRACES))
         ),
     }
     found = {k: list(recognise(r, waves, SearchOptions())) for k, r in recognisers.items()}
@@ -113,7 +114,7 @@ def test_servers_get_the_same_from_torch_alone_in_padded_batches(folder, wavs, t
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found, refusals = json.loads(done.stdout).values()
-    model = jit_pretrained.load(jit_pretrained.ScriptOptions(folder / "cpu_jit.pt"))
+    model = script_models.load_scripted(script_models.ScriptOptions(folder / "cpu_jit.pt"))
     outputs = recognise(model, waves, SearchOptions())
     expected = [[o.tokens, o.frames] for o in outputs]
     assert len(found) == 7
@@ -252,9 +253,9 @@ def test_other_searches_work_on_every_file(folder, wavs, method) -> None:
     wave = [torch.from_numpy(read_audio_file(wavs[0]))]
     options = SearchOptions(method)
     recognisers = [
-        pretrained.load(pretrained.PretrainedOptions(folder / "pretrained.pt")),
-        jit_pretrained.load(jit_pretrained.ScriptOptions(folder / "cpu_jit.pt")),
-        jit_pretrained_streaming.load(jit_pretrained.ScriptOptions(folder / STREAMING)),
+        torch_models.load_checkpoint(folder / "pretrained.pt"),
+        script_models.load_scripted(script_models.ScriptOptions(folder / "cpu_jit.pt")),
+        script_models.load_streaming_script(script_models.ScriptOptions(folder / STREAMING)),
     ]
     found = [next(recognise(r, wave, options)) for r in recognisers]
     assert found[0].tokens and [o.tokens for o in found] == [found[0].tokens] * 3

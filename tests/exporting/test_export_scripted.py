@@ -15,11 +15,11 @@ from xlsr_transducer.exporting.scripted import (
     pack_states,
     unpack_states,
 )
-from xlsr_transducer.jit_pretrained_streaming import windows
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
 from xlsr_transducer.recognition.exported import encode_chunks
+from xlsr_transducer.recognition.script_models import windows
 
 SINGLE = torch.float32
 

@@ -21,11 +21,12 @@ from xlsr_transducer.exporting import int8_report, onnx_format, onnx_graphs, onn
 from xlsr_transducer.exporting.formats import FormatOptions, Job
 from xlsr_transducer.model.checkpoint import CheckpointOptions
 from xlsr_transducer.model.state import cat_states
-from xlsr_transducer.pretrained import offline, streaming
+from xlsr_transducer.recognition import onnx_models
 from xlsr_transducer.recognition.decoding import ChunkOptions
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.onnx_models import load_onnx, metadata, open_session
 from xlsr_transducer.recognition.streaming import StreamPool
+from xlsr_transducer.recognition.torch_models import offline, streaming
 from xlsr_transducer.search import SearchOptions, make_search
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +82,7 @@ def largest_difference(job: Job, expected: list[Output], found: list[Output]) ->
 def test_files_give_the_checkpoints_tokens_and_times(job, folder, waves, method, is_streaming):
     options = SearchOptions(decoding_method=method)
     own = streaming(job.loaded) if is_streaming else offline(job.loaded, job.chunk)
-    load = onnx_pretrained_streaming.load if is_streaming else onnx_pretrained.load
+    load = onnx_models.load_streaming if is_streaming else onnx_models.load_offline
     expected = list(recognise(own, waves, options))
     found = list(recognise(load(three(encoder(folder, "", is_streaming))), waves, options))
     assert spoken(found) == spoken(expected)
@@ -301,7 +302,7 @@ def test_an_int8_utterance_in_a_batch_equals_the_utterance_alone(folder, waves):
 
 def test_int8_files_are_smaller_and_close(job, folder, waves):
     expected = list(recognise(offline(job.loaded, job.chunk), waves, GREEDY))
-    found = list(recognise(onnx_pretrained.load(three(encoder(folder, ".int8"))), waves, GREEDY))
+    found = list(recognise(onnx_models.load_offline(three(encoder(folder, ".int8"))), waves, GREEDY))
     assert 5e-5 < largest_difference(job, expected, found) < 1.0
     assert encoder(folder, ".int8").stat().st_size < 0.6 * encoder(folder).stat().st_size
     assert all(o.tokens for o in onnx_format.run_whole([folder / "model.int8.onnx"], waves[:1]))
@@ -314,7 +315,7 @@ def test_fp16_files_are_half_as_large_and_close(job, folder, waves, tmp_path):
         artifact = onnx_format.write_streaming(job, model, ".fp16", tmp_path, about)
     files = [tmp_path / name for name in artifact.files]
     expected = list(recognise(streaming(job.loaded), waves[:1], GREEDY))
-    found = list(recognise(onnx_pretrained_streaming.load(files), waves[:1], GREEDY))
+    found = list(recognise(onnx_models.load_streaming(files), waves[:1], GREEDY))
     assert 5e-5 < largest_difference(job, expected, found) < 0.1
     assert files[0].stat().st_size < 0.6 * encoder(folder, "", True).stat().st_size
 

@@ -13,16 +13,17 @@ import torch
 
 from tests.recognition.test_decode import run
 from tests.support.stream_driver import TINY, padded, speech, tiny_encoder
-from xlsr_transducer import align, decode, pretrained
+from xlsr_transducer import align, decode
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.model import whole
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.whole import CPU, WholeEncoder, free_bytes, whole_encoder
-from xlsr_transducer.pretrained import offline
+from xlsr_transducer.pretrained import PretrainedOptions
 from xlsr_transducer.recognition import exported as inference
-from xlsr_transducer.recognition.exported import whole_script
+from xlsr_transducer.recognition.script_models import whole_script
+from xlsr_transducer.recognition.torch_models import offline
 
 LIMITED, ALL_LEFT, FULL = ChunkSettings(8, 1, 4), ChunkSettings(8, -1, 0), ChunkSettings()
 
@@ -93,7 +94,7 @@ def test_decode_and_align_refuse_in_one_line_what_does_not_fit(
 
 
 def test_programs_for_exported_models_name_a_file_that_is_too_long(
-    streaming_exp, little_memory, tmp_path, capsys, monkeypatch
+    streaming_exp, little_memory, tmp_path, capsys
 ):
     loaded = load_model(CheckpointOptions(exp_dir=streaming_exp))
     assert offline(loaded, LIMITED).whole is None
@@ -101,9 +102,7 @@ def test_programs_for_exported_models_name_a_file_that_is_too_long(
     short, long = tmp_path / "short.wav", tmp_path / "long.wav"
     soundfile.write(short, np.full(160, 0.01), 16000)
     soundfile.write(long, np.full(32000, 0.01), 16000)
-    monkeypatch.setattr(pretrained, "load", lambda options: model)
-    status = inference.run([str(long), str(short)], "", pretrained.PretrainedOptions,
-                           pretrained.load)  # fmt: skip
+    status = inference.run([str(long), str(short)], "", PretrainedOptions, lambda options: model)
     printed = capsys.readouterr()
     assert status == 2 and printed.out.startswith(f"{short}\t")
     [line] = printed.err.splitlines()

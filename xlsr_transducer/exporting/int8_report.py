@@ -16,10 +16,9 @@ from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.exporting.formats import Job
 from xlsr_transducer.exporting.onnx_format import names
-from xlsr_transducer.onnx_pretrained import load
-from xlsr_transducer.onnx_pretrained_streaming import load as load_streaming
 from xlsr_transducer.recognition.audio_sets import audio_sets
 from xlsr_transducer.recognition.exported import recognise
+from xlsr_transducer.recognition.onnx_models import load_offline, load_streaming
 from xlsr_transducer.recognition.scoring import error_rate
 from xlsr_transducer.search import SearchOptions
 
@@ -80,7 +79,7 @@ def _recognised(
     job: Job, files: Sequence[Path], is_streaming: bool, validation: Validation
 ) -> tuple[list[list[str]], float]:
     """The words of every utterance, and the seconds that it took."""
-    recogniser = (load_streaming if is_streaming else load)(files)
+    recogniser = (load_streaming if is_streaming else load_offline)(files)
     waves = [torch.from_numpy(wave) for wave in validation.waves]
     start = time.process_time()
     progress = tqdm(waves, desc=files[0].name, unit="utt", disable=None)

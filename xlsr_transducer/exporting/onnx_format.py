@@ -27,13 +27,13 @@ from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.onnx_int8 import quantize_matrices
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.onnx_pretrained import load
-from xlsr_transducer.onnx_pretrained_streaming import load as load_streaming
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.onnx_models import (
     SEAL,
     SHORTEST,
     digest,
+    load_offline,
+    load_streaming,
     metadata,
     open_session,
 )
@@ -288,7 +288,7 @@ def quantize(artifact: Artifact, folder: Path) -> Artifact:
 
 def run_offline(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs encoder, decoder and joiner on whole utterances."""
-    return list(recognise(load(files), waves, SearchOptions()))
+    return list(recognise(load_offline(files), waves, SearchOptions()))
 
 
 def run_streaming(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:

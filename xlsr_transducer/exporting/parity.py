@@ -19,8 +19,8 @@ from xlsr_transducer.core.compat import load_tensors, repeatable
 from xlsr_transducer.exporting.formats import Artifact, Runner
 from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.pretrained import offline, streaming
 from xlsr_transducer.recognition.exported import Output, recognise
+from xlsr_transducer.recognition.torch_models import offline, streaming
 from xlsr_transducer.search import SearchOptions
 
 BUILT_IN_SECONDS = (0.02, 0.025, 0.7, 2.345, 5.0)  # the first is too short for any frame

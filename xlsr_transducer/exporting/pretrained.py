@@ -10,8 +10,8 @@ from torch import Tensor
 from xlsr_transducer.core.tensor_files import save_atomically
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.model.checkpoint import model_content
-from xlsr_transducer.pretrained import PretrainedOptions, load
 from xlsr_transducer.recognition.exported import Output, recognise
+from xlsr_transducer.recognition.torch_models import load_checkpoint
 from xlsr_transducer.search import SearchOptions
 
 NAME = "pretrained.pt"
@@ -27,5 +27,4 @@ def write(job: Job, folder: Path) -> list[Artifact]:
 
 def run(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs the file as ``python -m xlsr_transducer.pretrained`` does."""
-    recogniser = load(PretrainedOptions(files[0]))
-    return list(recognise(recogniser, waves, SearchOptions()))
+    return list(recognise(load_checkpoint(files[0]), waves, SearchOptions()))

@@ -22,7 +22,7 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.recognition.exported import TOKENS_RECORD
+from xlsr_transducer.recognition.script_models import TOKENS_RECORD
 
 
 def as_samples(x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:

@@ -15,9 +15,12 @@ from xlsr_transducer.exporting.scripted import (
     StreamingEncoderModel,
     save,
 )
-from xlsr_transducer.jit_pretrained import ScriptOptions, load
-from xlsr_transducer.jit_pretrained_streaming import load as load_streaming
 from xlsr_transducer.recognition.exported import Output, recognise
+from xlsr_transducer.recognition.script_models import (
+    ScriptOptions,
+    load_scripted,
+    load_streaming_script,
+)
 from xlsr_transducer.search import SearchOptions
 
 OFFLINE = "cpu_jit.pt"
@@ -40,9 +43,9 @@ def write(job: Job, folder: Path) -> list[Artifact]:
 
 def run_offline(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs ``cpu_jit.pt``."""
-    return list(recognise(load(ScriptOptions(files[0])), waves, SearchOptions()))
+    return list(recognise(load_scripted(ScriptOptions(files[0])), waves, SearchOptions()))
 
 
 def run_streaming(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs ``jit_script_chunk_*.pt``."""
-    return list(recognise(load_streaming(ScriptOptions(files[0])), waves, SearchOptions()))
+    return list(recognise(load_streaming_script(ScriptOptions(files[0])), waves, SearchOptions()))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder, save
-from xlsr_transducer.jit_trace_pretrained import TraceOptions, load
 from xlsr_transducer.recognition.exported import Output, recognise
+from xlsr_transducer.recognition.script_models import TraceOptions, load_traced
 from xlsr_transducer.search import SearchOptions
 
 FILES = tuple(f"{part}_jit_trace.pt" for part in ("encoder", "decoder", "joiner"))
@@ -58,4 +58,4 @@ def write(job: Job, folder: Path) -> list[Artifact]:
 
 def run(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs the three files."""
-    return list(recognise(load(TraceOptions(*files)), waves, SearchOptions()))
+    return list(recognise(load_traced(TraceOptions(*files)), waves, SearchOptions()))

@@ -19,7 +19,8 @@ from xlsr_transducer.data.tokenizer import Tokenizer, read_tokens
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder, save
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.recognition.exported import Output, load_script
+from xlsr_transducer.recognition.exported import Output
+from xlsr_transducer.recognition.script_models import load_script
 
 MODEL, TOKENS = "wav2vec2_ctc.pt", "wav2vec2_ctc_tokens.txt"
 SPACE = "|"  # sherpa refuses to load a tokens.txt without it

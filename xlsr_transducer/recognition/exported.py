@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,23 +21,12 @@ from xlsr_transducer.core.errors import UserError, complain
 from xlsr_transducer.core.options import Parser, add_options, from_args, str2bool
 from xlsr_transducer.data.audio_file import read_audio_file
 from xlsr_transducer.data.stream_buffer import AudioBuffer
-from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens, text_of
-from xlsr_transducer.model.whole import SAMPLES, WholeEncoder, whole_encoder
+from xlsr_transducer.data.tokenizer import text_of
+from xlsr_transducer.model.whole import SAMPLES, WholeEncoder
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.search.options import SELF_CONTAINED
 
-# What zipfile raises for archives of which some bytes were changed.
-_BROKEN_ARCHIVE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
 FRAME_SECONDS = 0.04  # of an encoder frame
-TOKENS_RECORD = "tokens_sha256"  # in TorchScript files, beside the network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,86 +138,3 @@ def run(
             line += "\t" + " ".join(times)
         print(line, flush=True)
     return status
-
-
-def tokens_beside(model: Path, tokens: Path | None, decoder: nn.Module) -> list[str]:
-    """Returns the tokens in the file ``tokens``, by default in tokens.txt beside the model.
-
-    Args:
-      model: a TorchScript file, of which export wrote the hash of the tokens into it.
-
-    Raises:
-      UserError: there is no such file, it is broken, or of another model than the decoder.
-    """
-    path = tokens or model.parent / "tokens.txt"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the tokens of the model with --tokens")
-    found, expected = read_tokens(path), len(decoder.embedding.weight)
-    if len(found) != expected:
-        raise UserError(
-            f"{path}: has {len(found)} tokens, and the model in {model} has {expected}; give the "
-            "tokens.txt that was exported with it"
-        )
-    with zipfile.ZipFile(model) as archive:
-        records = [n for n in archive.namelist() if n.endswith(f"/extra/{TOKENS_RECORD}")]
-        written = [archive.read(name).decode() for name in records]
-    if written not in ([], [hash_of_tokens(found)]):
-        raise UserError(
-            f"{path}: belongs to another model than {model}; give the tokens.txt that was exported "
-            "with it"
-        )
-    return found
-
-
-def check_archive(path: Path) -> Path:
-    """Returns the path of a file by PyTorch, which does not look at checksums itself.
-
-    Raises:
-      UserError: the file is missing, truncated or changed.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            changed = archive.testzip()
-    except _BROKEN_ARCHIVE as e:
-        raise UserError(
-            f"{path}: no file by PyTorch, or truncated ({e}); copy or export it again"
-        ) from e
-    if changed:
-        raise UserError(f"{path}: damaged ({changed} was changed); copy or export it again")
-    return path
-
-
-def whole_script(path: Path, offline: nn.Module) -> WholeEncoder | None:
-    """``whole_encoder`` of a scripted ``OfflineEncoder``.
-
-    Raises:
-      UserError: it is none.
-    """
-    advice = (
-        "export the model with --left-context-chunks 2 and another --decode-chunk-len than -1, "
-        "or cut the audio into shorter pieces"
-    )
-    try:
-        return whole_encoder(
-            offline.encoder, offline.chunk_size, offline.left_context_chunks, advice
-        )
-    except AttributeError as e:
-        raise UserError(f"{path}: has another encoder than those that export writes") from e
-
-
-def load_script(path: Path) -> torch.jit.ScriptModule:
-    """A TorchScript file on the CPU.
-
-    Raises:
-      UserError: it is missing, damaged or no TorchScript.
-    """
-    try:
-        return torch.jit.load(str(check_archive(path)), map_location="cpu").eval()
-    except (RuntimeError, ValueError, EOFError) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        raise UserError(
-            f"{path}: no TorchScript file, or one of a newer PyTorch than {torch.__version__} "
-            f"({reason}); export it again"
-        ) from e

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Tuple
 
@@ -23,6 +23,7 @@ from xlsr_transducer.core.options import option
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
 from xlsr_transducer.model.whole import WholeEncoder
+from xlsr_transducer.recognition.exported import Recogniser, encode_chunks
 
 # A file's metadata ends with its own SHA-256, computed with zeros in its place.
 SEAL = b"\x0a\x06sha256\x12\x40"  # an entry of ONNX metadata: the key, and 64 characters to come
@@ -239,3 +240,23 @@ def load_onnx(files: Sequence[Path], tokens: Path | None, is_streaming: bool) ->
     encoder = OnnxStreamingEncoder if is_streaming else OnnxEncoder
     parts = (encoder(sessions[0]), OnnxDecoder(sessions[1]), OnnxJoiner(sessions[2]))
     return OnnxModel(*parts, names)
+
+
+def load_offline(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:
+    """Returns encoder, decoder and joiner for whole utterances (see ``load_onnx``)."""
+    model = load_onnx(files, tokens, is_streaming=False)
+
+    def encode(wave: Tensor) -> Iterator[Tensor]:
+        out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
+        yield out[0, : lens[0]]
+
+    whole = model.encoder.whole
+    return Recogniser(encode, model.decoder, model.joiner, model.tokens, whole=whole)
+
+
+def load_streaming(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:
+    """Returns encoder, decoder and joiner for chunks (see ``load_onnx``)."""
+    model = load_onnx(files, tokens, is_streaming=True)
+    return Recogniser(
+        lambda wave: encode_chunks(model.encoder, wave), model.decoder, model.joiner, model.tokens
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.data.flaws import encoder_frames
 from xlsr_transducer.data.tokenizer import Tokenizer
 
@@ -69,12 +70,7 @@ def table(splits: Sequence[SplitStatistics]) -> str:
     ]
     cells = [["", *(s.name for s in splits)]]
     cells += [[label, *(value(s) for s in splits)] for label, value in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for label, *values in cells:
-        numbers = (value.rjust(width) for value, width in zip(values, widths[1:], strict=True))
-        lines.append("  ".join([label.ljust(widths[0]), *numbers]).rstrip() + "\n")
-    return "".join(lines)
+    return text_table(cells, is_right=True, is_ruled=False) + "\n"
 
 
 def _number(values: array, function: Callable) -> str:

@@ -16,7 +16,7 @@ import torch
 from xlsr_transducer.core.compat import repeatable
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.logs import save_settings, set_up_logging
-from xlsr_transducer.core.options import Number, Parser, add_options, from_args, str2bool
+from xlsr_transducer.core.options import Number, Parser, add_options, flag_of, from_args, str2bool
 from xlsr_transducer.core.presets import parse_with_preset
 from xlsr_transducer.data.augment import AugmentOptions
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
@@ -159,8 +159,9 @@ def _model_input(
     ):
         actual = getattr(features, name)
         if given is not None and given != actual:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {given} contradicts the features in {folder}: {actual}")
+            raise UserError(
+                f"{flag_of(name)} {given} contradicts the features in {folder}: {actual}"
+            )
     if xlsr.sha256 != features.sha256:
         raise UserError(
             f"--xlsr {xlsr.source} is not the network that made the features in {folder}"

@@ -24,6 +24,7 @@ from xlsr_transducer.core.options import (
     Options,
     Parser,
     add_options,
+    flag_of,
     from_args,
     option,
     str2bool,
@@ -170,8 +171,7 @@ def test_every_dataclass_of_options_checks_its_numbers() -> None:
     for cls in all_options():
         for name, kind in types_of(cls).items():
             if isinstance(kind, Number):
-                flag = "--" + name.replace("_", "-")
-                with pytest.raises(UserError, match=f"{flag} nan: must be"):
+                with pytest.raises(UserError, match=f"{flag_of(name)} nan: must be"):
                     cls(**{name: float("nan")})
 
 

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.exporting.formats import Job
@@ -66,13 +67,11 @@ def report(job: Job, folder: Path, validation: Validation) -> str:
             rtf = f"{seconds / validation.seconds:.4f}"
             rates = [error_rate(list(zip(r, texts))) for r in (floating, validation.texts)]
             rows.append((files[0].name, size, rtf, *(str(rate) for rate in rates)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
     about = (
         f"{len(validation.waves)} utterances of the validation set, {validation.seconds:.0f} s, "
         f"{torch.get_num_threads()} thread(s), processor time, [95 %]"
     )
-    return "\n".join([about, "", lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return f"{about}\n\n{text_table(rows)}"
 
 
 def _recognised(

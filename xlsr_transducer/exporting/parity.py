@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.compat import load_tensors, repeatable
+from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.exporting.formats import Artifact, Runner
 from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
@@ -131,7 +132,7 @@ def run_fresh(
 
 
 def format_table(verdicts: Sequence[Verdict]) -> str:
-    """A plain text table, one line per file."""
+    """Returns a plain text table, one line per file."""
     rows = [("file", "size", "compared", "tokens", "max difference", "result")]
     for v in verdicts:
         how = "chunk by chunk" if v.artifact.is_streaming else "whole utterances"
@@ -141,9 +142,7 @@ def format_table(verdicts: Sequence[Verdict]) -> str:
         for name, size in zip(v.artifact.files, v.sizes):
             cells = (name, f"{size / 1e6:.1f} MB", how, tokens, difference)
             rows.append((*cells, v.problem or texts))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return text_table(rows)
 
 
 def main(argv: Sequence[str]) -> None:

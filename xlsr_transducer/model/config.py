@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.options import Number, numbers_of, option
+from xlsr_transducer.core.options import Number, flag_of, numbers_of, option
 from xlsr_transducer.data.features import FeatureInfo
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
-CHUNK_FLAGS = ("--chunk-size", "--left-context-chunks", "--attention-sink-size")
+CHUNK_NAMES = ("chunk_size", "left_context_chunks", "attention_sink_size")
+CHUNK_FLAGS = tuple(map(flag_of, CHUNK_NAMES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +34,11 @@ class StreamingOptions:
     attention_sink_size: str = option("", "first frames, always seen (4 when streaming)")
 
     def __post_init__(self) -> None:
-        given = [
-            f
-            for f in ("chunk_size", "left_context_chunks", "attention_sink_size")
-            if getattr(self, f)
-        ]
+        given = [name for name in CHUNK_NAMES if getattr(self, name)]
         if given and not self.streaming:
-            flag = "--" + given[0].replace("_", "-")
-            raise UserError(f"{flag} needs --streaming 1: a full-context model has no chunks")
+            raise UserError(
+                f"{flag_of(given[0])} needs --streaming 1: a full-context model has no chunks"
+            )
         if self.streaming:
             self.default().require_streaming()
             self.all_settings()
@@ -83,7 +82,7 @@ class StreamingOptions:
 
 
 def chunk_lists(
-    chunks: str, lefts: str, sinks: str, flags: tuple[str, str, str] = CHUNK_FLAGS
+    chunks: str, lefts: str, sinks: str, flags: Sequence[str] = CHUNK_FLAGS
 ) -> tuple[list[int], list[int], list[int]]:
     """Lists such as "16,32,-1" of chunk sizes, left contexts and sink sizes.
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError, complain
-from xlsr_transducer.core.options import Options, option
+from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ class ChunkOptions(Options):
         elif given.get("left_context_chunks") == -1:
             default = dataclasses.replace(default, attention_sink_size=0)
         if default.is_full_context and given and "chunk_size" not in given:
-            raise UserError(f"--{next(iter(given)).replace('_', '-')} needs --decode-chunk-len")
+            raise UserError(f"{flag_of(next(iter(given)))} needs --decode-chunk-len")
         chunk = dataclasses.replace(default, **given).require_consistent()
         if chunk.is_full_context:
             return chunk

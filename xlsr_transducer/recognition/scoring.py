@@ -25,6 +25,7 @@ import numpy as np
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.search.hypothesis import Hypothesis
 
 NUM_RESAMPLES = 1000
@@ -174,17 +175,14 @@ def write_results(
 
 
 def format_table(scores: Sequence[Score]) -> str:
-    """A plain text table, one line per score."""
+    """Returns a plain text table, one line per score."""
     rates = ("WER % [95 %]", "CER % [95 %]")
-    head = ("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread")
-    rows = [head]
+    rows = [("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread")]
     for s in scores:
         kinds = f"{s.wer.insertions}/{s.wer.deletions}/{s.wer.substitutions}"
         cells = (s.set_name, s.suffix, str(s.wer), str(s.cer), str(s.wer.num_ref), kinds)
         rows.append((*cells, str(s.num_utterances), str(s.num_unread)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:]])
+    return text_table(rows)
 
 
 def _recogs(transcripts: Iterable[Transcript]) -> str:

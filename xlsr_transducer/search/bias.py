@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.options import Options, option
+from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.search.context_graph import read_context_file
 from xlsr_transducer.search.k2.lattices import read_lg
@@ -95,7 +95,7 @@ class BiasOptions(Options):
         for name, methods in usable.items():
             if getattr(self, name) is not None and method not in methods:
                 raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} works with "
+                    f"{flag_of(name)} {getattr(self, name)} works with "
                     f"--decoding-method {', '.join(methods)} only, not with {method}"
                 )
         if method in LM_METHODS and self.lm_exp_dir is None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import locked
+from xlsr_transducer.core.options import flag_of
 from xlsr_transducer.core.tensor_files import step_of
 from xlsr_transducer.model.checkpoint import numbered_files, read_checkpoint
-from xlsr_transducer.model.config import ModelConfig, StreamingOptions
+from xlsr_transducer.model.config import CHUNK_NAMES, ModelConfig, StreamingOptions
 
 AUTO = "auto"
 LOCK = "training.lock"
@@ -122,9 +123,8 @@ def _values(group: Any) -> dict[str, Any]:
         return dataclasses.asdict(group)
     if not group.streaming:
         return {"streaming": False}
-    names = ("chunk_size", "left_context_chunks", "attention_sink_size")
     shown = (",".join(map(str, values)) for values in group.choices())
-    return {"streaming": True, **dict(zip(names, shown))}
+    return {"streaming": True, **dict(zip(CHUNK_NAMES, shown))}
 
 
 def _flag(group: str, name: str) -> str:
@@ -133,7 +133,7 @@ def _flag(group: str, name: str) -> str:
         return f"XLSR's {name}"
     if group == "features" and name not in ("cut", "normalize"):
         return f"the features' {name}"
-    return "--" + name.replace("_", "-")
+    return flag_of(name)
 
 
 def resume_command(argv: Sequence[str]) -> str:

@@ -176,7 +176,7 @@ def test_independent_draws_are_simplified_to_the_same_view():
         same = drawn.simplified().require_consistent()
         lens = torch.tensor([13, 8])
         masks = [
-            attention_mask(lens, 13, s.chunk_size, s.left_context_chunks, s.attention_sink_size)
+            attention_mask(lens, 13, *s)
             for s in (drawn, same)
         ]
         assert torch.equal(*masks)

@@ -35,7 +35,7 @@ def masked(encoder, waves, chunk: ChunkSettings):
     """The masked forward of a padded batch, as one tensor per row."""
     x, lens = padded(waves, filler=float("nan"))
     with torch.inference_mode():
-        out, out_lens = encoder(x, lens, *dataclasses.astuple(chunk))
+        out, out_lens = encoder(x, lens, *chunk)
     return [row[:n] for row, n in zip(out, out_lens)]
 
 
@@ -111,7 +111,7 @@ def in_blocks(encoder, waves, chunk: ChunkSettings, longest: int, block: int):
     encoder.longest_whole, encoder.block_frames = longest, block
     x, lens = padded(waves, filler=float("nan"))
     with torch.inference_mode():
-        out, out_lens = encoder.encode(x, lens, *dataclasses.astuple(chunk))
+        out, out_lens = encoder.encode(x, lens, *chunk)
     return [row[:n] for row, n in zip(out, out_lens)]
 
 
@@ -135,9 +135,9 @@ def test_stored_features_are_encoded_in_blocks_too():
     encoder = tiny_encoder(cut="frontend").double()
     features, lens = torch.randn(2, 333, 16, dtype=DOUBLE), torch.tensor([333, 207])
     with torch.inference_mode():
-        expected, expected_lens = encoder(features, lens, *dataclasses.astuple(setting))
+        expected, expected_lens = encoder(features, lens, *setting)
         encoder.longest_whole, encoder.block_frames = 100, 64
-        found, found_lens = encoder.encode(features, lens, *dataclasses.astuple(setting))
+        found, found_lens = encoder.encode(features, lens, *setting)
     assert torch.equal(found_lens, expected_lens) and found.shape == expected.shape
     assert float((found - expected).abs().max()) < 1e-10
 

@@ -5,7 +5,6 @@ Random weights and a handful of utterances: it shows that the parts fit, not wha
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -128,7 +127,7 @@ def sharpen(exp: Path, demo: Path) -> None:
     """Puts a joiner and a CTC head into the best checkpoint that answer to the encoder's
     deviations; of random joiners the first for which rounding decides nothing in the tests."""
     loaded = load_model(CheckpointOptions(exp_dir=exp))
-    model, chunk = loaded.model, dataclasses.astuple(loaded.config.streaming.default())
+    model, chunk = loaded.model, loaded.config.streaming.default()
 
     def encode(wav: Path, *settings: int) -> torch.Tensor:
         samples = torch.from_numpy(read_audio(wav)).unsqueeze(0)

@@ -13,6 +13,7 @@ and not in a later chunk.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Optional
 
 import torch
@@ -46,6 +47,13 @@ class ChunkSettings:
             )
         if self.attention_sink_size < 0:
             raise UserError(f"--attention-sink-size {self.attention_sink_size}: must be 0 or more")
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the three settings, in the order in which encoders take them.
+
+        TorchScript knows no class such as this one: ``encoder(x, lens, *chunk)``.
+        """
+        return iter(dataclasses.astuple(self))
 
     @property
     def is_full_context(self) -> bool:

@@ -157,14 +157,11 @@ def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:
         )
     if features.cut in ("waveform", "frontend"):
         return
-    chunks = [
-        f"--chunk-size {c} --left-context-chunks {l} --attention-sink-size {s}"
-        for c, l, s in [dataclasses.astuple(streaming.default())]
-    ]
+    chunk = " ".join(f"{flag} {value}" for flag, value in zip(CHUNK_FLAGS, streaming.default()))
     if features.chunk.is_full_context:
         raise UserError(
             f"the features of layer {features.cut} were computed with full attention and have "
-            f"seen the future, so a streaming model cannot use them; run {make} {chunks[0]}, or "
+            f"seen the future, so a streaming model cannot use them; run {make} {chunk}, or "
             "use --cut frontend"
         )
     drawn = streaming.all_settings()
@@ -172,7 +169,7 @@ def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:
         raise UserError(
             f"the features were computed with {features.chunk.describe()}, but the model is to "
             f"be trained with {', '.join(sorted(d.describe() for d in drawn))}; give the same "
-            f"settings, or run {make} {chunks[0]}"
+            f"settings, or run {make} {chunk}"
         )
 
 

@@ -153,9 +153,7 @@ class Transducer(nn.Module):
         views = 2 if self.training and options.cr_ctc_scale > 0 else 1
         if views > 1:
             x, x_lens, y, y_lens = (torch.cat([v] * views) for v in (x, x_lens, y, y_lens))
-        encoder_out, lens = self.encoder(
-            x, x_lens, chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size
-        )
+        encoder_out, lens = self.encoder(x, x_lens, *chunk)
         # Autocast off: sums of log-probabilities over hundreds of frames need float32.
         with torch.autocast(x.device.type, enabled=False):
             losses = self._losses(encoder_out.float(), lens, y, y_lens, options)

@@ -80,14 +80,13 @@ def align_set(
     model, tokenizer, found = loaded.model, loaded.tokenizer, []
     left_out = list(audio.unread.values())
     device = next(model.parameters()).device
-    settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
     loader = batches(audio, tokenizer, max_duration, num_workers)
     for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
         left_out += batch.skipped
         if not batch.ids:
             continue
         batch = batch.to(device)
-        out, lens = model.encoder.encode(batch.inputs, batch.input_lens, *settings)
+        out, lens = model.encoder.encode(batch.inputs, batch.input_lens, *chunk)
         given = (model, out, lens, batch.tokens, batch.token_lens)
         paths = align_ctc(*given) if topology == "ctc" else align(*given, topology)
         for i, path in enumerate(paths):

@@ -5,7 +5,6 @@ Neither this nor what it imports needs lhotse or k2.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from xlsr_transducer.recognition.exported import Recogniser, encode_chunks
 
 def offline(loaded: LoadedModel, chunk: ChunkSettings) -> Recogniser:
     """Returns a model that encodes whole utterances."""
-    model, settings = loaded.model, dataclasses.astuple(chunk)
+    model = loaded.model
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
-        out, lens = model.encoder.encode(wave[None], torch.tensor([len(wave)]), *settings)
+        out, lens = model.encoder.encode(wave[None], torch.tensor([len(wave)]), *chunk)
         yield out[0, : lens[0]]
 
     advice = "decode takes --decode-chunk-len 32 --left-context-chunks 2; or "

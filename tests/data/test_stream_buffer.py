@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from xlsr_transducer.data.audio_file import resample
 from xlsr_transducer.data.stream_buffer import AudioBuffer
 
 CHUNK = 4 * 320
@@ -73,3 +74,18 @@ def test_misuse_is_an_error():
     buffer.finish()
     with pytest.raises(ValueError, match="finished"):
         buffer.add(torch.ones(5))
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_audio_of_another_rate_is_resampled_as_the_whole_file_is(rate: int) -> None:
+    wave = 0.1 * torch.randn(rate, generator=torch.Generator().manual_seed(rate))
+    buffer, found = AudioBuffer(CHUNK, rate=rate), []
+    for piece in wave.split(701):
+        buffer.add(piece)
+        found += drain(buffer)
+    buffer.finish()
+    (head,), *chunks = found + drain(buffer)
+    expected = torch.from_numpy(resample(wave.numpy(), rate))
+    assert buffer.num_samples == len(expected) == 16000
+    samples = torch.cat([head, *(chunk[:valid] for chunk, valid in chunks)])
+    assert torch.equal(samples, expected[: len(samples)]) and len(samples) > 16000 - 320

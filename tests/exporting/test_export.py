@@ -59,7 +59,7 @@ def folder(streaming_exp: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def wavs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """At 16 kHz: lhotse, which ``decode`` reads with, resamples in its own way by torchaudio."""
+    """Copies at 16 kHz, with which servers need not resample."""
     folder, paths = tmp_path_factory.mktemp("wavs"), []
     for path in sorted((corpus / "demo").glob("test_seen_*.wav"))[:4]:
         paths.append(folder / path.name)

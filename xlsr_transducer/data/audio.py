@@ -14,10 +14,11 @@ from lhotse.audio.backend import (
     set_current_audio_backend,
 )
 from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
+from lhotse.augmentation import Resample
 from lhotse.utils import compute_num_samples
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.audio_file import AudioProblem, decode, measure
+from xlsr_transducer.data.audio_file import AudioProblem, decode, measure, resample
 from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.data.shar import with_audio
 
@@ -46,6 +47,15 @@ class _Decoder(LibsndfileBackend):
 
 
 set_current_audio_backend(_Decoder())
+
+
+def _resample(self: Resample, samples: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+    """Resamples for lhotse, which otherwise does it by torchaudio or scipy, whatever is there."""
+    rates = self.source_sampling_rate, self.target_sampling_rate
+    return np.stack([resample(channel, *rates) for channel in samples])
+
+
+Resample.__call__ = _resample  # lhotse has no setting for it
 
 # A cut with features lasts as long as its frames; its audio lasts as long as this field says.
 AUDIO_DURATION = "audio_duration"

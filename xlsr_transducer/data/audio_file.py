@@ -1,7 +1,7 @@
-"""Audio files as samples, with soundfile and scipy alone: what a server installs.
+"""Audio files as samples, with soundfile and soxr alone: what a server installs.
 
-``data/audio.py`` reads through lhotse, which decodes here too, so that every command receives the
-same samples (without torchaudio; with it, lhotse resamples with another filter).
+``data/audio.py`` reads through lhotse, which decodes and resamples here too, so that every command
+receives the same samples.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, Union
 
 import numpy as np
-import scipy.signal
 import soundfile
+import soxr
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.mp3 import without_length
@@ -110,12 +110,27 @@ def read_audio_file(path: str | Path) -> np.ndarray:
     return resample(wave, rate)
 
 
-def resample(wave: np.ndarray, rate: int) -> np.ndarray:
-    """(n,) samples at ``rate`` -> (n',) at 16 kHz."""
-    if rate == SAMPLING_RATE:
-        return wave
-    common = math.gcd(rate, SAMPLING_RATE)
-    return scipy.signal.resample_poly(wave, SAMPLING_RATE // common, rate // common)
+def resample(wave: np.ndarray, rate: int, target: int = SAMPLING_RATE) -> np.ndarray:
+    """Returns (n,) samples at ``rate`` as (n',) at ``target``, n' = n target / rate, rounded."""
+    return Resampler(rate, target)(wave, is_last=True)
+
+
+class Resampler:
+    """Resamples a stream: what it returns is together what ``resample`` returns, to the bit.
+
+    It keeps samples back for its filter: about 0.1 s from 8 kHz, less from higher rates.
+    """
+
+    def __init__(self, rate: int, target: int = SAMPLING_RATE):
+        self._stream = None
+        if rate != target:
+            self._stream = soxr.ResampleStream(rate, target, num_channels=1, dtype="float32")
+
+    def __call__(self, piece: np.ndarray, is_last: bool = False) -> np.ndarray:
+        """Takes the next (n,) samples, n from 0 up; returns those that are ready, (n',)."""
+        if self._stream is None:
+            return piece
+        return self._stream.resample_chunk(piece.astype(np.float32, copy=False), is_last)
 
 
 class _Sequential(soundfile.SoundFile):

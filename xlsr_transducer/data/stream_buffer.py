@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import List, Optional, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from xlsr_transducer.data.audio_file import SAMPLING_RATE, Resampler
 
 
 class AudioBuffer:
@@ -22,32 +25,47 @@ class AudioBuffer:
     >>> chunk = buffer.pop_chunk()    # None until the next one is there
     """
 
-    def __init__(self, chunk_samples: int, hop: int = 320, head: int = 80):
+    def __init__(
+        self, chunk_samples: int, hop: int = 320, head: int = 80, rate: int = SAMPLING_RATE
+    ):
+        """
+        Args:
+          rate: that of the audio that arrives, in Hz; it is resampled to 16 kHz.
+        """
         if chunk_samples < hop or chunk_samples % hop:
             raise ValueError(f"a chunk of {chunk_samples} samples is no multiple of {hop}")
         self.chunk_samples = chunk_samples
         self.hop = hop
         self.head = head
         self.is_finished = False
-        self.num_samples = 0  # arrived so far, consumed ones included
+        self.num_samples = 0  # at 16 kHz that arrived so far, consumed ones included
         self._has_head = False
+        self._resampler = None if rate == SAMPLING_RATE else Resampler(rate)
         self._pieces: List[Tensor] = []
         self._current = torch.zeros(0)
         self._position = 0  # of the first sample of ``_current`` that is not consumed
         self._consumed = 0
 
     def add(self, piece: Tensor) -> None:
-        """Takes (n,) samples at 16 kHz, n from 0 up."""
+        """Takes the next (n,) samples, n from 0 up."""
         if piece.dim() != 1:
             raise ValueError(f"a piece of audio must be (n,), not {list(piece.shape)}")
         if self.is_finished:
             raise ValueError("the stream is finished; a new one needs a new buffer")
+        if self._resampler is None:
+            self._append(piece.clone())  # the caller may use its memory again
+        else:
+            self._append(torch.from_numpy(self._resampler(piece.numpy())))
+
+    def _append(self, piece: Tensor) -> None:
         if piece.numel():
-            self._pieces.append(piece.clone())  # the caller may use its memory again
+            self._pieces.append(piece)
             self.num_samples += piece.numel()
 
     def finish(self) -> None:
         """No more audio will come: what is left may be taken as a short chunk."""
+        if self._resampler is not None and not self.is_finished:
+            self._append(torch.from_numpy(self._resampler(np.zeros(0, np.float32), is_last=True)))
         self.is_finished = True
 
     @property

@@ -6,6 +6,7 @@ import ast
 import json
 import random
 
+import numpy as np
 import pytest
 
 from xlsr_transducer.core.errors import UserError
@@ -41,7 +42,7 @@ def test_counts_equal_a_plain_edit_distance():
     for _ in range(200):
         sizes = draw.randint(0, 7), draw.randint(0, 7)
         pairs.append(tuple([draw.choice("abcd") for _ in range(n)] for n in sizes))
-    rate = error_rate(pairs, num_resamples=10)
+    rate = error_rate(pairs)
     assert rate.errors == sum(edit_distance(r, h) for r, h in pairs)
     assert rate.num_ref == sum(len(r) for r, _ in pairs)
     assert rate.percent == pytest.approx(100 * rate.errors / rate.num_ref)
@@ -51,11 +52,11 @@ def test_counts_equal_a_plain_edit_distance():
 def test_the_interval_covers_the_true_rate_about_as_often_as_it_says():
     draw = random.Random(2)
     hits = 0
-    for trial in range(60):
+    for _ in range(60):
         pairs = []
         for _ in range(80):
             pairs.append((["x"] * 10, ["y" if draw.random() < 0.2 else "x" for _ in range(10)]))
-        rate = error_rate(pairs, seed=trial, num_resamples=200)
+        rate = error_rate(pairs)
         hits += rate.low <= 20 <= rate.high
     assert 50 <= hits <= 60
 
@@ -67,6 +68,17 @@ def test_the_interval_is_reproducible_and_holds_the_rate():
     assert rate.low < rate.percent < rate.high
 
 
+def test_the_interval_is_that_of_sets_drawn_with_replacement():
+    draw = np.random.default_rng(3)
+    sizes, errors = draw.integers(3, 12, 50), draw.integers(0, 4, 50)
+    pairs = [(["x"] * n, ["y"] * k + ["x"] * (n - k)) for n, k in zip(sizes, errors)]
+    rows = draw.integers(0, 50, (20000, 50))
+    rates = 100 * errors[rows].sum(1) / sizes[rows].sum(1)
+    rate = error_rate(pairs)
+    assert rate.high - rate.percent == pytest.approx(1.96 * rates.std(), rel=0.1)
+    assert rate.high - rate.percent == pytest.approx(rate.percent - rate.low)
+
+
 def test_empty_references_and_empty_sets_are_scored():
     nothing = score("t", "s", [])
     assert (nothing.wer.percent, nothing.wer.low, nothing.wer.high) == (0, 0, 0)
@@ -74,6 +86,8 @@ def test_empty_references_and_empty_sets_are_scored():
     assert silent.wer.percent == 0
     chatter = score("t", "s", [Transcript("a", [], ["x"])])
     assert chatter.wer.percent == float("inf") == chatter.wer.high
+    one = score("t", "s", [Transcript("a", [], ["x"]), EXAMPLE[1]])
+    assert (one.wer.percent, one.wer.low, one.wer.high) == (100, 0, float("inf"))
     mixed = score("t", "s", EXAMPLE)
     assert (mixed.wer.insertions, mixed.wer.deletions, mixed.wer.substitutions) == (2, 1, 1)
     assert mixed.wer.percent == pytest.approx(80)

@@ -15,13 +15,13 @@ deleted; every file tells how many there are.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import kaldialign
-import numpy as np
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
@@ -54,6 +54,8 @@ class ErrorRate:
     substitutions: int
     num_ref: int
     """Reference words (or characters)."""
+    percent: float
+    """Errors per 100 reference units; without any: 0 if there is no error, else infinite."""
     low: float
     high: float
 
@@ -61,11 +63,6 @@ class ErrorRate:
     def errors(self) -> int:
         """All three kinds together."""
         return self.insertions + self.deletions + self.substitutions
-
-    @property
-    def percent(self) -> float:
-        """Errors per 100 reference units; without any: 0 if there is no error, else inf."""
-        return _percent(self.errors, self.num_ref)
 
     def __str__(self) -> str:
         return f"{self.percent:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -95,41 +92,25 @@ def score(
 
 
 def error_rate(
-    pairs: Sequence[tuple[list[str], list[str]]],
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
+    pairs: Sequence[tuple[list[str], list[str]]], num_resamples: int = NUM_RESAMPLES
 ) -> ErrorRate:
-    """Error rate of (reference, hypothesis) pairs.
+    """Returns the error rate of (reference, hypothesis) pairs. Same input, same interval.
 
-    The interval is the 2.5th to 97.5th percentile of the rate over sets of as many utterances
-    drawn with replacement (Bisani and Ney, "Bootstrap estimates for confidence intervals in
-    ASR performance evaluation", ICASSP 2004). Same input, same interval.
+    The interval is the rate with 1.96 standard deviations to both sides, over sets of as many
+    utterances drawn with replacement (Bisani and Ney, "Bootstrap estimates for confidence
+    intervals in ASR performance evaluation", ICASSP 2004, as in Kaldi's compute-wer-bootci).
     """
-    kinds = np.zeros((len(pairs), 3), dtype=np.int64)
-    lengths = np.array([len(ref) for ref, _ in pairs], dtype=np.int64)
-    for i, (ref, hyp) in enumerate(pairs):
-        found = kaldialign.edit_distance(ref, hyp)
-        kinds[i] = found["ins"], found["del"], found["sub"]
-    errors = kinds.sum(1)
-    generator = np.random.default_rng(seed)
-    rates = [_percent(errors.sum(), lengths.sum())]
-    if len(pairs):
-        rates = []
-        for _ in range(num_resamples):
-            drawn = generator.integers(len(pairs), size=len(pairs))
-            rates.append(_percent(errors[drawn].sum(), lengths[drawn].sum()))
-    # 'nearest' never interpolates, which infinite rates would turn into NaN.
-    low, high = np.percentile(rates, [2.5, 97.5], method="nearest")
-    insertions, deletions, substitutions = kinds.sum(0).tolist()
-    return ErrorRate(
-        insertions, deletions, substitutions, int(lengths.sum()), float(low), float(high)
-    )
-
-
-def _percent(errors: int, num_ref: int) -> float:
-    if num_ref == 0:
-        return 0.0 if errors == 0 else float("inf")
-    return 100.0 * float(errors) / float(num_ref)
+    refs, hyps = [ref for ref, _ in pairs], [hyp for _, hyp in pairs]
+    counts = kaldialign.batch_error_rate(refs, hyps)
+    rate = 100.0 * counts["err_rate"]
+    low = high = rate
+    if counts["ref_len"]:
+        drawn = kaldialign.bootstrap_wer_ci(refs, hyps, replications=num_resamples)
+        # Sets with hardly any words: some that are drawn have none, and no rate.
+        around = 100.0 * drawn["ci95"] if math.isfinite(drawn["wer"]) else math.inf
+        low, high = max(rate - around, 0.0), rate + around
+    kinds = counts["ins"], counts["del"], counts["sub"]
+    return ErrorRate(*kinds, counts["ref_len"], rate, low, high)
 
 
 def write_results(

@@ -9,27 +9,24 @@ their times differ between simulation and streaming, or if one could not be read
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from xlsr_transducer import decode
 from xlsr_transducer.core.errors import complain, run_command
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.logs import set_up_logging
-from xlsr_transducer.core.options import Number, Parser, add_options, from_args
-from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel
+from xlsr_transducer.core.options import Parser, add_options, from_args
+from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import chunk_lists
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
-from xlsr_transducer.recognition.audio_sets import AudioSet, audio_sets, name_in_results
-from xlsr_transducer.recognition.decoding import Results, load_recogniser
+from xlsr_transducer.recognition.audio_sets import audio_sets, name_in_results
+from xlsr_transducer.recognition.decoding import Results
+from xlsr_transducer.recognition.grid import Grid, GridResult
 from xlsr_transducer.recognition.scoring import ErrorRate, error_rate
-from xlsr_transducer.recognition.streaming import StreamPool
-from xlsr_transducer.recognition.streaming_sets import decode_set as decode_set_streaming
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import SearchOptions
 
 FRAME_MS = 20
 
@@ -38,66 +35,35 @@ def get_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--split", default="", help="default: all test splits and val")
-    for name, values in (("chunks", "16,32,64"), ("lefts", "1,2,4"), ("sinks", "0,4,16")):
+    for name, values in (("chunks", "16,32,64"), ("lefts", "1,2,4"), ("sinks", "4")):
         parser.add_argument(f"--{name}", default=values, help=f"(default: {values})")
-    parser.add_argument("--num-decode-streams", type=Number(int, at_least=1), default=16)
     parser.add_argument("--cpu-layers", choices=CPU_LAYERS, default=AUTO, help="as in decode")
     for cls in (CheckpointOptions, SearchOptions):
         add_options(parser, cls)
     return parser
 
 
-def word_errors(results: Results, loaded: LoadedModel) -> ErrorRate:
-    """WER of a set; all words of an utterance that could not be read count as deleted."""
-    return error_rate([(t.ref, t.hyp) for t in results.transcripts(loaded.tokenizer)])
-
-
-def differing(a: Results, b: Results) -> list[str]:
-    """Utterances whose tokens or times are not the same."""
-    keys = a.hypotheses.keys() | b.hypotheses.keys()
-    both = {k: (a.hypotheses.get(k), b.hypotheses.get(k)) for k in keys}
-    return sorted(
-        k
-        for k, (x, y) in both.items()
-        if x is None or y is None or (x.tokens, x.frames) != (y.tokens, y.frames)
-    )
-
-
 class Table:
-    """Runs the settings and collects the rows."""
+    """WER of each setting (rows) and set (columns)."""
 
-    def __init__(self, loaded: LoadedModel, sets: list[AudioSet], args: argparse.Namespace):
-        self.loaded, self.sets, self.args = loaded, sets, args
-        self.names = [name_in_results(audio, args.exp_dir) for audio in sets]
-        model = loaded.model
-        self.search = make_search(
-            from_args(SearchOptions, args),
-            model.decoder,
-            model.joiner,
-            ctc_output=model.ctc_output,
-        )
-        self.rows: list[tuple[ChunkSettings, list[ErrorRate]]] = []
-        self.different: list[str] = []
-        self.unread: dict[str, int] = {}  # utterances, by set
-
-    def run(self, chunk: ChunkSettings) -> None:
-        """Simulates one setting, and streams it if it can stream."""
-        rates = []
-        for audio in self.sets:
-            simulated = decode.decode_set(audio, self.loaded, self.search, chunk, 100.0, 0)
-            rates.append(word_errors(simulated, self.loaded))
-            self.unread[audio.name] = len(simulated.unread)
-            if chunk.is_full_context:
-                continue
-            self.loaded.model.encoder.set_chunk(chunk)
-            pool = StreamPool(self.loaded.model, self.search)
-            streamed, _ = decode_set_streaming(
-                audio, pool, self.loaded.tokenizer, self.args.num_decode_streams, 0.1
-            )
-            for name in differing(simulated, streamed):
-                self.different.append(f"{audio.name} {chunk.describe()} {name}")
-        self.rows.append((chunk, rates))
-        logging.info(f"{chunk.describe()}: " + ", ".join(f"{r.percent:.2f} %" for r in rates))
+    def __init__(self, names: list[str], columns: list[list[GridResult]], tokenizer: Tokenizer):
+        """
+        Args:
+          names: of the sets, in the results of the training.
+          columns: of each set, one result per setting.
+        """
+        self.names = names
+        self.unread = [len(column[0].simulated.unread) for column in columns]
+        self.different = [
+            f"{name} {result.chunk.describe()} {utterance}"
+            for name, column in zip(names, columns)
+            for result in column
+            for utterance in result.differing()
+        ]
+        self.rows = [
+            (row[0].chunk, [word_errors(result.simulated, tokenizer) for result in row])
+            for row in zip(*columns)
+        ]
 
     def format(self) -> str:
         """The table as text."""
@@ -105,7 +71,7 @@ class Table:
         widths = [max(14, len(name) + 2) for name in self.names]
         lines = [f"{'chunk':>16}{'left':>6}{'sinks':>7}" + _cells(self.names, widths)]
         lines.append(f"{'words':>29}" + _cells(words, widths))
-        lines.append(f"{'unread':>29}" + _cells(map(str, self.unread.values()), widths))
+        lines.append(f"{'unread':>29}" + _cells(map(str, self.unread), widths))
         for chunk, rates in self.rows:
             cells = f"{chunk.chunk_size:>6} ({chunk.chunk_size * FRAME_MS:>4} ms)"
             cells = "whole utterance" if chunk.is_full_context else cells
@@ -115,18 +81,12 @@ class Table:
             lines.append(line + _cells((f"{r.percent:.2f}" for r in rates), widths))
         return "\n".join(lines)
 
-    def file_stem(self) -> str:
-        """The name of the table's files, another one for sets of another corpus."""
-        if self.names == [audio.name for audio in self.sets]:
-            return "streaming_table"
-        return "-".join(["streaming_table", *self.names])
-
     def plot(self, path: Path) -> None:
         """WER over the chunk size, one line per left context, as PNG."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(4.5 * len(self.sets), 3.6), layout="tight")
-        axes = figure.subplots(1, len(self.sets), squeeze=False)[0]
+        figure = Figure(figsize=(4.5 * len(self.names), 3.6), layout="tight")
+        axes = figure.subplots(1, len(self.names), squeeze=False)[0]
         for number, (axis, name) in enumerate(zip(axes, self.names)):
             for chunk, rates in self.rows:
                 if chunk.is_full_context:
@@ -154,29 +114,37 @@ def _cells(values: Iterable[str], widths: Iterable[int]) -> str:
     return "".join(value.rjust(width) for value, width in zip(values, widths))
 
 
+def word_errors(results: Results, tokenizer: Tokenizer) -> ErrorRate:
+    """WER of a set; all words of an utterance that could not be read count as deleted."""
+    return error_rate([(t.ref, t.hyp) for t in results.transcripts(tokenizer)])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     lists = chunk_lists(args.chunks, args.lefts, args.sinks, ("--chunks", "--lefts", "--sinks"))
-    settings = [ChunkSettings(*v).require_streaming() for v in itertools.product(*lists)]
-    checkpoint = from_args(CheckpointOptions, args)
+    chunked = [ChunkSettings(*v).require_streaming() for v in itertools.product(*lists)]
+    checkpoint, search = (from_args(cls, args) for cls in (CheckpointOptions, SearchOptions))
+    search.require_streaming()
     set_up_logging(checkpoint.exp_dir, "streaming-table")
-    loaded = load_recogniser(checkpoint, True, args.cpu_layers)
+    loaded = load_model(checkpoint, streaming=True)
     sets = audio_sets(args.data_dir, args.split)
-    table = Table(loaded, sets, args)
-    table.run(ChunkSettings())
-    for setting in settings:
-        table.run(setting)
-    title = f"WER (%) of {checkpoint.exp_dir}, {table.search.options.suffix()}"
+    grid = Grid(loaded, search, args.cpu_layers)
+    columns = [grid.decode(audio, [ChunkSettings(), *chunked]) for audio in sets]
+    names = [name_in_results(audio, checkpoint.exp_dir) for audio in sets]
+    table = Table(names, columns, loaded.tokenizer)
+    title = f"WER (%) of {checkpoint.exp_dir}, {search.suffix()}"
     same = f"{len(table.different)} utterances differ between simulation and streaming"
     text = "\n".join([title, table.format(), same, *table.different[:20]])
     print(text)
-    paths = [checkpoint.exp_dir / (table.file_stem() + end) for end in (".txt", ".png")]
+    is_own = names == [audio.name for audio in sets]
+    stem = "streaming_table" if is_own else "-".join(["streaming_table", *names])
+    paths = [checkpoint.exp_dir / (stem + end) for end in (".txt", ".png")]
     with replacing(*paths) as [text_file, picture]:
         text_file.write_text(text + "\n", encoding="utf-8")
         table.plot(picture)
     if table.different:
         return 1
-    if any(table.unread.values()):
+    if any(table.unread):
         return complain("utterances could not be read, see above; their words count as deleted")
     return 0
 

@@ -75,9 +75,7 @@ def decode_set(
         else:
             found = search.results(state)
         results.elapsed += time.perf_counter() - start
-        results.seconds += batch.seconds
-        results.texts.update(zip(batch.ids, batch.texts))
-        results.hypotheses.update(zip(batch.ids, found))
+        results.add(batch, found)
     return results
 
 

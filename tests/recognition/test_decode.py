@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lhotse.cut import MultiCut
 from lhotse.utils import fastcopy
 
 from local import compare_decodes, streaming_table, validate_manifests
+from tests.support.decodes import run, tokens
 from xlsr_transducer import decode, streaming_decode
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.cuts import load_cuts
@@ -25,17 +25,6 @@ SEARCHES = {
     "modified_beam_search": ["--blank-penalty=4"],
     "fast_beam_search": ["--blank-penalty=4", "--beam=8"],
 }
-
-
-def run(command, corpus: Path, exp: Path, *more: str) -> int:
-    return command.main(["--exp-dir", str(exp), "--data-dir", str(corpus), *more])
-
-
-def tokens(folder: Path, set_name: str) -> dict[str, tuple[list[int], list[int]]]:
-    """Tokens and their frames by utterance, from the newest file of a set."""
-    path = max(folder.glob(f"tokens-{set_name}-*.jsonl"), key=lambda p: p.stat().st_mtime_ns)
-    records = map(json.loads, path.read_text().splitlines())
-    return {r["id"]: (r["tokens"], r["frames"]) for r in records}
 
 
 @pytest.mark.parametrize("method", SEARCHES)

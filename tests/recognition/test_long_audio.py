@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.recognition.test_decode import run
+from tests.support.decodes import run
 from tests.support.stream_driver import TINY, padded, speech, tiny_encoder
 from xlsr_transducer import align, decode
 from xlsr_transducer.core.errors import UserError, run_command

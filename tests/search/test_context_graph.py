@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.recognition.test_decode import run, tokens
-from tests.search.test_search_reference import LENS, add, log_probs_of
-from tests.search.test_search_streaming import VOCAB, assert_same, make, speech, whole
+from tests.support.decodes import run, tokens
+from tests.support.random_searches import (
+    LENS,
+    MODIFIED,
+    VOCAB,
+    add,
+    assert_same,
+    biased,
+    log_probs_of,
+    speech,
+    whole,
+)
 from xlsr_transducer import decode, streaming_decode
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -22,7 +31,6 @@ from xlsr_transducer.search import Bias, SearchOptions, make_search
 from xlsr_transducer.search.context_graph import context_graph, read_context_file
 from xlsr_transducer.search.token_graph import TokenGraph
 
-MODIFIED = dict(decoding_method="modified_beam_search")
 PHRASES = [([3, 4], 1.5), ([3, 4, 5, 6], 2.0), ([4, 5], 1.0), ([7], 2.5), ([3, 8, 3, 4], 0.5)]
 
 
@@ -93,11 +101,6 @@ def test_graphs_side_by_side_give_what_each_gives_alone():
             assert torch.equal(
                 joined.step(states + start, token), graph.step(states, token) + start
             )
-
-
-def biased(bias: Bias | None, **setting):
-    search = make(MODIFIED | setting)
-    return make_search(search.options, search.decoder, search.joiner, bias)
 
 
 def plain_biased(search, frames, phrases):

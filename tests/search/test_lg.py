@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from local import make_lg, make_ngram
-from tests.recognition.test_decode import run
-from tests.recognition.test_decode import tokens as tokens_of
-from tests.search.test_ngram_lm import NAMES, Plain, make_arpa, sentences
-from tests.search.test_search_k2 import WIDE, all_paths, nbest
-from tests.search.test_search_streaming import assert_same
+from tests.support.decodes import run
+from tests.support.decodes import tokens as tokens_of
+from tests.support.language_models import NAMES, Plain, make_arpa, sentences
+from tests.support.random_searches import WIDE, all_paths, assert_same, nbest
 from xlsr_transducer import decode
 from xlsr_transducer.core.compat import import_k2
 from xlsr_transducer.core.errors import UserError

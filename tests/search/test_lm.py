@@ -11,27 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.language_models import tiny_lm
 from xlsr_transducer import train_lm
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.lm_text import Sentences, texts_of
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.search.lm.checkpoint import load_lm, read_lm
-from xlsr_transducer.search.lm.model import LanguageModel, LmOptions
+from xlsr_transducer.search.lm.model import LanguageModel
 from xlsr_transducer.training.lm import perplexity
 
 VOCAB = 12
 TINY = ["--embedding-dim=16", "--hidden-dim=32", "--num-layers=1", "--batch-tokens=120"]
 RATE = ["--base-lr=0.02", "--num-epochs=3"]
-
-
-def tiny_lm(seed: int = 0, **options) -> LanguageModel:
-    torch.manual_seed(seed)
-    sizes = dict(embedding_dim=8, hidden_dim=16, num_layers=2, dropout=0.5) | options
-    model = LanguageModel(VOCAB, LmOptions(**sizes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 4
-    return model
 
 
 def stepwise(model: LanguageModel, said: list[int]) -> list[torch.Tensor]:

@@ -10,12 +10,19 @@ import pytest
 import torch
 
 from local import make_ngram
-from tests.recognition.test_decode import run, tokens
-from tests.search.test_lm import tiny_lm
-from tests.search.test_ngram_lm import Plain, make_arpa
-from tests.search.test_ngram_lm import sentences as texts
-from tests.search.test_search_reference import LENS, add, log_probs_of
-from tests.search.test_search_streaming import VOCAB, assert_same, make, speech, whole
+from tests.support.decodes import run, tokens
+from tests.support.language_models import Plain, make_arpa, tiny_lm
+from tests.support.language_models import sentences as texts
+from tests.support.random_searches import (
+    LENS,
+    VOCAB,
+    add,
+    assert_same,
+    log_probs_of,
+    make,
+    speech,
+    whole,
+)
 from xlsr_transducer import decode, streaming_decode
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.tensor_files import save_atomically

@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 
-from tests.search.test_search_streaming import assert_same
+from tests.support.random_searches import WIDE, all_paths, assert_same, nbest
 from xlsr_transducer.core.compat import import_k2
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.decoder import Decoder
@@ -81,10 +81,6 @@ def test_fast_beam_search_finds_what_the_installed_k2_finds(seed):
             assert a.log_probs[:count] == pytest.approx(b.log_probs, abs=1e-4), (flavour, n)
 
 
-def nbest(search, x: torch.Tensor, lens: torch.Tensor, n: int = 1000) -> list:
-    return search.nbest(search.advance(x, lens, search.init_state(len(lens))), n)
-
-
 @pytest.mark.parametrize("seed", range(200, 230))
 def test_one_path_drawn_at_a_large_scale_is_that_of_fast_beam_search(seed):
     options, decoder, joiner, x, lens = random_case(seed)
@@ -137,25 +133,6 @@ def tiny_case() -> tuple[Decoder, Joiner, torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         joiner.output_linear.weight *= 4
     return decoder, joiner, torch.randn(2, 5, 8, dtype=torch.float64), torch.tensor([5, 4])
-
-
-def all_paths(search, frames: torch.Tensor) -> list[tuple[tuple[int, ...], float]]:
-    """Tokens and log-prob of every path: a token or blank on each of (T, D) ``frames``."""
-    encoder_side = search.joiner.encoder_proj(frames)
-    paths = [((), 0.0)]
-    for t in range(len(frames)):
-        grown = []
-        for tokens, score in paths:
-            context = torch.tensor([([0] * search.context_size + list(tokens))])
-            decoder_side = search._project_context(context[:, -search.context_size :])
-            log_probs = search._log_probs(encoder_side[t], decoder_side)[0].tolist()
-            for v, p in enumerate(log_probs):
-                grown.append((tokens + (v,) * (v > 0), score + p))
-        paths = grown
-    return paths
-
-
-WIDE = dict(beam=1e3, max_contexts=100, max_states=1000, num_paths=3000)
 
 
 @torch.no_grad()

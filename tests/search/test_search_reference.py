@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
-import torch
 
-from tests.search.test_search_streaming import make, speech, whole
+from tests.support.random_searches import LENS, add, log_probs_of, make, speech, whole
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.search import SearchOptions, make_search
-
-LENS = [23, 9, 1, 30]
-
-
-def log_probs_of(search, frame, tokens: tuple[int, ...]) -> list[float]:
-    """Log-probs of all tokens after ``tokens``, after penalty and temperature."""
-    o = search.options
-    context = ([-1] * (search.context_size - 1) + [0] + list(tokens))[-search.context_size :]
-    with torch.no_grad():
-        decoder_out = search.decoder(torch.tensor([context]), need_pad=False)[:, 0]
-        logits = search.joiner(frame.unsqueeze(0), decoder_out)[0]
-        logits[0] -= o.blank_penalty
-        return (logits / o.temperature).log_softmax(-1).tolist()
 
 
 def plain_greedy(search, frames):
@@ -37,14 +21,6 @@ def plain_greedy(search, frames):
             tokens.append(best)
             times.append(t)
     return [(tuple(tokens), score, times)]
-
-
-def add(pool: dict, tokens: tuple, score: float, times: list) -> None:
-    if tokens in pool:
-        total = pool[tokens][0]
-        pool[tokens] = (total + math.log1p(math.exp(score - total)), pool[tokens][1])
-    else:
-        pool[tokens] = (score, times)
 
 
 def plain_modified_beam(search, frames):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xlsr_transducer.model.decoder import Decoder
-from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import SearchOptions, history, make_search
+from tests.support.random_searches import DIM, assert_same, make, speech, whole
+from xlsr_transducer.search import history
 
-VOCAB, DIM = 12, 16
 SETTINGS = {
     "greedy": dict(),
     "greedy-3-per-frame": dict(max_sym_per_frame=3),
@@ -31,38 +29,6 @@ SETTINGS = {
         decoding_method="fast_beam_search", fast_beam_flavour="partial", max_states=9
     ),
 }
-
-
-def make(setting: dict, blank_bias: float = 2.0, context_size: int = 2):
-    """A search over random networks in float64, so that rounding decides nothing."""
-    torch.manual_seed(20)
-    decoder = Decoder(VOCAB, DIM, context_size).double().eval()
-    joiner = Joiner(DIM, DIM, 24, VOCAB).double().eval()
-    ctc_output = torch.nn.Linear(DIM, VOCAB).double()
-    with torch.no_grad():
-        joiner.output_linear.weight *= 12
-        joiner.output_linear.bias[0] += blank_bias
-        ctc_output.bias[0] += 0.5
-    return make_search(SearchOptions(**setting), decoder, joiner, ctc_output=ctc_output)
-
-
-def speech(lens: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(len(lens), max(lens), DIM, generator=generator, dtype=torch.float64)
-    return x, torch.tensor(lens)
-
-
-def whole(search, x, lens):
-    return search.advance(x, lens, search.init_state(len(lens)))
-
-
-def assert_same(found, expected):
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected):
-        assert (a.tokens, a.frames) == (b.tokens, b.frames)
-        assert a.score == pytest.approx(b.score, abs=1e-3)
-        assert a.norm_score == pytest.approx(b.norm_score, abs=1e-3)
-        assert a.log_probs == pytest.approx(b.log_probs, abs=1e-5)
 
 
 @pytest.fixture(params=SETTINGS)

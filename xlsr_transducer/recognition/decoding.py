@@ -1,7 +1,8 @@
-"""What ``decode`` and ``streaming_decode`` share: settings, results, result files."""
+"""Settings, results and result files of all commands that decode."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError, complain
 from xlsr_transducer.core.options import Options, flag_of, option
-from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.datamodule import Batch, DataModule, DataOptions
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel, load_model
@@ -23,6 +24,7 @@ from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.encoder import XLSREncoder
 from xlsr_transducer.model.normalize import check_mode
+from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.whole import whole_encoder
 from xlsr_transducer.recognition.audio_sets import AudioSet, audio_sets
 from xlsr_transducer.recognition.scoring import Score, Transcript, write_results
@@ -113,12 +115,19 @@ def decode_device() -> torch.device:
 def load_recogniser(
     options: CheckpointOptions, streaming: bool | None = None, cpu_layers: str = AUTO
 ) -> LoadedModel:
-    """The model on the device where it recognises, with the kernels that are fast there."""
+    """Loads a model and puts it on the device where it recognises (see ``use_device``)."""
     loaded = load_model(options, streaming)
-    loaded.model.to(decode_device())
-    if decode_device().type == "cpu":
-        prepare_for_cpu(loaded.model, cpu_layers)
+    use_device(loaded.model, cpu_layers)
     return loaded
+
+
+def use_device(model: Transducer, cpu_layers: str = AUTO) -> torch.device:
+    """Moves a model to the device where it recognises, with the kernels that are fast there."""
+    device = decode_device()
+    model.to(device)
+    if device.type == "cpu":
+        prepare_for_cpu(model, cpu_layers)
+    return device
 
 
 def require_memory(
@@ -168,6 +177,18 @@ class Results:
     def __post_init__(self) -> None:
         for unread in self.audio.unread.values():
             self.leave_out(unread)
+
+    def sibling(self) -> Results:
+        """Returns empty results of the same utterances; texts and unread ones are shared."""
+        other = copy.copy(self)
+        other.hypotheses = {}
+        return other
+
+    def add(self, batch: Batch, found: Sequence[Hypothesis]) -> None:
+        """Takes in what was recognised in a batch."""
+        self.seconds += batch.seconds
+        self.texts.update(zip(batch.ids, batch.texts))
+        self.hypotheses.update(zip(batch.ids, found))
 
     def leave_out(self, unread: Unread) -> None:
         """Takes in an utterance that cannot be read."""

@@ -40,7 +40,7 @@ from xlsr_transducer.model.state import EncoderState, state_bytes
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 SAMPLING_RATE = 16000
-HEAD = 80  # samples before the first chunk
+OVERLAP = 80  # samples before the first chunk
 SIZES = {
     "300m": XlsrConfig(),
     "tiny": XlsrConfig(
@@ -110,9 +110,9 @@ def stream_utterance(encoder: StreamingXLSREncoder, wave: Tensor, chunk: ChunkSe
     """Encodes (n,) samples as if they arrived chunk by chunk; returns the encoder frames."""
     encoder.set_chunk(chunk)
     state = encoder.get_init_states(1, wave.device)
-    state.xlsr.tail[0] = wave[:HEAD]
+    state.xlsr.tail[0] = wave[:OVERLAP]
     size, frames = chunk.chunk_size * 320, 0
-    for start in range(HEAD, len(wave), size):
+    for start in range(OVERLAP, len(wave), size):
         x = wave[start : start + size]
         lens = torch.tensor([len(x)], device=wave.device)
         if len(x) < size:

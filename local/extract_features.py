@@ -1,4 +1,4 @@
-"""Stage 3: features of XLSR at a cut, stored once for all trainings.
+"""Stage 3: features of XLSR at a level, stored once for all trainings.
 
     python -m local.extract_features --xlsr exp/toy_xlsr --cut frontend
 
@@ -63,7 +63,7 @@ def get_parser() -> Parser:
     add(
         "--name",
         type=folder_name,
-        help="folder in DATA/features (default: from cut, normalisation and chunks)",
+        help="folder in DATA/features (default: from level, normalisation and chunks)",
     )
     add(
         "--xlsr",

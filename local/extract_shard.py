@@ -2,7 +2,7 @@
 
 A shard is a group of utterances that were computed together: consecutive ones of those that were
 not there yet, whatever the number of workers. Its folder appears with all of its content at once,
-so a killed extraction leaves whole shards only. shard.json says which audio each array was
+so a killed extraction leaves whole shards only. shard.json records which audio each array was
 computed from; it holds no text.
 """
 
@@ -73,7 +73,7 @@ class Stored:
     """What a shard has of one utterance: an array, or the reason why there is none."""
 
     id: str
-    settings: str  # digest of what the manifest says of the audio
+    settings: str  # digest of what the manifest tells of the audio
     file: str  # size and time of change of the audio file
     content: str  # digest of the audio file
     shard: str  # below the folder of the features

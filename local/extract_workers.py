@@ -68,7 +68,7 @@ def _start_worker(task: Task, done: Any, started: Any) -> None:
 
 
 def _die_with_parent() -> None:
-    """A killed parent must not leave workers that go on writing."""
+    """A killed parent must not leave workers that continue to write."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

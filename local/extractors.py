@@ -1,11 +1,10 @@
-"""The networks that ``local.extract_features`` runs: samples in, features at the cut out.
+"""The networks that ``local.extract_features`` runs: samples in, features at a level out.
 
 Letters: N batch, n samples, T frames, D width.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ class Extractor(Protocol):
 
 
 def describe_features(
-    checkpoint: XlsrCheckpoint, cut: str, normalize: str, chunk: ChunkSettings, extractor: str
+    checkpoint: XlsrCheckpoint, level: str, normalize: str, chunk: ChunkSettings, extractor: str
 ) -> FeatureInfo:
     """What will be made, checked against what the network can do.
 
@@ -46,7 +45,7 @@ def describe_features(
         network.
     """
     config = checkpoint.config
-    if config.cut_level(cut) == WAVEFORM:
+    if config.number_of_level(level) == WAVEFORM:
         raise UserError(
             "--cut waveform: there is nothing to extract, training reads the audio itself; "
             "leave this stage out, or choose frontend, a layer's number or last"
@@ -61,9 +60,9 @@ def describe_features(
     info = FeatureInfo(
         xlsr=str(path.resolve()) if path.exists() else checkpoint.source,
         sha256=checkpoint.sha256,
-        cut=cut,
+        cut=level,
         normalize=normalize,
-        feature_dim=config.feature_dim(cut),
+        feature_dim=config.feature_dim(level),
         chunk=chunk,
         extractor=extractor,
     )
@@ -84,7 +83,7 @@ def make_extractor(checkpoint: XlsrCheckpoint, info: FeatureInfo, device: str) -
 
 
 class XlsrExtractor:
-    """The project's own network, which can mask by chunk, up to the cut."""
+    """The project's own network, which can mask by chunk, up to the level."""
 
     def __init__(self, checkpoint: XlsrCheckpoint, info: FeatureInfo, device: str):
         config = checkpoint.config.without_dropout()
@@ -93,7 +92,7 @@ class XlsrExtractor:
         self.network.load_state_dict(weights)
         self.network.eval().to(device)
         self.device = device
-        self.chunk = dataclasses.astuple(info.chunk)
+        self.chunk = info.chunk
 
     @torch.inference_mode()
     def forward(self, waves: Sequence[np.ndarray]) -> tuple[Tensor, list[int]]:

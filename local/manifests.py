@@ -93,10 +93,10 @@ def check_rejected(split: str, rejected: int, accepted: int, limit: float, path:
     if not total:
         raise UserError(f"{split}: the list is empty")
     if not accepted:
-        raise UserError(f"{split}: none of {total} lines can be used; {path} says why")
+        raise UserError(f"{split}: none of {total} lines can be used; {path} has the reasons")
     percent = 100 * rejected / total
     if percent > limit:
         raise UserError(
             f"{split}: {rejected} of {total} lines ({percent:.1f} %) were rejected, more than "
-            f"--max-rejected {limit:g} percent allows; {path} says why for each"
+            f"--max-rejected {limit:g} percent allows; {path} has the reason of each"
         )

@@ -44,7 +44,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
-            # The text is normalized already, and the report says how.
+            # The text is normalized already, as the report shows.
             normalization_rule_name="identity",
             max_sentence_length=1 << 20,
             minloglevel=2,

@@ -154,7 +154,7 @@ class UtteranceIds:
 
 @dataclasses.dataclass
 class SplitStatistics:
-    """What the log says about a split."""
+    """Returns a log line about a split."""
 
     accepted: int = 0
     seconds: float = 0.0

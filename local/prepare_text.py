@@ -4,7 +4,7 @@
 
 writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance, channel 0; the text as it was
 stays in the supervision's custom field `original_text`) and DATA/manifests/text_report.tsv, which
-says for each character whether it was kept, mapped or dropped. Utterances of which no text is
+shows for each character whether it was kept, mapped or dropped. Utterances of which no text is
 left join rejected_SPLIT.tsv.
 """
 

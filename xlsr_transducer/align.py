@@ -1,4 +1,4 @@
-"""Finds when given words were said: ``python -m xlsr_transducer.align --exp-dir exp``, or with
+"""Finds the times of given words: ``python -m xlsr_transducer.align --exp-dir exp``, or with
 a wav file and ``--text``.
 
 The text is what the manifests hold, spelled as in training. For each set it leaves, in

@@ -1,4 +1,4 @@
-"""Only the encoder has fewer bits: all behind it, losses above all, is float32."""
+"""Only the encoder has fewer bits: all after it, losses above all, is float32."""
 
 from __future__ import annotations
 

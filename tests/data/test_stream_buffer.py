@@ -1,4 +1,4 @@
-"""AudioBuffer: pieces of any size come out as head, full chunks and one short chunk."""
+"""AudioBuffer: pieces of any size come out as overlap, full chunks and one short chunk."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ CHUNK = 4 * 320
 
 
 def drain(buffer: AudioBuffer) -> list:
-    """All that is there now, the head as a one-element list first."""
+    """All that is there now, the overlap as a one-element list first."""
     found = []
-    head = buffer.pop_head()
-    if head is not None:
-        found.append([head])
+    overlap = buffer.pop_overlap()
+    if overlap is not None:
+        found.append([overlap])
     while buffer.has_chunk():
         found.append(buffer.pop_chunk())
     assert buffer.pop_chunk() is None
@@ -32,9 +32,9 @@ def test_pieces_come_out_in_order_whatever_their_size(sizes):
         found += drain(buffer)
     assert not buffer.is_exhausted
     buffer.finish()
-    (head,), (first, n1), (second, n2), (last, n3) = found + drain(buffer)
-    assert [len(head), n1, n2, n3] == [80, CHUNK, CHUNK, 3700 - 80 - 2 * CHUNK]
-    assert torch.equal(torch.cat([head, first, second, last[:n3]]), wave)
+    (overlap,), (first, n1), (second, n2), (last, n3) = found + drain(buffer)
+    assert [len(overlap), n1, n2, n3] == [80, CHUNK, CHUNK, 3700 - 80 - 2 * CHUNK]
+    assert torch.equal(torch.cat([overlap, first, second, last[:n3]]), wave)
     assert buffer.is_exhausted
 
 
@@ -42,7 +42,7 @@ def test_pieces_come_out_in_order_whatever_their_size(sizes):
 def test_the_last_chunk_is_short_and_has_at_least_one_frame(length, valid):
     buffer = AudioBuffer(CHUNK)
     buffer.add(torch.ones(length))
-    assert len(buffer.pop_head()) == 80 and buffer.pop_chunk() is None
+    assert len(buffer.pop_overlap()) == 80 and buffer.pop_chunk() is None
     buffer.finish()
     chunk = buffer.pop_chunk()
     assert (chunk is None) if valid is None else (chunk[1] == valid == int(chunk[0].sum()))
@@ -62,7 +62,7 @@ def test_memory_that_the_caller_uses_again_does_no_harm():
     buffer, memory = AudioBuffer(CHUNK), torch.ones(100)
     buffer.add(memory)
     memory.zero_()
-    assert bool((buffer.pop_head() == 1).all())
+    assert bool((buffer.pop_overlap() == 1).all())
 
 
 def test_misuse_is_an_error():
@@ -84,8 +84,8 @@ def test_audio_of_another_rate_is_resampled_as_the_whole_file_is(rate: int) -> N
         buffer.add(piece)
         found += drain(buffer)
     buffer.finish()
-    (head,), *chunks = found + drain(buffer)
+    (overlap,), *chunks = found + drain(buffer)
     expected = torch.from_numpy(resample(wave.numpy(), rate))
     assert buffer.num_samples == len(expected) == 16000
-    samples = torch.cat([head, *(chunk[:valid] for chunk, valid in chunks)])
+    samples = torch.cat([overlap, *(chunk[:valid] for chunk, valid in chunks)])
     assert torch.equal(samples, expected[: len(samples)]) and len(samples) > 16000 - 320

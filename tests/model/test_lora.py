@@ -27,10 +27,10 @@ from xlsr_transducer.training.optim import (
 OPTIONS = ["--lora-rank", "4", "--optimizer", "adamw", "--encoder-lr-scale", "1"]
 
 
-def small_model(cut: str = "frontend") -> Transducer:
+def small_model(level: str = "frontend") -> Transducer:
     torch.manual_seed(0)
     three_layers = dataclasses.replace(TINY, num_hidden_layers=3)
-    encoder = XLSREncoder(three_layers, EncoderOptions(encoder_dim=16), cut)
+    encoder = XLSREncoder(three_layers, EncoderOptions(encoder_dim=16), level)
     return Transducer(encoder, TransducerOptions(16, 16), vocab_size=12)
 
 
@@ -124,8 +124,8 @@ def test_lora_options_that_contradict_are_refused_by_name() -> None:
         prepare_lora(small_model(), OptimOptions(lora_rank=999))
 
 
-@pytest.mark.parametrize("cut, count", [("frontend", 3), ("2", 1), ("last", 0)])
-def test_more_layers_than_lie_above_the_cut_are_refused(cut: str, count: int) -> None:
-    prepare_lora(small_model(cut), OptimOptions(trainable_layers=count))
+@pytest.mark.parametrize("level, count", [("frontend", 3), ("2", 1), ("last", 0)])
+def test_more_layers_than_lie_above_the_level_are_refused(level: str, count: int) -> None:
+    prepare_lora(small_model(level), OptimOptions(trainable_layers=count))
     with pytest.raises(UserError, match=f"--trainable-layers 99: of XLSR {count} layers"):
-        prepare_lora(small_model(cut), OptimOptions(trainable_layers=99))
+        prepare_lora(small_model(level), OptimOptions(trainable_layers=99))

@@ -22,10 +22,10 @@ CONFIG = XlsrConfig(**LIST_VALUES).without_dropout()
 LENS = torch.tensor([20, 13])
 
 
-def tiny_encoder(cut: str = "frontend", **options) -> XLSREncoder:
+def tiny_encoder(level: str = "frontend", **options) -> XLSREncoder:
     torch.manual_seed(0)
     values = {"encoder_dim": 8, "dropout": 0.0, "xlsr_dropout": 0.0, "time_mask_prob": 0.0}
-    return XLSREncoder(CONFIG, EncoderOptions(**{**values, **options}), cut).double()
+    return XLSREncoder(CONFIG, EncoderOptions(**{**values, **options}), level).double()
 
 
 def features(width: int = 16) -> torch.Tensor:

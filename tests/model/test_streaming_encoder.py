@@ -51,7 +51,7 @@ def identical(found, expected) -> bool:
 
 
 def three_waves(chunk_size: int, dtype: torch.dtype):
-    """Unequal, odd lengths; the left context of four chunks fills up and moves on."""
+    """Unequal, odd lengths; the left context of four chunks fills up and shifts."""
     lengths = [int(320 * chunk_size * f) + odd for f, odd in ((5.4, 157), (2.7, 81), (6.2, 381))]
     return [speech(n, seed, dtype) for seed, n in enumerate(lengths)]
 
@@ -132,7 +132,7 @@ def test_long_audio_in_blocks_of_chunks_gives_the_masked_numbers(chunk_size):
 
 def test_stored_features_are_encoded_in_blocks_too():
     setting = ChunkSettings(16, 2, 4)
-    encoder = tiny_encoder(cut="frontend").double()
+    encoder = tiny_encoder(level="frontend").double()
     features, lens = torch.randn(2, 333, 16, dtype=DOUBLE), torch.tensor([333, 207])
     with torch.inference_mode():
         expected, expected_lens = encoder(features, lens, *setting)
@@ -284,7 +284,7 @@ def test_rows_of_a_padded_batch_equal_single_rows():
 def test_frontend_features_stream_as_the_waveform_does(normalize):
     setting = ChunkSettings(16, 2, 4)
     whole = tiny_encoder(chunk=setting, normalize=normalize).double()
-    above = tiny_encoder(cut="frontend", chunk=setting, normalize=normalize).double()
+    above = tiny_encoder(level="frontend", chunk=setting, normalize=normalize).double()
     above.load_state_dict(whole.state_dict(), strict=False)
     below = Wav2Vec2(TINY, end="frontend", normalize=normalize).double().eval()
     below.load_state_dict(whole.xlsr.state_dict(), strict=False)
@@ -296,13 +296,13 @@ def test_frontend_features_stream_as_the_waveform_does(normalize):
     assert difference([o[:n] for o, n in zip(out, out_lens)], expected) < 1e-10
 
 
-@pytest.mark.parametrize("cut", ["1", "last"])
-def test_features_of_a_layer_stream_with_matching_chunk_settings(cut):
+@pytest.mark.parametrize("level", ["1", "last"])
+def test_features_of_a_layer_stream_with_matching_chunk_settings(level):
     setting = ChunkSettings(16, 2, 4)
     whole = tiny_encoder(chunk=setting).double()
-    above = tiny_encoder(cut=cut, chunk=setting).double()
+    above = tiny_encoder(level=level, chunk=setting).double()
     above.load_state_dict(whole.state_dict(), strict=False)
-    below = Wav2Vec2(TINY, end=cut).double().eval()
+    below = Wav2Vec2(TINY, end=level).double().eval()
     below.load_state_dict(whole.xlsr.state_dict(), strict=False)
     waves = [speech(n, n) for n in (30001, 17777)]
     expected = serve(whole, waves, starts=[0, 1])
@@ -387,12 +387,12 @@ def test_idle_rows_keep_their_state_to_the_last_bit():
 def test_state_is_no_larger_than_the_formula_and_does_not_grow():
     setting = ChunkSettings(16, 2, 4)
     encoder = tiny_encoder(chunk=setting)
-    heard = list(sizes_while_streaming(encoder, chunks=8))
+    sizes = list(sizes_while_streaming(encoder, chunks=8))
     width, layers, kernel = TINY.hidden_size, TINY.num_hidden_layers, TINY.num_conv_pos_embeddings
     xlsr = 4 * width * (2 * layers * (4 + 2 * 16) + kernel // 2) + 352
     adapter = 4 * encoder.output_dim * encoder.adapter.history
-    assert set(heard) == {heard[0]}
-    assert heard[0] <= xlsr + adapter
+    assert set(sizes) == {sizes[0]}
+    assert sizes[0] <= xlsr + adapter
 
 
 def sizes_while_streaming(encoder, chunks: int):
@@ -474,4 +474,4 @@ def test_what_cannot_stream_is_refused_by_name():
     with pytest.raises(UserError, match="--chunk-size -1 cannot stream"):
         StreamingXLSREncoder(TINY, EncoderOptions(), chunk=ChunkSettings())
     # From stored front-end features neither is in the way.
-    StreamingXLSREncoder(group, EncoderOptions(), cut="frontend")
+    StreamingXLSREncoder(group, EncoderOptions(), level="frontend")

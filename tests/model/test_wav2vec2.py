@@ -113,30 +113,30 @@ def test_a_row_of_a_padded_batch_equals_the_row_alone(networks):
 
 
 @torch.no_grad()
-def test_every_cut_gives_hugging_faces_hidden_state(networks):
+def test_every_level_gives_hugging_faces_hidden_state(networks):
     theirs, checkpoint = networks
     x, lens = speech()[:1], LENS[:1]
     frontend, hidden, last = hidden_states(theirs, x)
     expected = {"frontend": frontend, "last": last, str(LAYERS): last}
     expected.update({str(k): hidden[k] for k in range(1, LAYERS)})
-    for cut, value in expected.items():
-        found, _ = part(checkpoint, end=cut)(x, lens)
-        assert float((found - value).abs().max()) < 1e-5, cut
-        assert found.shape[2] == checkpoint.config.feature_dim(cut)
+    for level, value in expected.items():
+        found, _ = part(checkpoint, end=level)(x, lens)
+        assert float((found - value).abs().max()) < 1e-5, level
+        assert found.shape[2] == checkpoint.config.feature_dim(level)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("view", [(-1, -1, 0), (8, 1, 3)])
-def test_the_parts_below_and_above_a_cut_make_the_whole(networks, view):
+def test_the_parts_below_and_above_a_level_make_the_whole(networks, view):
     _, checkpoint = networks
     x = speech().double()
     whole, lens = part(checkpoint).double()(x, LENS, *view)
-    for cut in ("frontend", "1", "2", "last"):
-        below, above = part(checkpoint, end=cut), part(checkpoint, start=cut)
+    for level in ("frontend", "1", "2", "last"):
+        below, above = part(checkpoint, end=level), part(checkpoint, start=level)
         features, feature_lens = below.double()(x, LENS, *view)
         found, found_lens = above.double()(features, feature_lens, *view)
         assert torch.equal(found_lens, lens)
-        assert float((found - whole).abs().max()) < 1e-12, cut
+        assert float((found - whole).abs().max()) < 1e-12, level
         names = set(below.state_dict()) | set(above.state_dict())
         assert names == set(checkpoint.weights)
         assert not set(below.state_dict()) & set(above.state_dict())
@@ -201,12 +201,12 @@ def test_configuration_survives_the_round_trip_through_json():
     assert XlsrConfig.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("cut", ["0", "4", "-1", "top", "1.5", ""])
-def test_cuts_that_do_not_exist_are_refused(cut):
+@pytest.mark.parametrize("level", ["0", "4", "-1", "top", "1.5", ""])
+def test_levels_that_do_not_exist_are_refused(level):
     with pytest.raises(
         UserError, match="must be waveform, frontend, last, or a layer from 1 to 3"
     ):
-        XlsrConfig.from_dict(tiny().to_dict()).cut_level(cut)
+        XlsrConfig.from_dict(tiny().to_dict()).number_of_level(level)
 
 
 def test_a_part_cannot_run_downwards():

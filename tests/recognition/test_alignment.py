@@ -69,7 +69,7 @@ def test_the_path_is_the_best_of_all_paths_in_a_ragged_batch(rnnt_type: str, see
 
 
 def all_ctc_paths(log_probs: Tensor, tokens: list[int]) -> dict[tuple[int, ...], float]:
-    """Score of every row of labels (T, V) that says ``tokens``, blank being 0."""
+    """Score of every row of labels (T, V) that emits ``tokens``, blank being 0."""
     found = {}
     for labels in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
         if [k for k, _ in itertools.groupby(labels) if k] == tokens:
@@ -152,11 +152,11 @@ def test_no_search_finds_a_better_path_for_its_own_text() -> None:
     network = Network()
     out, lens = torch.randn(3, 25, 6), torch.tensor([25, 11, 18])
     search = make_search(SearchOptions(), network.decoder, network.joiner)
-    said = search.results(search.advance(out, lens, search.init_state(3)))
-    tokens = nn.utils.rnn.pad_sequence([torch.tensor(h.tokens) for h in said], batch_first=True)
-    counts = torch.tensor([len(h.tokens) for h in said])
+    emitted = search.results(search.advance(out, lens, search.init_state(3)))
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(h.tokens) for h in emitted], batch_first=True)
+    counts = torch.tensor([len(h.tokens) for h in emitted])
     assert int(counts.min()) > 2
-    for hypothesis, found in zip(said, align(network, out, lens, tokens, counts, "modified")):
+    for hypothesis, found in zip(emitted, align(network, out, lens, tokens, counts, "modified")):
         assert found.tokens == hypothesis.tokens
         assert found.score >= hypothesis.score - 1e-4
 
@@ -167,11 +167,11 @@ def test_the_ctc_path_of_what_the_ctc_head_says_is_that_of_its_best_labels() -> 
     options = SearchOptions(decoding_method="ctc_greedy_search")
     parts = (network.decoder, network.joiner)
     search = make_search(options, *parts, ctc_output=network.ctc_output)
-    said = search.results(search.advance(out, lens, search.init_state(3)))
-    tokens = nn.utils.rnn.pad_sequence([torch.tensor(h.tokens) for h in said], batch_first=True)
-    counts = torch.tensor([len(h.tokens) for h in said])
+    emitted = search.results(search.advance(out, lens, search.init_state(3)))
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(h.tokens) for h in emitted], batch_first=True)
+    counts = torch.tensor([len(h.tokens) for h in emitted])
     assert int(counts.min()) > 2
-    for hypothesis, found in zip(said, align_ctc(network, out, lens, tokens, counts)):
+    for hypothesis, found in zip(emitted, align_ctc(network, out, lens, tokens, counts)):
         assert (found.tokens, found.frames) == (hypothesis.tokens, hypothesis.frames)
         assert found.log_probs == pytest.approx(hypothesis.log_probs, abs=1e-5)
         assert found.score == pytest.approx(hypothesis.score, abs=1e-4)
@@ -205,15 +205,15 @@ def test_every_word_of_a_split_gets_a_time_in_ctm_and_textgrid(
         if "\tref=" in line
     }
     [path] = (streaming_exp / "alignments").glob(f"test_seen-*-{topology}.ctm")
-    said: dict[str, list[str]] = {}
+    emitted: dict[str, list[str]] = {}
     ends: dict[str, float] = {}
     for line in path.read_text().splitlines():
         name, channel, start, duration, word, confidence = line.split()
         assert channel == "1" and 0 <= float(confidence) <= 1
         assert float(duration) > 0 and float(start) >= ends.get(name, 0.0) - 2e-3
-        said.setdefault(name, []).append(word)
+        emitted.setdefault(name, []).append(word)
         ends[name] = float(start) + float(duration)
-    assert said == texts
+    assert emitted == texts
     for name, words in texts.items():
         grid = (path.with_suffix("") / f"{name}.TextGrid").read_text()
         tier = grid.split("item [2]:")[0]

@@ -20,7 +20,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.cuts import load_cuts
 
 SEARCHES = {
-    "greedy_search": ["--blank-penalty=4"],  # so that an untrained model says something
+    "greedy_search": ["--blank-penalty=4"],  # so that an untrained model emits something
     "ctc_greedy_search": ["--blank-penalty=4"],
     "modified_beam_search": ["--blank-penalty=4"],
     "fast_beam_search": ["--blank-penalty=4", "--beam=8"],

@@ -11,7 +11,7 @@ from xlsr_transducer.search import Hypothesis
 
 
 def test_latencies_count_from_the_token_and_from_the_end_of_the_audio() -> None:
-    stream = Stream("a", chunk_samples=32 * 320, hop=320, head=80)
+    stream = Stream("a", chunk_samples=32 * 320, hop=320, overlap=80)
     stream.accept(torch.zeros(int(1.5 * 16000)))
     stream.result = Hypothesis(tokens=[5, 6], frames=[9, 30])
     # Chunks are there at 0.645 and 1.285 s; the first takes longer than the second lasts.
@@ -23,7 +23,7 @@ def test_latencies_count_from_the_token_and_from_the_end_of_the_audio() -> None:
 
 
 def test_a_backlog_delays_what_comes_after_it() -> None:
-    stream = Stream("a", chunk_samples=32 * 320, hop=320, head=80)
+    stream = Stream("a", chunk_samples=32 * 320, hop=320, overlap=80)
     stream.accept(torch.zeros(16000))
     stream.result = Hypothesis(tokens=[5], frames=[0])
     stream.steps = [Step(0.645, 2.0, 1), Step(1.0, 0.5, 1)]

@@ -136,8 +136,8 @@ def test_a_star_in_the_text_is_a_word_like_any_other(tmp_path):
 
 
 def test_tokens_carry_ids_frames_and_log_probs(tmp_path):
-    said = {t.id: Hypothesis([5, 6], [0, 9], -1.0, [-0.25, -0.5]) for t in EXAMPLE}
-    write_results(tmp_path, "test", "s", EXAMPLE, said)
+    emitted = {t.id: Hypothesis([5, 6], [0, 9], -1.0, [-0.25, -0.5]) for t in EXAMPLE}
+    write_results(tmp_path, "test", "s", EXAMPLE, emitted)
     lines = (tmp_path / "tokens-test-s.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads(lines[0])
     expected = {"set": "test", "id": "a-1", "text": "tere", "tokens": [5, 6], "frames": [0, 9]}

@@ -34,8 +34,8 @@ from xlsr_transducer.search.token_graph import TokenGraph
 PHRASES = [([3, 4], 1.5), ([3, 4, 5, 6], 2.0), ([4, 5], 1.0), ([7], 2.5), ([3, 8, 3, 4], 0.5)]
 
 
-def plain_bonus(phrases, said: tuple, at_end: bool) -> float:
-    """By definition: phrases in ``said`` earn their tokens, the one under way is lent them.
+def plain_bonus(phrases, emitted: tuple, at_end: bool) -> float:
+    """By definition: phrases in ``emitted`` earn their tokens, the one under way is lent them.
 
     What a shorter phrase with the same beginning has earned is not earned again.
     """
@@ -51,20 +51,20 @@ def plain_bonus(phrases, said: tuple, at_end: bool) -> float:
         return sum(table[part[:i]] for i in range(max(ends, default=0) + 1, len(part) + 1))
 
     total = 0.0
-    for start in range(len(said)):
-        for end in range(start + 1, len(said) + 1):
-            if said[start:end] in whole_phrases:
-                total += worth(said[start:end])
-    suffixes = (said[i:] for i in range(len(said)))
+    for start in range(len(emitted)):
+        for end in range(start + 1, len(emitted) + 1):
+            if emitted[start:end] in whole_phrases:
+                total += worth(emitted[start:end])
+    suffixes = (emitted[i:] for i in range(len(emitted)))
     longest = next((s for s in suffixes if s in table), ())
     if not at_end and longest and longest not in whole_phrases:
         total += worth(longest)
     return total
 
 
-def walk(graph: TokenGraph, said: tuple) -> tuple[float, torch.Tensor]:
+def walk(graph: TokenGraph, emitted: tuple) -> tuple[float, torch.Tensor]:
     state, total = torch.tensor([graph.start]), 0.0
-    for token in said:
+    for token in emitted:
         total += graph.weights(state)[0, token].item()
         state = graph.step(state, torch.tensor([token]))
     return total, state
@@ -82,11 +82,11 @@ def test_the_graph_adds_what_the_definition_says(seed):
     graph = context_graph(phrases, VOCAB)
     for _ in range(30):
         length = generator.randint(0, 9)
-        said = tuple(generator.randint(1, 8 if seed == 0 else 5) for _ in range(length))
-        total, state = walk(graph, said)
-        assert total == pytest.approx(plain_bonus(phrases, said, False), abs=1e-4)
+        emitted = tuple(generator.randint(1, 8 if seed == 0 else 5) for _ in range(length))
+        total, state = walk(graph, emitted)
+        assert total == pytest.approx(plain_bonus(phrases, emitted, False), abs=1e-4)
         total += graph.final_weight[state].item()
-        assert total == pytest.approx(plain_bonus(phrases, said, True), abs=1e-4)
+        assert total == pytest.approx(plain_bonus(phrases, emitted, True), abs=1e-4)
 
 
 def test_graphs_side_by_side_give_what_each_gives_alone():
@@ -108,19 +108,19 @@ def plain_biased(search, frames, phrases):
     pool = {(): (0.0, [])}
     for t, frame in enumerate(frames):
         grown = []
-        for said, (score, times) in pool.items():
-            for v, p in enumerate(log_probs_of(search, frame, said)):
-                now = said + ((v,) if v else ())
-                gain = plain_bonus(phrases, now, False) - plain_bonus(phrases, said, False)
+        for emitted, (score, times) in pool.items():
+            for v, p in enumerate(log_probs_of(search, frame, emitted)):
+                now = emitted + ((v,) if v else ())
+                gain = plain_bonus(phrases, now, False) - plain_bonus(phrases, emitted, False)
                 grown.append((score + p + gain, now, times + ([t] if v else [])))
         pool = {}
-        for score, said, times in sorted(grown, reverse=True)[: search.options.beam_size]:
-            add(pool, said, score, times)
+        for score, emitted, times in sorted(grown, reverse=True)[: search.options.beam_size]:
+            add(pool, emitted, score, times)
     norm = search.context_size
     found = []
-    for said, (score, times) in pool.items():
-        score += plain_bonus(phrases, said, True) - plain_bonus(phrases, said, False)
-        found.append((said, score, times))
+    for emitted, (score, times) in pool.items():
+        score += plain_bonus(phrases, emitted, True) - plain_bonus(phrases, emitted, False)
+        found.append((emitted, score, times))
     return sorted(found, key=lambda h: -h[1] / (len(h[0]) + norm))
 
 
@@ -188,7 +188,7 @@ def test_streams_with_hotwords_join_and_leave_between_pieces():
 
 
 def spelling_search(bias: Bias | None):
-    """A search whose log-probs are what the encoder output says, whatever was said before."""
+    """A search whose log-probs are what the encoder output says, whatever was emitted before."""
     decoder, joiner = Decoder(VOCAB, VOCAB).eval(), Joiner(VOCAB, VOCAB, VOCAB, VOCAB).eval()
     with torch.no_grad():
         for p in joiner.parameters():
@@ -199,12 +199,12 @@ def spelling_search(bias: Bias | None):
 
 
 def test_a_rare_word_that_is_missed_without_is_found_with():
-    said = [(0, 0), (3, 3), (0, 0), (6, 4), (7, 5), (0, 0), (8, 8)]  # (clearly, or else)
-    x = torch.full((1, len(said), VOCAB), -9.0)
-    for t, (best, other) in enumerate(said):
+    emitted = [(0, 0), (3, 3), (0, 0), (6, 4), (7, 5), (0, 0), (8, 8)]  # (clearly, or else)
+    x = torch.full((1, len(emitted), VOCAB), -9.0)
+    for t, (best, other) in enumerate(emitted):
         x[0, t, other] = 1.5
         x[0, t, best] = 3.0
-    lens = torch.tensor([len(said)])
+    lens = torch.tensor([len(emitted)])
     without = spelling_search(None)
     assert without.results(whole(without, x, lens))[0].tokens == [3, 6, 7, 8]
     for score, expected in ((0.5, [3, 6, 7, 8]), (2.0, [3, 4, 5, 8])):
@@ -232,7 +232,7 @@ def test_a_file_gives_each_phrase_its_score(tokenizer, tmp_path):
     [once, twice] = tokenizer.encode([word, f"{word} {word}"])
     assert once == twice[: len(once)]
     total, state = walk(graph, tuple(twice))
-    # The second phrase goes on behind the first, and holds it once more.
+    # The second phrase continues the first, and holds it once more.
     second = 0.5 * (len(twice) - len(once)) + 1.5 * len(once)
     assert total == pytest.approx(1.5 * len(once) + second)
     assert graph.final_weight[state] == 0
@@ -301,7 +301,7 @@ def test_streams_of_a_pool_have_their_own_hotwords(corpus, streaming_exp, tokeni
     own = context_graph([([9, 12], 20.0), ([20], 20.0)], tokenizer.vocab_size)
     noise = 0.1 * torch.randn(24000, generator=torch.Generator().manual_seed(0))
 
-    def heard(*hotwords: TokenGraph | None) -> list[list[int]]:
+    def found_with(*hotwords: TokenGraph | None) -> list[list[int]]:
         pool = StreamPool(model, search)
         streams = [pool.open(str(i), graph) for i, graph in enumerate(hotwords)]
         for stream in streams:
@@ -311,7 +311,7 @@ def test_streams_of_a_pool_have_their_own_hotwords(corpus, streaming_exp, tokeni
             pool.step()
         return [stream.result.tokens for stream in streams]
 
-    together = heard(None, own, None)
-    assert together == heard(None) + heard(own) + heard(None)
+    together = found_with(None, own, None)
+    assert together == found_with(None) + found_with(own) + found_with(None)
     assert together[0] == together[2] != together[1]
     assert 20 in together[1]

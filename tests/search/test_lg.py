@@ -34,7 +34,7 @@ except UserError as e:
     pytest.skip(str(e), allow_module_level=True)
 
 # Words 3 to 11 of the models in test_ngram_lm in tokens; 1 to 4 begin a word, 5 and 6 do not.
-# Some begin others, and some are never said in a sentence.
+# Some begin others, and some are never emitted in a sentence.
 SPELT = {3: [1], 4: [1, 5], 5: [1, 5, 6], 6: [2, 5], 7: [2], 8: [3], 9: [3, 6, 6], 10: [4, 5],
          11: [4]}  # fmt: skip
 VOCAB = 7
@@ -116,9 +116,9 @@ def test_g_is_the_n_gram_model(lg_file):
     generator = random.Random(4)
     for length in range(40):
         words = [generator.randint(3, 11) for _ in range(length % 6)]
-        said, total = [0, *words, 1], 0.0
-        for i in range(1, len(said)):
-            total += math.log(model.prob(tuple(said[max(i - order + 1, 0) : i]), said[i]))
+        emitted, total = [0, *words, 1], 0.0
+        for i in range(1, len(emitted)):
+            total += math.log(model.prob(tuple(emitted[max(i - order + 1, 0) : i]), emitted[i]))
         assert grammar.forced(words) == pytest.approx(total, abs=1e-4)
 
 
@@ -232,8 +232,8 @@ def test_stage_7_and_the_four_methods_of_decode(corpus, streaming_exp, capsys):
     tokenizer = Tokenizer.load(lang_dir)
     for method, is_free in (("LG", False), ("nbest_LG", False), ("nbest", True)):
         found = tokens_of(streaming_exp / f"fast_beam_search_{method}", "test_seen").values()
-        said = {word for row, _ in found for word in tokenizer.decode(row).split()}
-        assert said and bool(said - words) == is_free
+        emitted = {word for row, _ in found for word in tokenizer.decode(row).split()}
+        assert emitted and bool(emitted - words) == is_free
 
     with pytest.raises(UserError, match="belongs to other tokens"):
         read_lg(lang_dir / "LG.pt", TOKENS, 1.0)

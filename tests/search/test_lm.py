@@ -25,11 +25,11 @@ TINY = ["--embedding-dim=16", "--hidden-dim=32", "--num-layers=1", "--batch-toke
 RATE = ["--base-lr=0.02", "--num-epochs=3"]
 
 
-def stepwise(model: LanguageModel, said: list[int]) -> list[torch.Tensor]:
-    """Log-probs (V,) of what follows each beginning of ``said``."""
+def stepwise(model: LanguageModel, emitted: list[int]) -> list[torch.Tensor]:
+    """Log-probs (V,) of what follows each beginning of ``emitted``."""
     state, found = model.init_state(1), []
     with torch.no_grad():
-        for token in [Tokenizer.sos_id, *said]:
+        for token in [Tokenizer.sos_id, *emitted]:
             log_probs, state = model.step(state, torch.tensor([token]))
             found.append(log_probs[0])
     return found
@@ -62,8 +62,8 @@ def test_states_of_different_sentences_are_computed_together() -> None:
     model = tiny_lm()
     state = model.init_state(3)
     with torch.no_grad():
-        for said in ([1, 1, 1], [3, 4, 5], [6, 6, 7]):
-            log_probs, state = model.step(state, torch.tensor(said))
+        for emitted in ([1, 1, 1], [3, 4, 5], [6, 6, 7]):
+            log_probs, state = model.step(state, torch.tensor(emitted))
     for n in range(3):
         expected = stepwise(model, [[3, 6], [4, 6], [5, 7]][n])[-1]
         assert log_probs[n].tolist() == pytest.approx(expected.tolist(), abs=1e-5)

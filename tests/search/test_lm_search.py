@@ -59,9 +59,9 @@ def lm_log_probs(model: LanguageModel):
     """(V,) log-probs after any tokens, by the networks in a row, from the beginning."""
 
     @cache
-    def after(said: tuple[int, ...]) -> list[float]:
+    def after(emitted: tuple[int, ...]) -> list[float]:
         with torch.no_grad():
-            out, _ = model.lstm(model.embedding(torch.tensor([[1, *said]])))
+            out, _ = model.lstm(model.embedding(torch.tensor([[1, *emitted]])))
             logits = model.output(out[0, -1])
             logits[0] = -math.inf
             return logits.log_softmax(-1).tolist()
@@ -74,13 +74,13 @@ def gains(method: str):
     after, plain = lm_log_probs(tiny_lm()), Plain(ROWS, 2)
 
     @cache
-    def gain(said: tuple[int, ...], token: int) -> float:
+    def gain(emitted: tuple[int, ...], token: int) -> float:
         if token == 0:
             return 0.0
         token = max(token, 2)
-        added = 0.5 * after(said)[token]
+        added = 0.5 * after(emitted)[token]
         if method == LODR:
-            added -= 0.3 * math.log(plain.prob((0, *said)[-1:], token))
+            added -= 0.3 * math.log(plain.prob((0, *emitted)[-1:], token))
         return added
 
     return gain
@@ -102,15 +102,15 @@ def test_the_search_finds_what_the_plain_one_finds(bigram, method, beam_size):
         pool: dict = {(): (0.0, [])}
         for t, frame in enumerate(x[n, : LENS[n]]):
             grown = []
-            for said, (score, times) in pool.items():
-                for v, p in enumerate(log_probs_of(search, frame, said)):
+            for emitted, (score, times) in pool.items():
+                for v, p in enumerate(log_probs_of(search, frame, emitted)):
                     end = ((v,), [t]) if v else ((), [])
-                    grown.append((score + p + gain(said, v), said + end[0], times + end[1]))
+                    grown.append((score + p + gain(emitted, v), emitted + end[0], times + end[1]))
             pool = {}
-            for score, said, times in sorted(grown, reverse=True)[:beam_size]:
-                add(pool, said, score, times)
+            for score, emitted, times in sorted(grown, reverse=True)[:beam_size]:
+                add(pool, emitted, score, times)
         expected = sorted(pool.items(), key=lambda h: -h[1][0] / (len(h[0]) + 2))
-        assert [tuple(h.tokens) for h in hyps] == [said for said, _ in expected]
+        assert [tuple(h.tokens) for h in hyps] == [emitted for emitted, _ in expected]
         assert [h.frames for h in hyps] == [times for _, (_, times) in expected]
         scores = [score for _, (score, _) in expected]
         assert [h.score for h in hyps] == pytest.approx(scores, abs=1e-3)
@@ -120,11 +120,11 @@ def test_the_search_finds_what_the_plain_one_finds(bigram, method, beam_size):
 
 def path_log_prob(search, frames, found) -> float:
     """The transducer's log-prob of one path."""
-    total, said, at = 0.0, (), dict(zip(found.frames, found.tokens))
+    total, emitted, at = 0.0, (), dict(zip(found.frames, found.tokens))
     for t, frame in enumerate(frames):
         token = at.get(t, 0)
-        total += log_probs_of(search, frame, said)[token]
-        said += (token,) if token else ()
+        total += log_probs_of(search, frame, emitted)[token]
+        emitted += (token,) if token else ()
     return total
 
 

@@ -40,11 +40,11 @@ def test_the_model_is_modified_kneser_ney_and_the_graph_reads_it(tmp_path, numbe
     graph = read_ngram_lm(make_arpa(tmp_path / "lm.arpa", rows, order), NAMES)
     generator = random.Random(1)
     for _ in range(12):
-        said = [generator.randint(2, VOCAB - 1) for _ in range(generator.randint(0, 5))]
+        emitted = [generator.randint(2, VOCAB - 1) for _ in range(generator.randint(0, 5))]
         state = torch.tensor([graph.start])
-        for token in said:
+        for token in emitted:
             state = graph.step(state, torch.tensor([token]))
-        history = tuple([0, *said][-(order - 1) :]) if order > 1 else ()
+        history = tuple([0, *emitted][-(order - 1) :]) if order > 1 else ()
         expected = [plain.prob(history, w) for w in range(1, VOCAB)]
         assert sum(expected) == pytest.approx(1)
         weights = graph.weights(state)[0]
@@ -67,17 +67,17 @@ def test_the_search_finds_what_the_plain_one_finds(lm, beam_size):
         pool: dict = {(): (0.0, [])}
         for t, frame in enumerate(x[n, : LENS[n]]):
             grown = []
-            for said, (score, times) in pool.items():
-                history = (0, *said)[-2:]
-                for v, p in enumerate(log_probs_of(search, frame, said)):
+            for emitted, (score, times) in pool.items():
+                history = (0, *emitted)[-2:]
+                for v, p in enumerate(log_probs_of(search, frame, emitted)):
                     gain = 0.6 * math.log(model.prob(history, max(v, 2))) if v else 0.0
                     end = ((v,), [t]) if v else ((), [])
-                    grown.append((score + p + gain, said + end[0], times + end[1]))
+                    grown.append((score + p + gain, emitted + end[0], times + end[1]))
             pool = {}
-            for score, said, times in sorted(grown, reverse=True)[:beam_size]:
-                add(pool, said, score, times)
+            for score, emitted, times in sorted(grown, reverse=True)[:beam_size]:
+                add(pool, emitted, score, times)
         expected = sorted(pool.items(), key=lambda h: -h[1][0] / (len(h[0]) + 2))
-        assert [tuple(h.tokens) for h in hyps] == [said for said, _ in expected]
+        assert [tuple(h.tokens) for h in hyps] == [emitted for emitted, _ in expected]
         scores = [score for _, (score, _) in expected]
         assert [h.score for h in hyps] == pytest.approx(scores, abs=1e-3)
 
@@ -233,13 +233,13 @@ def test_a_model_of_words_has_those_of_the_training_text_and_of_the_other_one(co
     options = [f"--data-dir={corpus}", f"--lang-dir={lang_dir}", "--unit=word", "--ngram-order=2"]
     make_ngram.main([*options, f"--lm-text={text}"])
     words, ngrams = read_arpa(lang_dir / "word_ngram_2.arpa")
-    spoken = {word for row in texts_of(corpus, "train") for word in row.split()}
+    trained = {word for row in texts_of(corpus, "train") for word in row.split()}
     assert words[:4] == ["<s>", "</s>", "<unk>", "zebra"]
-    assert set(words[3:]) == spoken | {"zebra", "tere", "s"} and len(set(words)) == len(words)
+    assert set(words[3:]) == trained | {"zebra", "tere", "s"} and len(set(words)) == len(words)
     zebra, tere = words.index("zebra"), words.index("tere")
     assert (zebra, tere) in ngrams and (tere, zebra) in ngrams
-    unspoken = {ngrams[words.index(word),][0] for word in spoken - {"tere", "s"}}
-    assert len(unspoken) == 1 and unspoken.pop() < ngrams[zebra,][0]
+    untrained = {ngrams[words.index(word),][0] for word in trained - {"tere", "s"}}
+    assert len(untrained) == 1 and untrained.pop() < ngrams[zebra,][0]
 
 
 @pytest.mark.parametrize(

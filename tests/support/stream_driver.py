@@ -111,9 +111,9 @@ def _step(encoder: StreamingXLSREncoder, live: List[Stream], state: EncoderState
     lens = torch.zeros(len(live), dtype=torch.int64)
     for i, stream in enumerate(live):
         stream.listen()
-        head = stream.buffer.pop_head()
-        if head is not None:
-            state.xlsr.tail[i] = head
+        overlap = stream.buffer.pop_overlap()
+        if overlap is not None:
+            state.xlsr.tail[i] = overlap
         chunk = stream.buffer.pop_chunk()
         if chunk is not None:
             lens[i] = chunk[1]

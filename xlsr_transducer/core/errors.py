@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-# Errors of the system that say something about files and disks, not about the program.
+# Errors of the system about files and disks, not about the program.
 _OF_FILES = {
     errno.ENOENT,
     errno.EACCES,
@@ -120,7 +120,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in the words of PyTorch, of CUDA's libraries or of onnxruntime."""
     signs = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
     signs += ("Failed to allocate memory", "bad_alloc", "bad allocation")
-    if isinstance(error, ValueError):  # such as a UserError that speaks of it
+    if isinstance(error, ValueError):  # such as a UserError about it
         return False
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 

@@ -1,6 +1,6 @@
 """From pieces of audio of any size to the chunks that a streaming encoder takes.
 
-A stream starts with ``head`` samples that its first frame has in view before the first
+A stream starts with ``overlap`` samples that its first frame has in view before the first
 chunk (they go to ``state.xlsr.tail``); then come chunks of a fixed number of samples; the
 last one is short. Audio after the last whole frame gives nothing and is dropped.
 """
@@ -21,12 +21,12 @@ class AudioBuffer:
 
     >>> buffer = AudioBuffer(chunk_samples=32 * 320)
     >>> buffer.add(piece)             # as they arrive; buffer.finish() after the last
-    >>> head = buffer.pop_head()      # once, None until it is there
+    >>> overlap = buffer.pop_overlap()      # once, None until it is there
     >>> chunk = buffer.pop_chunk()    # None until the next one is there
     """
 
     def __init__(
-        self, chunk_samples: int, hop: int = 320, head: int = 80, rate: int = SAMPLING_RATE
+        self, chunk_samples: int, hop: int = 320, overlap: int = 80, rate: int = SAMPLING_RATE
     ):
         """
         Args:
@@ -36,10 +36,10 @@ class AudioBuffer:
             raise ValueError(f"a chunk of {chunk_samples} samples is no multiple of {hop}")
         self.chunk_samples = chunk_samples
         self.hop = hop
-        self.head = head
+        self.overlap = overlap
         self.is_finished = False
         self.num_samples = 0  # at 16 kHz that arrived so far, consumed ones included
-        self._has_head = False
+        self._has_overlap = False
         self._resampler = None if rate == SAMPLING_RATE else Resampler(rate)
         self._pieces: List[Tensor] = []
         self._current = torch.zeros(0)
@@ -73,19 +73,19 @@ class AudioBuffer:
         """Samples arrived and not consumed."""
         return self.num_samples - self._consumed
 
-    def pop_head(self) -> Optional[Tensor]:
-        """The first ``head`` samples, once; None before they are there or after they went.
+    def pop_overlap(self) -> Optional[Tensor]:
+        """The first ``overlap`` samples, once; None before they are there or after they went.
 
         A finished stream that is shorter gives None: it has no frame.
         """
-        if self._has_head or self.num_waiting < self.head:
+        if self._has_overlap or self.num_waiting < self.overlap:
             return None
-        self._has_head = True
-        return self._take(self.head)
+        self._has_overlap = True
+        return self._take(self.overlap)
 
     def has_chunk(self) -> bool:
         """Whether ``pop_chunk`` has something to give."""
-        if not self._has_head:
+        if not self._has_overlap:
             return False
         return self.num_waiting >= (self.hop if self.is_finished else self.chunk_samples)
 
@@ -107,9 +107,9 @@ class AudioBuffer:
     @property
     def is_exhausted(self) -> bool:
         """Whether the stream is finished and will give nothing more."""
-        short_of_head = not self._has_head and self.num_waiting < self.head
+        is_shorter = not self._has_overlap and self.num_waiting < self.overlap
         return self.is_finished and (
-            short_of_head or (self._has_head and self.num_waiting < self.hop)
+            is_shorter or (self._has_overlap and self.num_waiting < self.hop)
         )
 
     def _take(self, count: int) -> Tensor:

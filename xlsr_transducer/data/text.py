@@ -1,4 +1,4 @@
-"""What is done to a transcript before it is learnt or scored, and an account of it."""
+"""Normalises transcripts before they are learnt or scored, and counts the changes."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ def hash_of_tokens(tokens: Sequence[str]) -> str:
 
 def text_of(tokens: Iterable[str]) -> str:
     """``Tokenizer.decode`` without a BPE model, from the tokens themselves."""
-    spoken = [t for t in tokens if t not in (BLANK, SOS_EOS)]
-    pieces = [UNK_TEXT if t == UNK else t for t in spoken]
+    kept = [t for t in tokens if t not in (BLANK, SOS_EOS)]
+    pieces = [UNK_TEXT if t == UNK else t for t in kept]
     return " ".join("".join(pieces).replace(WORD_START, " ").split())
 
 

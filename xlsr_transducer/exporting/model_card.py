@@ -17,7 +17,7 @@ tags:
 
 The XLSR network (wav2vec 2.0) of a speech recogniser, a transducer trained with XLSR-Transducer.
 Adapter, decoder and joiner are not part of it: it gives hidden states, not text. It loads with
-`transformers.Wav2Vec2Model.from_pretrained`, and goes on being trained with `--xlsr FOLDER`.
+`transformers.Wav2Vec2Model.from_pretrained`, and is trained further with `--xlsr FOLDER`.
 
 | | |
 |---|---|
@@ -38,7 +38,7 @@ Adapter, decoder and joiner are not part of it: it gives hidden states, not text
 
 
 def model_card(job: Job) -> str:
-    """The card's text. What the run did not leave behind is said to be unknown."""
+    """Returns the card's text. What the run did not record is "unknown"."""
     settings = _settings(job.exp_dir)
     return CARD.format(
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(job)),
@@ -55,7 +55,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     usual = f"what lies above {features.cut}, as far as the training did not freeze it"
     count = sum(p.numel() for p in xlsr.parameters())
     return [
-        # Of a local folder the name alone: where it lay says nothing to others.
+        # Of a local folder the name alone: where it lay is of no use to others.
         ("begun from", _shown(features.xlsr)),
         ("its SHA-256", features.sha256),
         ("trained", trained.get(features.cut, usual)),

@@ -102,7 +102,7 @@ def _precisions(job: Job) -> Iterator[tuple[str, Transducer]]:
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """What every file says about the model."""
+    """Returns what every file records about the model."""
     config, model = job.loaded.config, job.loaded.model
     weights = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -120,7 +120,7 @@ def describe(job: Job) -> dict[str, Any]:
         "context_size": model.decoder.context_size,
         "blank_id": model.decoder.blank_id,
         "hop": model.encoder.xlsr.hop,
-        "head": model.encoder.xlsr.head,
+        "head": model.encoder.xlsr.overlap,
         "num_heads": model.encoder.config.num_attention_heads,
         "conv_width": model.encoder.config.conv_dim[0],
         "subsampling_factor": model.encoder.subsampling_factor,

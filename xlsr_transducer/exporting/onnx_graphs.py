@@ -1,4 +1,4 @@
-"""What goes into ONNX files: modules whose traces keep the call contracts of sherpa-onnx.
+"""Modules for ONNX files, whose traces keep the call contracts of sherpa-onnx.
 
 Encoders come with the joiner's projection of their output, decoders with theirs, so that a
 joiner call is an addition, a tanh and one matrix product. Letters: N batch, n samples, T encoder
@@ -28,7 +28,7 @@ from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.wav2vec2_layers import ConvLayer, PositionalConv
 
 STATES = (*Wav2Vec2State._fields, "adapter")  # of a stream, in the order of the graph's inputs
-# A server that normalises the utterance has taken its level away. Models that hear it are given
+# A server that normalises the utterance has taken its level away. Models that receive it are given
 # the level for which cumulative normalisation is made.
 LEVEL = 0.05
 

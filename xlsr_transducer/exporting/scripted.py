@@ -1,4 +1,4 @@
-"""What goes into TorchScript files: modules that keep the call contracts of k2's servers.
+"""Modules for TorchScript files, which keep the call contracts of k2's servers.
 
 sherpa calls an offline transducer as ``encoder.forward(x, x_lens)``, and a streaming one, by
 the name of its encoder's class, as it calls a streaming zipformer; see docs/deploy.md. Both
@@ -96,7 +96,7 @@ class StreamingEncoderModel(nn.Module):
         self.pad_length = 1
         self.left_context_chunks = encoder.left_context_chunks
         self.attention_sink_size = encoder.attention_sink_size
-        self.head = encoder.xlsr.head
+        self.overlap = encoder.xlsr.overlap
         self.chunk_samples = encoder.chunk_size * encoder.xlsr.hop
 
     @torch.jit.export
@@ -105,7 +105,7 @@ class StreamingEncoderModel(nn.Module):
         batch_size: int = 1,
         device: torch.device = torch.device("cpu"),  # noqa: B008  as TorchScript wants it
     ) -> List[Tensor]:
-        """The states of streams that have heard nothing."""
+        """Returns the states of streams before their first sample."""
         return pack_states(self.encoder.get_init_states(batch_size, device))
 
     def forward(
@@ -127,16 +127,17 @@ class StreamingEncoderModel(nn.Module):
             )
             nothing: List[Tensor] = []
             return out, out_lens, nothing
-        x = F.pad(x, (0, max(self.head + self.chunk_samples - x.shape[1], 0)))
+        x = F.pad(x, (0, max(self.overlap + self.chunk_samples - x.shape[1], 0)))
         state = unpack_states(states)
         is_first = (state.xlsr.done == 0).unsqueeze(1)
-        tail = torch.where(is_first, x[:, : self.head].to(state.xlsr.tail.dtype), state.xlsr.tail)
-        heard = state.xlsr
-        heard = Wav2Vec2State(heard.done, heard.stats, tail, heard.history, heard.cache)
+        first = x[:, : self.overlap].to(state.xlsr.tail.dtype)
+        tail = torch.where(is_first, first, state.xlsr.tail)
+        xlsr = state.xlsr
+        xlsr = Wav2Vec2State(xlsr.done, xlsr.stats, tail, xlsr.history, xlsr.cache)
         out, out_lens, state = self.encoder.streaming_forward(
-            x[:, self.head : self.head + self.chunk_samples],
-            (lens - self.head).clamp(0, self.chunk_samples),
-            EncoderState(heard, state.adapter),
+            x[:, self.overlap : self.overlap + self.chunk_samples],
+            (lens - self.overlap).clamp(0, self.chunk_samples),
+            EncoderState(xlsr, state.adapter),
         )
         return out, out_lens, pack_states(state)
 
@@ -154,15 +155,15 @@ def pack_states(state: EncoderState) -> List[Tensor]:
     Six tensors per layer, the batch in dimension 1 of the first four and 0 of the others, then
     two with the batch in dimension 0; servers join and part streams by that.
     """
-    heard = state.xlsr
-    batch = heard.done.shape[0]
+    xlsr = state.xlsr
+    batch = xlsr.done.shape[0]
     packed: List[Tensor] = []
-    for layer in heard.cache.unbind(1):
+    for layer in xlsr.cache.unbind(1):
         empty = layer.new_zeros(batch, 0)
         packed += [layer[:, 0].transpose(0, 1), layer[:, 1].transpose(0, 1)]  # (H, N, P, D / H)
         packed += [empty.t(), empty.t(), empty, empty]
-    packed[4], packed[5] = heard.history, state.adapter
-    return packed + [torch.cat((heard.stats, heard.tail.double()), dim=1), heard.done]
+    packed[4], packed[5] = xlsr.history, state.adapter
+    return packed + [torch.cat((xlsr.stats, xlsr.tail.double()), dim=1), xlsr.done]
 
 
 def unpack_states(packed: List[Tensor]) -> EncoderState:

@@ -1,6 +1,6 @@
 """The two passes over a transducer lattice, diagonal by diagonal: PyTorch loops or GPU kernels.
 
-Letters: B utterances, K symbol positions, D diagonals. ``lattice.py`` says what the arrays mean:
+Letters: B utterances, K symbol positions, D diagonals. ``lattice.py`` describes the arrays:
 
 * ``alpha`` (D + 1, B, 1 + K): log-sum of the paths into each node, position -1 first;
 * ``stay``, ``move`` (D, B, K): arcs that keep a position, and arcs that enter it from the left:

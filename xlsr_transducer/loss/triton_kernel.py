@@ -1,6 +1,6 @@
 """The two sweeps over a transducer lattice as GPU kernels: one launch instead of one per diagonal.
 
-The reference is the PyTorch code in ``sweeps.py``, which also says what the arrays are. Import
+The reference is the PyTorch code in ``sweeps.py``, which also describes the arrays. Import
 fails where triton is not installed. Letters: B utterances, K symbol positions, D diagonals.
 
 One program handles one utterance. A diagonal needs its predecessor shifted by one position, which

@@ -140,7 +140,7 @@ def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:
     """Refuses features that contradict what the model is to be.
 
     Raises:
-      UserError: says why, and the command that makes the right features.
+      UserError: names the reason, and the command that makes the right features.
     """
     make = f"./extract_features.sh --xlsr {features.xlsr} --cut {features.cut}"
     if not streaming.streaming:
@@ -152,7 +152,7 @@ def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:
         return
     if features.normalize == "utterance":
         raise UserError(
-            "the features were computed with --normalize utterance, which has heard the end of "
+            "the features were computed with --normalize utterance, which needs the end of "
             f"each utterance and so cannot stream; run {make} --normalize cumulative"
         )
     if features.cut in ("waveform", "frontend"):
@@ -179,11 +179,11 @@ def build_model(
     """The network, without pretrained values.
 
     Args:
-      whole: with the part below the cut too, so that it hears the waveform.
+      whole: with the part below the level of the features too, so that it takes the waveform.
       streaming: with a ``StreamingXLSREncoder``; None: if it was trained so.
     """
-    cut = "waveform" if whole else config.features.cut
-    arguments = (config.xlsr, config.encoder, cut, config.features.normalize)
+    level = "waveform" if whole else config.features.cut
+    arguments = (config.xlsr, config.encoder, level, config.features.normalize)
     if streaming or (streaming is None and config.streaming.streaming):
         trained = config.streaming if config.streaming.streaming else StreamingOptions(True)
         encoder: XLSREncoder = StreamingXLSREncoder(*arguments, trained.default())

@@ -2,8 +2,9 @@
 
 PyTorch hands matrix products to MKL; on some CPUs oneDNN takes two thirds of its time for a
 chunk, on others more than MKL (``cpu_choice`` measures it). For the positional convolution
-PyTorch uses oneDNN, which rearranges all weights at each call; one matrix product does not. Results differ by rounding only. The swapped model neither
-trains nor exports: it is for commands that recognise.
+PyTorch uses oneDNN, which rearranges all weights at each call; one matrix product does not.
+Results differ by rounding only. The swapped model neither trains nor exports: it is for commands
+that recognise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The encoders: XLSR above the cut, then an adapter to 40 ms frames.
+"""The encoders: XLSR above a level, then an adapter to 40 ms frames.
 
 ``XLSREncoder`` encodes whole utterances, ``StreamingXLSREncoder`` chunks too. They share
 modules and weights: a checkpoint trained by one loads in the other. Letters: N batch,
@@ -114,7 +114,7 @@ class XLSREncoder(nn.Module):
         self,
         config: XlsrConfig,
         options: EncoderOptions,
-        cut: str = "waveform",
+        level: str = "waveform",
         normalize: str = "cumulative",
     ):
         super().__init__()
@@ -123,7 +123,7 @@ class XLSREncoder(nn.Module):
             hidden_dropout=options.xlsr_dropout,
             attention_dropout=options.xlsr_dropout,
         )
-        self.cut = cut
+        self.level = level
         self.output_dim = options.encoder_dim
         self.longest_whole = LONGEST_WHOLE
         self.block_frames = BLOCK_FRAMES
@@ -132,7 +132,7 @@ class XLSREncoder(nn.Module):
         self.time_mask_length = options.time_mask_length
         self.channel_mask_prob = options.channel_mask_prob
         self.channel_mask_length = options.channel_mask_length
-        self.xlsr = Wav2Vec2(self.config, start=cut, normalize=normalize)
+        self.xlsr = Wav2Vec2(self.config, start=level, normalize=normalize)
         self.adapter = Adapter(config.hidden_size, options)
 
     def forward(
@@ -146,7 +146,7 @@ class XLSREncoder(nn.Module):
         """Encodes whole utterances.
 
         Args:
-          x: (N, n) samples or (N, T, D) features at the cut.
+          x: (N, n) samples or (N, T, D) features at the level.
           x_lens: (N,) int64, valid samples or frames.
 
         Returns:
@@ -179,16 +179,16 @@ class XLSREncoder(nn.Module):
         With a limited left context they are encoded block by block, as a stream of several
         chunks at a time is. The numbers are those of ``forward``, but for rounding.
         """
-        unit, head = (self.xlsr.hop, self.xlsr.head) if self.xlsr.from_waveform else (1, 0)
-        frames = (x.shape[1] - head) // unit
+        unit, overlap = (self.xlsr.hop, self.xlsr.overlap) if self.xlsr.from_waveform else (1, 0)
+        frames = (x.shape[1] - overlap) // unit
         if frames <= self.longest_whole or not self.is_blockwise(chunk_size, left_context_chunks):
             return self.forward(x, x_lens, chunk_size, left_context_chunks, attention_sink_size)
         state = self._init_states(
             x.shape[0], x.device, chunk_size, left_context_chunks, attention_sink_size
         )
-        if head > 0:
-            state.xlsr.tail.copy_(x[:, :head])
-            x, x_lens = x[:, head:], x_lens - head
+        if overlap > 0:
+            state.xlsr.tail.copy_(x[:, :overlap])
+            x, x_lens = x[:, overlap:], x_lens - overlap
         size = max(self.block_frames // chunk_size, 1) * chunk_size
         outputs: List[Tensor] = []
         lens = torch.zeros_like(x_lens)
@@ -255,7 +255,7 @@ class XLSREncoder(nn.Module):
             return None
         frames = x.shape[1]
         if self.xlsr.from_waveform:
-            frames = max((frames - self.xlsr.head) // self.xlsr.hop, 1)
+            frames = max((frames - self.xlsr.overlap) // self.xlsr.hop, 1)
         mask = draw_spans(x.shape[0], frames, self.time_mask_prob, self.time_mask_length)
         return mask.to(x.device)
 
@@ -278,12 +278,12 @@ class StreamingXLSREncoder(XLSREncoder):
         self,
         config: XlsrConfig,
         options: EncoderOptions,
-        cut: str = "waveform",
+        level: str = "waveform",
         normalize: str = "cumulative",
         chunk: ChunkSettings = ChunkSettings(32, 2, 4),  # noqa: B008  frozen
     ):
-        super().__init__(config, options, cut, normalize)
-        if cut == "waveform":
+        super().__init__(config, options, level, normalize)
+        if level == "waveform":
             check_mode(normalize, streaming=True)
         if not self.xlsr.is_stream_safe:
             raise UserError(
@@ -302,7 +302,7 @@ class StreamingXLSREncoder(XLSREncoder):
 
     @torch.jit.export
     def get_init_states(self, batch_size: int, device: torch.device) -> EncoderState:
-        """The state of streams that have heard nothing.
+        """Returns the state of streams before their first sample.
 
         From the waveform, put a stream's first 80 samples in ``state.xlsr.tail``: the first
         frame has them in view, later ones have the end of the samples before.

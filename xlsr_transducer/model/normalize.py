@@ -1,6 +1,6 @@
 """Waveform normalisation, the first step of XLSR, in a form that can stream.
 
-Letters: N batch, n samples, T frames. ``head`` = receptive field - hop = 80 samples: a
+Letters: N batch, n samples, T frames. ``overlap`` = receptive field - hop = 80 samples: a
 frame arrives with 320 samples, the first one with 80 more.
 
 ``cumulative`` is the streaming form: the samples that complete frame t are normalised
@@ -24,7 +24,7 @@ PRIOR_VARIANCE = 0.05**2  # speech at -26 dB of full scale
 
 
 def check_mode(mode: str, streaming: bool = False) -> str:
-    """Returns ``mode``, or says why it cannot be used."""
+    """Returns ``mode``, or refuses it with the reason."""
     if mode not in MODES:
         raise UserError(f"--normalize {mode}: must be one of {', '.join(MODES)}")
     if streaming and mode == "utterance":
@@ -54,7 +54,7 @@ def normalize_utterance(x: Tensor, lens: Tensor) -> Tensor:
     return (centred / (variance + 1e-7).sqrt()).to(x.dtype)
 
 
-def normalize_cumulative(x: Tensor, hop: int, head: int) -> Tensor:
+def normalize_cumulative(x: Tensor, hop: int, overlap: int) -> Tensor:
     """The cumulative form over whole rows.
 
     Padding needs no care: no sample is influenced by a later one.
@@ -63,14 +63,14 @@ def normalize_cumulative(x: Tensor, hop: int, head: int) -> Tensor:
       x: (N, n) samples.
 
     Returns:
-      (N, head + T * hop) samples; those after the last complete frame are dropped.
+      (N, overlap + T * hop) samples; those after the last complete frame are dropped.
     """
-    frames = max((x.shape[1] - head) // hop, 0)
+    frames = max((x.shape[1] - overlap) // hop, 0)
     if frames == 0:
-        return x.new_zeros(x.shape[0], head)
+        return x.new_zeros(x.shape[0], overlap)
     done = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     stats = torch.zeros(x.shape[0], 2, dtype=torch.float64, device=x.device)
-    start, body = x[:, :head], x[:, head : head + frames * hop]
+    start, body = x[:, :overlap], x[:, overlap : overlap + frames * hop]
     start, body, _ = cumulative_step(body, start, stats, done, hop)
     return torch.cat((start, body), dim=1)
 
@@ -88,7 +88,7 @@ def cumulative_step(
 
     Args:
       x: (N, T * hop) new raw samples.
-      tail: (N, head): of a stream at its start, its first samples, raw; later, the
+      tail: (N, overlap): of a stream at its start, its first samples, raw; later, the
         last samples as they were normalised at arrival.
       stats: (N, 2) float64, sum and sum of squares of all samples so far.
       done: (N,) int64, frames so far.
@@ -96,7 +96,7 @@ def cumulative_step(
     Returns:
       ``tail`` normalised, ``x`` normalised, and the sums after each frame (N, T + 1, 2).
     """
-    head = tail.shape[1]
+    overlap = tail.shape[1]
     is_start = (done == 0).unsqueeze(1)
     first = tail.double()
     first_sums = torch.stack((first.sum(1), first.square().sum(1)), dim=1)
@@ -105,7 +105,7 @@ def cumulative_step(
     sums = torch.cat((torch.where(is_start, first_sums, stats).unsqueeze(1), sums), dim=1)
     sums = sums.cumsum(1)
     arrived = torch.arange(1, frames.shape[1] + 1, device=x.device) + done.unsqueeze(1)
-    count = (arrived * hop + head).unsqueeze(2) + prior_samples
+    count = (arrived * hop + overlap).unsqueeze(2) + prior_samples
     mean = sums[:, 1:, :1] / count
     square = (sums[:, 1:, 1:] + prior_samples * prior_variance) / count
     scale = (square - mean.square()).clamp(min=0.0).add(1e-7).rsqrt()
@@ -115,5 +115,5 @@ def cumulative_step(
 
 
 def last_samples(tail: Tensor, x: Tensor) -> Tensor:
-    """(N, head): the last samples of ``tail`` followed by ``x``."""
+    """(N, overlap): the last samples of ``tail`` followed by ``x``."""
     return torch.cat((tail, x), dim=1)[:, -tail.shape[1] :]

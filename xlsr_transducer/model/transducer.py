@@ -146,7 +146,7 @@ class Transducer(nn.Module):
         masks and dropout. Other losses are means over these two views.
 
         Args:
-          x: (N, n) samples or (N, T, D) features at the cut; x_lens: (N,) int64.
+          x: (N, n) samples or (N, T, D) features at the level of the encoder; x_lens: (N,) int64.
           y: (N, U) int64 tokens without blanks, anything beyond y_lens; U >= 1.
           chunk: what each frame may see.
         """
@@ -257,7 +257,7 @@ def consistency(log_probs: Tensor, lens: Tensor) -> Tensor:
     view from the other, which it takes as given, summed over frames.
 
     Args:
-      log_probs: (2 N, T, V), the second view behind the first; lens: (2 N,) int64.
+      log_probs: (2 N, T, V), the second view after the first; lens: (2 N,) int64.
 
     Returns:
       (2 N,): its mean over an utterance's two rows is the utterance's loss.

@@ -1,6 +1,6 @@
-"""XLSR (wav2vec 2.0), the whole of it or the part between two cuts.
+"""XLSR (wav2vec 2.0), the whole of it or the part between two levels.
 
-The part below a cut computes stored features; the part above it belongs to the model and
+The part below a level computes stored features; the part above it belongs to the model and
 can be trained; a deployed model has all of it. Parameter names are those of Hugging Face's
 ``Wav2Vec2Model``. Letters: N batch, n samples, T frames, D width, H heads, C chunk size,
 S attention sinks, P frames of left context, F new frames of a streaming step.
@@ -31,7 +31,7 @@ from xlsr_transducer.model.xlsr_config import FRONTEND, WAVEFORM, XlsrConfig
 
 
 class Wav2Vec2(nn.Module):
-    """The part of XLSR from cut ``start`` to cut ``end``."""
+    """The part of XLSR from level ``start`` to level ``end``."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class Wav2Vec2(nn.Module):
         normalize: str = "cumulative",
     ):
         super().__init__()
-        first, last = config.cut_level(start), config.cut_level(end)
+        first, last = config.number_of_level(start), config.number_of_level(end)
         if first > last:
             raise ValueError(f"the part from {start} to {end} runs downwards")
-        self.head = config.head
+        self.overlap = config.overlap
         self.hop = config.hop
         self.normalize = check_mode(normalize)
         self.from_waveform = first == WAVEFORM < last
@@ -75,13 +75,13 @@ class Wav2Vec2(nn.Module):
         """Whole utterances, each frame seeing what the chunk settings let it see.
 
         Args:
-          x: (N, n) samples at 16 kHz in [-1, 1], or (N, T, D) features at the start cut.
+          x: (N, n) samples at 16 kHz in [-1, 1], or (N, T, D) features at the start level.
           lens: (N,) int64, valid samples or frames; what lies beyond does not matter.
           time_mask: (N, T) bool, frames to hide from the transformer (training).
           channel_mask: (N, D) bool, channels of its input to hide (training).
 
         Returns:
-          (N, T, D) at the end cut, zero at padding, and its lengths (N,).
+          (N, T, D) at the end level, zero at padding, and its lengths (N,).
         """
         if self.from_waveform:
             x, lens = self.front_end(x, lens)
@@ -99,11 +99,11 @@ class Wav2Vec2(nn.Module):
 
     def front_end(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
         """(N, n) samples -> normalisation and convolutions -> (N, T, D) and lengths."""
-        shortest = self.head + self.hop
+        shortest = self.overlap + self.hop
         if x.shape[1] < shortest:
             x = F.pad(x, (0, shortest - x.shape[1]))
         if self.normalize == "cumulative":
-            x = normalize_cumulative(x, self.hop, self.head)
+            x = normalize_cumulative(x, self.hop, self.overlap)
             lens = lens.clamp(max=x.shape[1])
         elif self.normalize == "utterance":
             x = normalize_utterance(x, lens)
@@ -115,7 +115,7 @@ class Wav2Vec2(nn.Module):
     def get_init_states(
         self, batch_size: int, device: torch.device, dtype: torch.dtype, cached_frames: int
     ) -> Wav2Vec2State:
-        """The state of streams that have heard nothing.
+        """Returns the state of streams before their first sample.
 
         Args:
           cached_frames: S + P, the slots of the attention cache.
@@ -125,7 +125,7 @@ class Wav2Vec2(nn.Module):
         head_dim = self.hidden_size // self.num_heads
         cache_shape = [batch_size, layers, 2, self.num_heads, cached_frames, head_dim]
         history_shape = [batch_size, self.history_size, self.hidden_size]
-        tail = self.head if self.from_waveform else 0
+        tail = self.overlap if self.from_waveform else 0
         return Wav2Vec2State(
             torch.zeros(batch_size, dtype=torch.int64, device=device),
             torch.zeros([batch_size, 2 if tail else 0], dtype=torch.float64, device=device),
@@ -151,11 +151,11 @@ class Wav2Vec2(nn.Module):
         state of its stream as it is.
 
         Args:
-          x: (N, F * 320) samples, or (N, F, D) features at the start cut.
+          x: (N, F * 320) samples, or (N, F, D) features at the start level.
           lens: (N,) int64, valid samples or frames of ``x``.
 
         Returns:
-          (N, F, D) at the end cut, zero at padding; frames (N,); the new state.
+          (N, F, D) at the end level, zero at padding; frames (N,); the new state.
         """
         done, stats, tail, history, cache = state
         num_new = lens
@@ -184,5 +184,5 @@ class Wav2Vec2(nn.Module):
         audio = torch.cat((tail, x), dim=1)
         lens = torch.full_like(state.done, audio.shape[1])
         frames, _ = self.feature_extractor(audio, lens)
-        tail = torch.where(is_full.unsqueeze(1), audio[:, -self.head :], state.tail)
+        tail = torch.where(is_full.unsqueeze(1), audio[:, -self.overlap :], state.tail)
         return frames, stats, tail

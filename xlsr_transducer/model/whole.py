@@ -28,7 +28,7 @@ SCORE_BYTES = 8  # per pair of frames and head: scores and their softmax
 
 @dataclasses.dataclass(frozen=True)
 class WholeEncoder:
-    """What decides how much memory an encoder needs that takes an utterance in one piece."""
+    """Decides how much memory an encoder needs that takes an utterance in one piece."""
 
     conv_width: int  # channels of the front end's first convolution
     num_heads: int
@@ -48,7 +48,7 @@ class WholeEncoder:
         """Refuses audio for which the memory that is free now does not suffice.
 
         Raises:
-          UserError: it does not; says how long the audio is and what it would need.
+          UserError: it does not; tells how long the audio is and what it would need.
         """
         needed, free = self.bytes_for(seconds), free_bytes(device)
         if free is not None and needed > free:

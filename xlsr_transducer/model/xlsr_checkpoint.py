@@ -151,7 +151,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _only_tensors(weights: Any, where: Path) -> dict[str, Tensor]:
-    """Returns ``weights``, or says that they are no state dict."""
+    """Returns ``weights``, or refuses what is no state dict."""
     if not isinstance(weights, dict):
         raise UserError(f"{where}: holds no state dict")
     for name, value in weights.items():

@@ -1,4 +1,4 @@
-"""The shape of an XLSR network, as Hugging Face's ``config.json`` gives it, and its cuts."""
+"""The shape of an XLSR network, as Hugging Face's ``config.json`` gives it, and its levels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class XlsrConfig:
         return cls(**merged).checked(where)
 
     def checked(self, where: str) -> XlsrConfig:
-        """Returns itself, or says which value of the file ``where`` cannot be."""
+        """Returns itself, or refuses a value, which it names with the file ``where``."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _is_like(value, field.default):
@@ -111,35 +111,35 @@ class XlsrConfig:
         return field
 
     @property
-    def head(self) -> int:
+    def overlap(self) -> int:
         """Samples that a frame shares with the next one."""
         return self.receptive_field - self.hop
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames that so many samples give."""
-        return max((num_samples - self.head) // self.hop, 0)
+        """Returns how many frames so many samples give."""
+        return max((num_samples - self.overlap) // self.hop, 0)
 
-    def cut_level(self, cut: str) -> int:
-        """The height of a cut: WAVEFORM, FRONTEND, or the number of layers below it.
+    def number_of_level(self, level: str) -> int:
+        """Returns the number of a level: WAVEFORM, FRONTEND, or the number of layers below it.
 
         Raises:
-          UserError: no such cut in this network.
+          UserError: there is no such level in this network.
         """
         named = {"waveform": WAVEFORM, "frontend": FRONTEND, "last": self.num_hidden_layers}
-        if cut in named:
-            return named[cut]
-        if cut.isdigit() and 1 <= int(cut) <= self.num_hidden_layers:
-            return int(cut)
+        if level in named:
+            return named[level]
+        if level.isdigit() and 1 <= int(level) <= self.num_hidden_layers:
+            return int(level)
         raise UserError(
-            f"--cut {cut}: must be waveform, frontend, last, or a layer from 1 to "
+            f"--cut {level}: must be waveform, frontend, last, or a layer from 1 to "
             f"{self.num_hidden_layers}"
         )
 
-    def feature_dim(self, cut: str) -> int:
-        """Width of what enters the model at a cut (1 for the waveform)."""
-        level = self.cut_level(cut)
-        if level < 0:
-            return 1 if level == WAVEFORM else self.conv_dim[-1]
+    def feature_dim(self, level: str) -> int:
+        """Returns the width of what enters the model at a level (1 for the waveform)."""
+        number = self.number_of_level(level)
+        if number < 0:
+            return 1 if number == WAVEFORM else self.conv_dim[-1]
         return self.hidden_size
 
 

@@ -1,9 +1,9 @@
 """Forced alignment: the best path of a given text through the transducer's lattice or CTC's.
 
-The transducer's: a state is (t, s): frame t, s tokens said. Blank leads to (t + 1, s). Where
-the next token leads is what the types of the loss say: `regular` to (t, s + 1), so that a frame
+The transducer's: a state is (t, s): frame t, s tokens emitted. Blank leads to (t + 1, s). Where
+the next token leads depends on the type of the loss: `regular` to (t, s + 1), so that a frame
 may hold any number of tokens; `modified` to (t + 1, s + 1); `constrained` likewise, with a blank
-behind the token. Source: A. Graves, "Sequence transduction with recurrent neural networks", 2012.
+after the token. Source: A. Graves, "Sequence transduction with recurrent neural networks", 2012.
 
 CTC's: each frame has one label of `blank, token, blank, token, ..., blank`, from left to right;
 only a blank between different tokens may be left out. Source: A. Graves et al., "Connectionist
@@ -91,8 +91,8 @@ def _hypotheses(
             continue
         at = frames[n, :count]
         log_probs = emit[n, at, torch.arange(count, device=at.device)].tolist()
-        said = tokens[n, :count].tolist()
-        found.append(Hypothesis(said, at.tolist(), value, log_probs, value / (count + norm)))
+        emitted = tokens[n, :count].tolist()
+        found.append(Hypothesis(emitted, at.tolist(), value, log_probs, value / (count + norm)))
     return found
 
 
@@ -116,9 +116,9 @@ def lattice_log_probs(
         logits = model.joiner(part, decoder_side, project_input=False).float()
         norm = logits.logsumexp(-1)
         index = tokens[:, None, :, None].expand(-1, part.shape[1], -1, -1)
-        said = logits[:, :, :num_tokens].gather(3, index)[..., 0]
+        token = logits[:, :, :num_tokens].gather(3, index)[..., 0]
         blanks.append(logits[..., blank_id] - norm)
-        emits.append(said - norm[:, :, :num_tokens])
+        emits.append(token - norm[:, :, :num_tokens])
     return torch.cat(blanks, 1).double(), torch.cat(emits, 1).double()
 
 
@@ -144,17 +144,17 @@ def best_path(
     came_from = []
     for t in range(num_frames):
         new, origin = enter(score, blank[:, t], emit[:, t], rnnt_type == "constrained")
-        goes_on = (t < lens).unsqueeze(1)
-        came_from.append(torch.where(goes_on, origin, position))
-        score = torch.where(goes_on, new, score)
+        has_frame = (t < lens).unsqueeze(1)
+        came_from.append(torch.where(has_frame, origin, position))
+        score = torch.where(has_frame, new, score)
 
     at = token_lens.unsqueeze(1)
     total = score.gather(1, at)[:, 0].masked_fill(lens == 0, NEVER)
     frames = torch.zeros(num_streams, num_states - 1, dtype=torch.int64, device=blank.device)
     for t in range(num_frames - 1, -1, -1):
         before = came_from[t].gather(1, at)
-        said = (before <= position[:, :-1]) & (position[:, :-1] < at)
-        frames = frames.masked_fill(said, t)
+        is_emitted = (before <= position[:, :-1]) & (position[:, :-1] < at)
+        frames = frames.masked_fill(is_emitted, t)
         at = before
     return total, frames
 
@@ -162,9 +162,9 @@ def best_path(
 def _any_number(
     score: Tensor, blank: Tensor, emit: Tensor, constrained: bool
 ) -> tuple[Tensor, Tensor]:
-    """One frame, tokens staying in it: (N, S + 1) scores behind it, and the states before it.
+    """One frame, tokens staying in it: (N, S + 1) scores after it, and the states before it.
 
-    The best way to s begins at some s' <= s and says all tokens between them, so with the sums
+    The best way to s begins at some s' <= s and emits all tokens between them, so with the sums
     of emissions c it has the score max over s' of (score[s'] - c[s']) + c[s].
     """
     c = F.pad(emit.cumsum(1), (1, 0))
@@ -175,7 +175,7 @@ def _any_number(
 def _at_most_one(
     score: Tensor, blank: Tensor, emit: Tensor, constrained: bool
 ) -> tuple[Tensor, Tensor]:
-    """One frame, which a token ends: (N, S + 1) scores behind it, and the states before it."""
+    """One frame, which a token ends: (N, S + 1) scores after it, and the states before it."""
     moved = score[:, :-1] + emit
     if constrained:
         moved = moved + blank[:, 1:]
@@ -205,7 +205,7 @@ def ctc_best_path(
     leaps = (labels != blank_id) & (labels != two_before)
     emit = log_probs.gather(2, labels.unsqueeze(1).expand(-1, log_probs.shape[1], -1))
     position = torch.arange(labels.shape[1], device=labels.device).expand(num_streams, -1)
-    # Before the first frame a blank has been said: it leads to both labels that may come first.
+    # Before the first frame there is a blank: it leads to both labels that may come first.
     score = emit.new_full(labels.shape, NEVER)
     score[:, 0] = 0
     came_from = []
@@ -213,9 +213,9 @@ def ctc_best_path(
         moved = F.pad(score, (1, 0), value=NEVER)[:, :-1]
         leapt = F.pad(score, (2, 0), value=NEVER)[:, :-2].masked_fill(~leaps, NEVER)
         best, back = torch.stack([score, moved, leapt]).max(0)
-        goes_on = (t < lens).unsqueeze(1)
-        came_from.append(torch.where(goes_on, position - back, position))
-        score = torch.where(goes_on, best + emit[:, t], score)
+        has_frame = (t < lens).unsqueeze(1)
+        came_from.append(torch.where(has_frame, position - back, position))
+        score = torch.where(has_frame, best + emit[:, t], score)
 
     ends = torch.stack([2 * token_lens, (2 * token_lens - 1).clamp(min=0)], 1)
     total, which = score.gather(1, ends).max(1)
@@ -240,7 +240,7 @@ class Span:
 
 
 def token_spans(hypothesis: Hypothesis, tokens: list[str], frame: float) -> list[Span]:
-    """When each token was said: its frame of ``frame`` seconds, shared by those in it equally.
+    """Returns the time of each token: its frame of ``frame`` seconds, shared equally in a frame.
 
     So spans follow each other, do not overlap, and none is empty.
     """

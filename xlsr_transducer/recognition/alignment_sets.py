@@ -43,14 +43,14 @@ def sets_to_align(options: DecodeOptions, wavs: list[Path], texts: list[str]) ->
 
 
 def check_texts(texts: Sequence[str], tokenizer: Tokenizer) -> None:
-    """Refuses given texts that the model cannot say.
+    """Refuses given texts that the model cannot emit.
 
     Raises:
       UserError: one is empty, or has a word of unknown characters.
     """
     for text in texts:
         if not text.split():
-            raise UserError("--text is empty: give the words that are said")
+            raise UserError("--text is empty: give the words of the audio")
         for word, ids in zip(text.split(), tokenizer.encode(text.split())):
             if tokenizer.unk_id in ids:
                 raise UserError(

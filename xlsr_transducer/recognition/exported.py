@@ -43,7 +43,7 @@ class Recogniser:
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What a model says to one utterance."""
+    """The result of a model for one utterance."""
 
     tokens: list[int]
     frames: list[int]  # the encoder frame of each token
@@ -74,11 +74,11 @@ def encode_chunks(encoder: nn.Module, wave: Tensor) -> Iterator[Tensor]:
     Args:
       encoder: a ``StreamingXLSREncoder``, or what is called like one.
     """
-    hop, head = encoder.xlsr.hop, encoder.xlsr.head
-    buffer = AudioBuffer(encoder.chunk_size * hop, hop, head)
+    hop, overlap = encoder.xlsr.hop, encoder.xlsr.overlap
+    buffer = AudioBuffer(encoder.chunk_size * hop, hop, overlap)
     buffer.add(wave)
     buffer.finish()
-    first = buffer.pop_head()
+    first = buffer.pop_overlap()
     if first is None:
         return
     state = encoder.get_init_states(1, wave.device)

@@ -1,8 +1,8 @@
-"""How late a live recogniser is: from audio to token, with and without computing time.
+"""The latency of a live recogniser, from audio to token, with and without computing time.
 
 Of each stream the first and the last token count. Delays are measured from the end of
 the token's 40 ms encoder frame (for the last token: from the end of the audio, as nothing
-can be said to be final before) to the moment when the token is there. *Algorithmic*: the
+is final before) to the moment when the token is there. *Algorithmic*: the
 chunk must arrive, computing takes no time. *Measured*: audio arrives in real time, and a
 chunk is computed when it has arrived and the one before is done.
 """
@@ -36,8 +36,8 @@ class LatencyReport:
         shown = _times_shown(stream.steps)
         steps = stream.steps
         first = next(i for i, s in enumerate(steps) if s.num_tokens > 0)
-        spoken = (frames[0] + 1) * ENCODER_FRAME
-        self.first.append((steps[first].arrived - spoken, shown[first] - spoken))
+        emitted = (frames[0] + 1) * ENCODER_FRAME
+        self.first.append((steps[first].arrived - emitted, shown[first] - emitted))
         # The last chunk is known to be the last one when the audio ends.
         ends = [max(time, stream.seconds) for time in (steps[-1].arrived, shown[-1])]
         self.last.append((ends[0] - stream.seconds, ends[1] - stream.seconds))

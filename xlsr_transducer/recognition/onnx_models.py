@@ -149,10 +149,10 @@ class OnnxStreamingEncoder(OnnxModule):
         self.chunk_size = int(about["chunk_size"])
         self.left_context_chunks = int(about["left_context_chunks"])
         self.attention_sink_size = int(about["attention_sink_size"])
-        self.xlsr = types.SimpleNamespace(hop=int(about["hop"]), head=int(about["head"]))
+        self.xlsr = types.SimpleNamespace(hop=int(about["hop"]), overlap=int(about["head"]))
 
     def get_init_states(self, batch_size: int, device: torch.device) -> EncoderState:
-        """The state of streams that have heard nothing."""
+        """Returns the state of streams before their first sample."""
         fields = [
             torch.zeros([batch_size, *state.shape[1:]], dtype=DTYPES[state.type], device=device)
             for state in self.session.get_inputs()[2:]
@@ -185,7 +185,7 @@ class OnnxDecoder(OnnxModule):
 
 
 class OnnxJoiner(OnnxModule):
-    """The joiner behind its projections."""
+    """The joiner after its projections."""
 
     def __init__(self, session: Any):
         super().__init__(session)

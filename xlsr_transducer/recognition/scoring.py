@@ -196,7 +196,7 @@ def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str,
     confusions = Counter(pair for pairs in aligned.values() for pair in pairs)
     correct = sum(n for (r, h), n in confusions.items() if r == h)
     wer = result.wer
-    head = [
+    heading = [
         f"%WER = {wer.percent:.2f}",
         f"Errors: {wer.insertions} insertions, {wer.deletions} deletions, "
         f"{wer.substitutions} substitutions, over {wer.num_ref} reference words "
@@ -212,7 +212,7 @@ def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str,
     often_first = sorted(confusions.items(), key=lambda x: (-x[1], x[0]))
     wrong = [(n, r, h) for (r, h), n in often_first if r != h]
     sections = [
-        head,
+        heading,
         ["PER-UTT DETAILS: corr or (ref->hyp)", *details],
         [
             "SUBSTITUTIONS: count ref -> hyp",

@@ -188,8 +188,8 @@ def tokens_beside(model: Path, tokens: Path | None, decoder: nn.Module) -> list[
         written = [archive.read(name).decode() for name in records]
     if written not in ([], [hash_of_tokens(found)]):
         raise UserError(
-            f"{path}: belongs to another model than {model}; give the tokens.txt that was exported "
-            "with it"
+            f"{path}: belongs to another model than {model}; give the tokens.txt that was "
+            "exported with it"
         )
     return found
 

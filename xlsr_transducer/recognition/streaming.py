@@ -23,7 +23,7 @@ SAMPLING_RATE = 16000
 
 @dataclasses.dataclass
 class Step:
-    """One chunk of one stream, for the account of latencies."""
+    """One chunk of one stream, for the report of latencies."""
 
     arrived: float  # seconds of the stream's audio that had to arrive for it
     elapsed: float  # seconds that the batch took
@@ -38,12 +38,12 @@ class Stream:
         name: str,
         chunk_samples: int,
         hop: int,
-        head: int,
+        overlap: int,
         hotwords: TokenGraph | None = None,
     ):
         self.name = name
         self.hotwords = hotwords
-        self.buffer = AudioBuffer(chunk_samples, hop, head)
+        self.buffer = AudioBuffer(chunk_samples, hop, overlap)
         self.result = Hypothesis()
         self.steps: list[Step] = []
         self.consumed = 0  # samples
@@ -53,7 +53,7 @@ class Stream:
         self.buffer.add(piece)
 
     def finish(self) -> None:
-        """Says that no more audio will come."""
+        """Ends the stream: no more audio will come."""
         self.buffer.finish()
 
     @property
@@ -68,7 +68,7 @@ class StreamPool:
         self.encoder = model.encoder
         self.search = search
         self.device = next(model.parameters()).device
-        self.hop, self.head = self.encoder.xlsr.hop, self.encoder.xlsr.head
+        self.hop, self.overlap = self.encoder.xlsr.hop, self.encoder.xlsr.overlap
         self.chunk_samples = self.encoder.chunk_size * self.hop
         self.streams: list[Stream] = []
         self._encoder_state: EncoderState | None = None
@@ -82,7 +82,7 @@ class StreamPool:
           hotwords: those of this stream (see ``context_graph``) instead of the search's own.
             The search needs a ``Bias`` for them.
         """
-        stream = Stream(name, self.chunk_samples, self.hop, self.head, hotwords)
+        stream = Stream(name, self.chunk_samples, self.hop, self.overlap, hotwords)
         self._waiting.append(stream)
         return stream
 
@@ -104,19 +104,19 @@ class StreamPool:
 
     def _admit(self) -> None:
         """Puts those waiting streams into the batch whose first samples have arrived."""
-        heads, started = [], []
+        overlaps, started = [], []
         for stream in list(self._waiting):
-            head = stream.buffer.pop_head()
-            if head is None:
+            overlap = stream.buffer.pop_overlap()
+            if overlap is None:
                 continue
             self._waiting.remove(stream)
-            heads.append(head)
+            overlaps.append(overlap)
             started.append(stream)
-            stream.consumed = self.head
+            stream.consumed = self.overlap
         if not started:
             return
         fresh = self.encoder.get_init_states(len(started), self.device)
-        fresh.xlsr.tail.copy_(torch.stack(heads))
+        fresh.xlsr.tail.copy_(torch.stack(overlaps))
         search = self._first_search_state(started)
         if self.streams:
             fresh = cat_states([self._encoder_state, fresh])
@@ -153,7 +153,7 @@ class StreamPool:
                 stream.steps.append(Step(arrived, -1.0, len(result.tokens)))
 
     def _dismiss(self) -> list[Stream]:
-        """Takes the streams that have given all they will out of the batch."""
+        """Takes the streams that have ended out of the batch, and returns them."""
         ended = [s for s in self._waiting + self.streams if s.buffer.is_exhausted]
         if not ended:
             return []

@@ -1,7 +1,7 @@
-"""What else than the model has a say in a search: hotwords and language models.
+"""What changes the scores of a search besides the model: hotwords and language models.
 
-With every token it says each stream walks along some graphs (``TokenGraph``), and takes the state
-of the neural language model further. A stream's hotwords may be its own.
+With every token that it emits, each stream walks along some graphs (``TokenGraph``), and updates
+the state of the neural language model. A stream's hotwords may be its own.
 
 Letters: N streams, B hypotheses per stream, M of them looked up, G graphs, F numbers of a state of
 the neural language model (0 without one), V tokens.

@@ -1,8 +1,8 @@
 """Hotwords: phrases whose tokens a search prefers, as an Aho-Corasick automaton.
 
-Every token that takes a phrase further is lent a bonus at once, so that the beam keeps it; a
+Every token that continues a phrase is lent a bonus at once, so that the beam keeps it; a
 phrase that comes to its end keeps what it was lent, one that does not gives it back. A phrase
-that goes on behind another one (`ab`, `abc`) earns the tokens they share once.
+that continues another one (`ab`, `abc`) earns the tokens they share once.
 
 A. V. Aho, M. J. Corasick, "Efficient string matching", 1975. Bonus and refund as in icefall.
 """

@@ -1,7 +1,7 @@
 """Greedy search by the CTC head: the best label of each frame, repeats and blanks taken out.
 
-A. Graves et al., "Connectionist temporal classification", ICML 2006. Decoder and joiner have no
-say in it.
+A. Graves et al., "Connectionist temporal classification", ICML 2006. Decoder and joiner are not
+used.
 
 Letters: N streams, T frames, V tokens.
 """
@@ -23,7 +23,7 @@ BLOCK = 4096  # frames whose log-probs are computed at once
 
 @dataclass(frozen=True)
 class CtcState:
-    """Per stream: what it has said, and the label of its last frame, which is not said again."""
+    """Per stream: its tokens so far, and the label of its last frame, not emitted again."""
 
     history: History  # N streams, one hypothesis each
     label: Tensor  # (N,) int64

@@ -2,7 +2,7 @@
 
 Hypotheses with the same context have the same future, so only the best of them is kept
 (Viterbi), and the search keeps up to ``max_contexts`` contexts per stream. Every context c
-stands for two states of k2's decoder: (c, 0), and (c, 1) behind the graph's final arc, which
+stands for two states of k2's decoder: (c, 0), and (c, 1) after the graph's final arc, which
 lies where a blank from c leads. (c, 1) is never better than (c, 0) and never leads anywhere
 better; it matters as it takes up room in ``max_states``, and as k2's last frame asks for it.
 So its score is always that of c's blank, and no state needs to be kept for it.
@@ -70,7 +70,7 @@ class Targets:
 
 
 class FastBeamSearch(Search):
-    """The best path over contexts; ``fast_beam_flavour`` says what becomes of its end."""
+    """The best path over contexts; ``fast_beam_flavour`` decides about its end."""
 
     def _num_hyps(self) -> int:
         return self.options.max_contexts + (self.options.fast_beam_flavour != "whole")
@@ -118,7 +118,7 @@ class FastBeamSearch(Search):
         n, width = score.shape
         log_probs = self._log_probs(encoder_side.unsqueeze(1), decoder_side).float()
         targets = self._targets(log_probs, context, score)
-        # Ranks count (c, 1) too: behind the better ones and behind its equal, (c, 0).
+        # Ranks count (c, 1) too: after the better ones and after its equal, (c, 0).
         final = score + log_probs[:, :, self.blank_id]
         rank = torch.arange(width, device=score.device) + (
             final.unsqueeze(1) > targets.score.unsqueeze(2)
@@ -205,7 +205,7 @@ class FastBeamSearch(Search):
 
         Args:
           kept: (n, K) targets that survive.
-          final: (n, C) scores of the states behind the final arc.
+          final: (n, C) scores of the states after the final arc.
           score: (n, C) before this frame.
           log_probs: (n, C, V).
 

@@ -48,7 +48,7 @@ def search_frames(
       fields: tensors with N rows that the steps change; left as they were.
     """
     num_frames = encoder_side.shape[1]
-    # Longest first: the streams that go on are always the first n rows.
+    # Longest first: the streams with frames left are always the first n rows.
     order = lens.sort(descending=True, stable=True).indices
     encoder_side = encoder_side[order]
     now = tuple(x[order] for x in fields)

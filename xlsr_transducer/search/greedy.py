@@ -26,7 +26,7 @@ MAX_BLOCK = 16
 
 @dataclass(frozen=True)
 class GreedyState:
-    """Per stream: what it has said, and the decoder side that follows from it."""
+    """Per stream: its tokens so far, and the decoder side that follows from them."""
 
     history: History  # N streams, one hypothesis each
     context: Tensor  # (N, C) int64
@@ -86,10 +86,10 @@ class GreedySearch(Search):
 
             chosen = emits.nonzero()[:, 0]
             if len(chosen):
-                spoke = rows[chosen]
-                longer = torch.cat([context[spoke, 1:], token[chosen].unsqueeze(1)], 1)
-                context[spoke] = longer
-                decoder_side[spoke] = self._project_context(longer).to(decoder_side.dtype)
+                grown = rows[chosen]
+                longer = torch.cat([context[grown, 1:], token[chosen].unsqueeze(1)], 1)
+                context[grown] = longer
+                decoder_side[grown] = self._project_context(longer).to(decoder_side.dtype)
         frames = torch.arange(places[1], device=lens.device).div(per_frame, rounding_mode="floor")
         frames = frames + state.num_frames.unsqueeze(1)
         return GreedyState(

@@ -1,4 +1,4 @@
-"""What the hypotheses of a batch of streams have said so far, as tensors.
+"""The tokens of all hypotheses of a batch of streams so far, as tensors.
 
 A search appends tokens piece by piece. Those that all live hypotheses of a stream share can no
 longer change: once there are many, they move to host memory, so that the tensors of a stream
@@ -26,7 +26,7 @@ HASH_MULTIPLIER = 6364136223846793005
 
 
 def hash_with(hashes: Tensor, tokens: Tensor) -> Tensor:
-    """Hashes of token sequences that go on with ``tokens``; int64, any shape."""
+    """Returns hashes of token sequences that ``tokens`` continue; int64, any shape."""
     return hashes * HASH_MULTIPLIER + (tokens + 1)
 
 
@@ -62,7 +62,7 @@ class History:
 
     @staticmethod
     def empty(num_streams: int, num_hyps: int, device: torch.device | str) -> History:
-        """Nothing said yet."""
+        """Returns hypotheses without tokens."""
         shape = (num_streams, num_hyps, 0)
         return History(
             tokens=torch.zeros(shape, dtype=torch.int64, device=device),
@@ -105,13 +105,13 @@ class History:
             lengths=lengths,
         )
 
-    def settle(self, live: Tensor, limit: int = MAX_OPEN) -> History:
-        """Moves what all live hypotheses share to host memory, if ``limit`` is exceeded.
+    def settle(self, live: Tensor, most: int = MAX_OPEN) -> History:
+        """Moves what all live hypotheses share to host memory, if it is more than ``most`` tokens.
 
         Args:
           live: (N, B) bool; the others do not count and lose what they had.
         """
-        if self.tokens.shape[2] <= limit:
+        if self.tokens.shape[2] <= most:
             return self
         lengths = self.lengths.masked_fill(~live, 0)
         first = live.to(torch.int64).argmax(1)[:, None, None].expand(-1, 1, self.tokens.shape[2])
@@ -174,14 +174,14 @@ class History:
                 if score == -float("inf"):
                     continue
                 end = lengths[n][m]
-                spoken = start[0] + tokens[n][m][:end]
+                emitted = start[0] + tokens[n][m][:end]
                 found[-1].append(
                     Hypothesis(
-                        tokens=spoken,
+                        tokens=emitted,
                         frames=start[1] + frames[n][m][:end],
                         score=score,
                         log_probs=start[2] + log_probs[n][m][:end],
-                        norm_score=score / (len(spoken) + norm),
+                        norm_score=score / (len(emitted) + norm),
                     )
                 )
         return found

@@ -1,4 +1,4 @@
-"""What a search returns for one stream."""
+"""The result of a search for one stream."""
 
 from __future__ import annotations
 

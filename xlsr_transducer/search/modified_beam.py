@@ -209,16 +209,16 @@ def _walked(
     Args:
       row: (n * B,) where each hypothesis had its own before. Those that are not ``fresh`` have
         the tokens, and so the states, of that row.
-      token: (n * B,) what they said.
+      token: (n * B,) what they emitted.
     """
     shape = biased[0].shape[:2]
     biased = [x.flatten(0, 1)[row] for x in biased]
-    moved = fresh.nonzero()[:, 0]
-    if len(moved):
+    grown = fresh.nonzero()[:, 0]
+    if len(grown):
         graph_state, lm_state, _ = biased
-        new = walk.step(graph_state[moved], lm_state[moved], token[moved])
+        new = walk.step(graph_state[grown], lm_state[grown], token[grown])
         for x, value in zip(biased, new):
-            x[moved] = value
+            x[grown] = value
     return [x.unflatten(0, shape) for x in biased]
 
 

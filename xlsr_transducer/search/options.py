@@ -1,4 +1,4 @@
-"""What a search is asked to do: one dataclass for every command, checked in one place."""
+"""Options of a search: one dataclass for every command, checked in one place."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SearchOptions(Options):
     )
     nbest_scale: float = option(
         0.5,
-        "fast_beam_search_nbest*: log-probs times this say how likely a path is drawn",
+        "fast_beam_search_nbest*: log-probs times this decide how likely a path is drawn",
         above=0,
     )
     max_sym_per_frame: int = option(1, "greedy_search: most tokens in one frame", at_least=1)

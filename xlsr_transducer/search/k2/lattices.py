@@ -1,9 +1,9 @@
 """Searches over k2's graphs and lattices; k2 is imported once one of them is made.
 
 k2 walks all streams along a graph, frame by frame, and gives the lattice of all paths that it
-kept. Its rules on the trivial graph, and what it makes of the last frame, are told in
+kept. Its rules on the trivial graph, and what it makes of the last frame, are described in
 tests/golden/README.md. As the result is read off the lattice of whole utterances, the state
-of a stream is all that was heard of it.
+of a stream is all of its frames so far.
 
 Letters: N streams, T frames, J joiner width, V tokens.
 """
@@ -30,12 +30,12 @@ from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.options import SearchOptions
 
 NEVER = -float("inf")
-# Log-prob of all tokens but blank on a frame behind the last one.
+# Log-prob of all tokens but blank on a frame after the last one.
 IMPOSSIBLE = -1e4
 
 
 @dataclass(frozen=True)
-class HeardState:
+class FramesState:
     """Per stream: all its frames so far."""
 
     frames: tuple[Tensor, ...]  # N of (T_n, J), the encoder side of the joiner
@@ -44,7 +44,7 @@ class HeardState:
 class LatticeSearch(Search):
     """The best path through the lattice; on the trivial graph k2's own fast_beam_search.
 
-    ``fast_beam_flavour`` says what becomes of the last frame, whose arcs k2 leaves out: with
+    ``fast_beam_flavour`` decides about the last frame, whose arcs k2 leaves out: with
     'whole' that is one more frame, on which nothing but blank is possible; and if no path ends
     where the graph does, the best of all is taken, as with 'partial'. With 'strict' there is
     no result then. A token of the last frame is never found by 'strict' and 'partial'. Along
@@ -66,29 +66,29 @@ class LatticeSearch(Search):
             graph.lm_scores = graph.scores.clone()
         self.graph = graph.to(self._device())
 
-    def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> HeardState:
+    def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> FramesState:
         """The state of ``num_streams`` streams before their first frame."""
         weight = self.joiner.encoder_proj.weight
         nothing = torch.zeros(0, len(weight), device=device, dtype=weight.dtype)
-        return HeardState((nothing,) * num_streams)
+        return FramesState((nothing,) * num_streams)
 
     @torch.no_grad()
     def advance(
-        self, encoder_out: Tensor, encoder_out_lens: Tensor, state: HeardState
-    ) -> HeardState:
+        self, encoder_out: Tensor, encoder_out_lens: Tensor, state: FramesState
+    ) -> FramesState:
         """Consumes the next frames of each stream (see ``Search.advance``)."""
         encoder_side = self._project_encoder(encoder_out, encoder_out_lens)
         pieces = zip(state.frames, encoder_side, encoder_out_lens.tolist())
-        return HeardState(tuple(torch.cat([old, new[:n]]) for old, new, n in pieces))
+        return FramesState(tuple(torch.cat([old, new[:n]]) for old, new, n in pieces))
 
     @torch.no_grad()
-    def nbest(self, state: HeardState, n: int) -> list[list[Hypothesis]]:
+    def nbest(self, state: FramesState, n: int) -> list[list[Hypothesis]]:
         """Up to ``n`` hypotheses per stream, best first; there is one unless paths are drawn."""
-        heard = [i for i, frames in enumerate(state.frames) if len(frames)]
+        started = [i for i, frames in enumerate(state.frames) if len(frames)]
         found = [[Hypothesis()] for _ in state.frames]
-        if heard:
-            hyps = self._read(self.lattice([state.frames[i] for i in heard]))
-            for i, best in zip(heard, hyps):
+        if started:
+            hyps = self._read(self.lattice([state.frames[i] for i in started]))
+            for i, best in zip(started, hyps):
                 found[i] = best[:n] or [Hypothesis(score=NEVER, norm_score=NEVER)]
         return found
 
@@ -135,7 +135,7 @@ class LatticeSearch(Search):
         ]
 
     def _hypothesis(self, path: Any, score: float) -> Hypothesis:
-        """What a linear lattice says."""
+        """Returns the hypothesis of a linear lattice."""
         labels = path.labels.tolist()
         log_probs = (path.scores - path.lm_scores).tolist()
         end = len(labels)
@@ -168,11 +168,11 @@ class NbestSearch(LatticeSearch):
         stream = [n for n, rows in enumerate(drawn) for _ in rows]
         if not stream:
             return found
-        # All paths that say the same, whatever the frames in which they say it.
-        said = k2.linear_fsa([row for rows in drawn for row in rows], device=lattice.device)
+        # All paths with the same tokens, whatever their frames.
+        texts = k2.linear_fsa([row for rows in drawn for row in rows], device=lattice.device)
         paths = k2.intersect_device(
             k2.arc_sort(lattice),
-            k2.add_epsilon_self_loops(said),
+            k2.add_epsilon_self_loops(texts),
             torch.tensor(stream, dtype=torch.int32, device=lattice.device),
             sorted_match_a=True,
         )

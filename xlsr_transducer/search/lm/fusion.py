@@ -1,4 +1,4 @@
-"""What a neural language model adds to a beam search.
+"""Shallow fusion: what a neural language model adds to a beam search.
 
 Letters: M states looked up together, F numbers of a state, V tokens.
 """
@@ -21,7 +21,7 @@ from xlsr_transducer.search.lm.model import LanguageModel
 class ScaledLm:
     """A language model whose log-probs count ``scale`` times.
 
-    As with an n-gram model blank weighs nothing, and sos/eos, which nobody says, as much as
+    As with an n-gram model blank weighs nothing, and sos/eos, which is never emitted, as much as
     unk; where a stream ends costs nothing.
     """
 
@@ -52,9 +52,9 @@ class ScaledLm:
         if not hypotheses:
             return []
         device = self.model.output.weight.device
-        said = [torch.tensor(h.tokens, dtype=torch.int64) for h in hypotheses]
-        tokens = pad_sequence(said, batch_first=True, padding_value=Tokenizer.unk_id)
-        lens = torch.tensor([len(s) for s in said])
+        texts = [torch.tensor(h.tokens, dtype=torch.int64) for h in hypotheses]
+        tokens = pad_sequence(texts, batch_first=True, padding_value=Tokenizer.unk_id)
+        lens = torch.tensor([len(s) for s in texts])
         added = self.model(tokens.to(device), lens.to(device)) * self.scale
         scores = [h.score + x for h, x in zip(hypotheses, added.tolist())]
         return [

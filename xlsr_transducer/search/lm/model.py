@@ -1,6 +1,6 @@
 """A language model of the BPE tokens: an LSTM whose state goes in and out.
 
-Ids are the tokenizer's. A sentence begins behind sos/eos and ends in it; a blank is never said.
+Ids are the tokenizer's. A sentence begins after sos/eos and ends in it; a blank is never emitted.
 
 Letters: N sentences, S tokens, M states computed together, V vocabulary, H width of the LSTM,
 F = 2 * layers * H numbers of a state.
@@ -54,9 +54,9 @@ class LanguageModel(nn.Module):
         Args:
           tokens: (N, S) int64, anything that is a token beyond token_lens; token_lens: (N,).
         """
-        said = F.pad(tokens, (1, 0), value=Tokenizer.sos_id)
-        out, _ = self.lstm(self.dropout(self.embedding(said)))
-        position = torch.arange(said.shape[1], device=said.device)
+        given = F.pad(tokens, (1, 0), value=Tokenizer.sos_id)
+        out, _ = self.lstm(self.dropout(self.embedding(given)))
+        position = torch.arange(given.shape[1], device=given.device)
         lens = token_lens.unsqueeze(1)
         following = F.pad(tokens, (0, 1), value=Tokenizer.sos_id)
         following = following.masked_fill(position == lens, Tokenizer.sos_id)
@@ -64,12 +64,12 @@ class LanguageModel(nn.Module):
         return log_probs.masked_fill(position > lens, 0).sum(1)
 
     def init_state(self, num_states: int) -> Tensor:
-        """(M, F) states before anything was said, not even the sos/eos of the beginning."""
+        """Returns (M, F) states before any token, also before the sos/eos of the beginning."""
         width = 2 * self.lstm.num_layers * self.lstm.hidden_size
         return self.output.weight.new_zeros(num_states, width)
 
     def step(self, state: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs (M, V) of what follows ``token`` (M,) said in ``state`` (M, F); the new state.
+        """Returns log-probs (M, V) after ``token`` (M,) in ``state`` (M, F), and the new state.
 
         The log-prob of blank is -inf. There is no dropout: this is not for training.
         """

@@ -1,4 +1,4 @@
-"""Modified beam search whose hypotheses a neural language model puts into order at the end."""
+"""Modified beam search whose hypotheses a neural language model ranks at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xlsr_transducer.search.options import SearchOptions
 
 
 class LmRescoreSearch(ModifiedBeamSearch):
-    """The language model has no say in which hypotheses are kept, only in which one wins."""
+    """The language model does not decide which hypotheses are kept, only which one wins."""
 
     def __init__(self, options: SearchOptions, decoder: nn.Module, joiner: nn.Module, bias: Bias):
         """``bias`` holds the language model, and what takes part in the search."""

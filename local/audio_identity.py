@@ -19,7 +19,7 @@ _RECORDING_KEYS = ("sampling_rate", "num_samples", "channel_ids", "transforms")
 
 
 def settings_digest(cut: dict) -> str:
-    """A digest of all that the manifest tells of a cut's audio, but not its place.
+    """Returns a digest of all that the manifest tells of a cut's audio, but not its place.
 
     Args:
       cut: the dictionary of a MonoCut.
@@ -40,7 +40,7 @@ def file_state(cut: dict) -> str:
 
 
 def content_digest(cut: dict) -> str:
-    """A digest of the bytes of a cut's audio, empty if they cannot be read."""
+    """Returns a digest of the bytes of a cut's audio, empty if they cannot be read."""
     sources = tuple(_file(source) for source in cut["recording"]["sources"])
     try:
         return _content_digest(sources, file_state(cut))
@@ -54,7 +54,7 @@ def _content_digest(sources: tuple[tuple[str, str], ...], state: str) -> str:
 
 
 def _file(source: dict) -> tuple[str, str]:
-    """Path, and the place in a tar file."""
+    """Returns the path, and the place in a tar file."""
     if source["type"] != "shar":
         return source["source"], ""
     path, offset, size = source["source"].rsplit(":", 2)

@@ -53,7 +53,7 @@ class SplitStatistics:
 
 
 def table(splits: Sequence[SplitStatistics]) -> str:
-    """One column for each split."""
+    """Returns one column for each split."""
     rows: list[tuple[str, Callable[[SplitStatistics], str]]] = [
         ("utterances", lambda s: str(len(s.durations))),
         ("hours", lambda s: f"{s.seconds / 3600:.2f}"),

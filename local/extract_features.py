@@ -131,7 +131,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def feature_info(args: argparse.Namespace, checkpoint: XlsrCheckpoint) -> FeatureInfo:
-    """What the options ask for, checked against the checkpoint before any work is done."""
+    """Returns what the options ask for, checked against the checkpoint before any work is done."""
     normalize = args.normalize or ("utterance" if args.extractor == "s3prl" else "cumulative")
     chunk = ChunkSettings(args.chunk_size, args.left_context_chunks, args.attention_sink_size)
     chunk = chunk.require_consistent().simplified()
@@ -202,7 +202,7 @@ class Split:
                 self.stored[cut["id"]] = entry
 
     def missing_shards(self) -> Iterator[Shard]:
-        """What must be computed."""
+        """Returns what must be computed."""
         missing = (cut for cut in self._sound_cuts() if cut["id"] not in self.stored)
         return plan_shards(self.name, missing)
 
@@ -264,7 +264,7 @@ def merge_split(split: Split) -> None:
 
 
 def with_features(values: dict, entry: Stored) -> MonoCut:
-    """The cut with its features attached, audio at 16 kHz."""
+    """Returns the cut with its features attached, audio at 16 kHz."""
     cut = MonoCut.from_dict(copy.deepcopy(values))
     features = Features(
         type="xlsr",

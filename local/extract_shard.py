@@ -83,7 +83,7 @@ class Stored:
     unreadable: str = ""  # the reason
 
     def fits(self, cut: dict, settings: str) -> bool:
-        """Whether it was computed from the audio that the cut has now."""
+        """Returns whether it was computed from the audio that the cut has now."""
         if self.settings != settings:
             return False
         state = file_state(cut)

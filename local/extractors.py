@@ -38,7 +38,7 @@ class Extractor(Protocol):
 def describe_features(
     checkpoint: XlsrCheckpoint, level: str, normalize: str, chunk: ChunkSettings, extractor: str
 ) -> FeatureInfo:
-    """What will be made, checked against what the network can do.
+    """Returns what will be made, checked against what the network can do.
 
     Raises:
       UserError: there is nothing to extract, or the settings contradict each other or the
@@ -72,7 +72,7 @@ def describe_features(
 
 
 def make_extractor(checkpoint: XlsrCheckpoint, info: FeatureInfo, device: str) -> Extractor:
-    """The extractor that ``info`` describes.
+    """Returns the extractor that ``info`` describes.
 
     Raises:
       UserError: s3prl is asked for and cannot be used.
@@ -96,7 +96,7 @@ class XlsrExtractor:
 
     @torch.inference_mode()
     def forward(self, waves: Sequence[np.ndarray]) -> tuple[Tensor, list[int]]:
-        """(N, T, D) float32 on the device, and the frames of each row."""
+        """Returns (N, T, D) float32 on the device, and the frames of each row."""
         lens = [len(wave) for wave in waves]
         x = torch.zeros(len(waves), max(lens))
         for row, wave in zip(x, waves):

@@ -94,7 +94,7 @@ def grammar_arcs(ngrams: Ngrams, spelt: dict[int, list[int]], num_words: int) ->
 
 
 def make_fsa(k2: Any, arcs: list[Arc]) -> Any:
-    """The k2.Fsa of ``arcs``, with output labels."""
+    """Returns the k2.Fsa of ``arcs``, with output labels."""
     final = max(max(a[0], a[1]) for a in arcs) + 1
     rows = sorted((a, final if b == FINAL else b, *rest) for a, b, *rest in arcs)
     *numbers, scores = zip(*rows)

@@ -23,12 +23,12 @@ def manifest_path(data_dir: Path, kind: str, split: str) -> Path:
 
 
 def rejected_path(data_dir: Path, split: str) -> Path:
-    """The table of list lines that were not used."""
+    """Returns the table of list lines that were not used."""
     return data_dir / "manifests" / f"rejected_{split}.tsv"
 
 
 def split_names(data_dir: Path) -> list[str]:
-    """All splits, training first."""
+    """Returns all splits, training first."""
     splits = load_splits(data_dir)
     return [*splits["train"], *splits["val"], *splits["test"]]
 

@@ -20,7 +20,7 @@ except ImportError:
 
 
 def read_requirements(path: str) -> list[Requirement]:
-    """The lines of a requirements file that are neither empty nor comments."""
+    """Returns the lines of a requirements file that are neither empty nor comments."""
     text = re.sub(r"(?m)(^|\s)#.*$", "", Path(path).read_text())
     return [Requirement(line) for line in text.splitlines() if line.strip()]
 
@@ -30,7 +30,7 @@ def _key(name: str) -> str:
 
 
 def is_satisfied(requirement: Requirement) -> bool:
-    """Whether the package is installed in an accepted version."""
+    """Returns whether the package is installed in an accepted version."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -39,7 +39,7 @@ def is_satisfied(requirement: Requirement) -> bool:
 
 
 def missing_packages(requirements: str, lock: str) -> list[str]:
-    """The lock's pins for all requirements that are not satisfied."""
+    """Returns the lock's pins for all requirements that are not satisfied."""
     pins = {_key(pin.name): str(pin) for pin in read_requirements(lock)}
     missing = [r for r in read_requirements(requirements) if not is_satisfied(r)]
     return [pins.get(_key(r.name), str(r)) for r in missing]

@@ -23,7 +23,7 @@ PANELS = (
 
 
 def read_history(exp_dir: Path) -> list[dict]:
-    """The records of a training's epochs.
+    """Returns the records of a training's epochs.
 
     Raises:
       UserError: there are none, or the file is damaged.

@@ -26,7 +26,7 @@ from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A sentencepiece BPE model with exactly ``vocab_size`` tokens.
+    """Returns a sentencepiece BPE model with exactly ``vocab_size`` tokens.
 
     Raises UserError if the text has too few or too many different pieces for that.
     """

@@ -140,7 +140,8 @@ class UtteranceIds:
         self._used.add(utterance)
 
     def name(self, path: str) -> str:
-        """The file's name without its ending; if taken, with a hash of the path in the list."""
+        """Returns the file's name without its ending; if taken, with a hash of the path in the
+        list."""
         stem = re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(path))[0])
         digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
         candidates = [stem, *(f"{stem}-{digest[:size]}" for size in range(8, 17))]
@@ -244,7 +245,8 @@ def prepare_split(
 
 
 def _repetition(entry: Entry, split: str, ids: UtteranceIds) -> str:
-    """The reason if this audio occurs earlier in the list. Raises UserError if in another."""
+    """Returns the reason if this audio occurs earlier in the list. Raises UserError if in
+    another."""
     first = ids.first_use(entry.audio, split, entry.line)
     if first is None:
         return ""
@@ -283,7 +285,7 @@ def name_splits(args: argparse.Namespace) -> dict[str, Path]:
 def present_splits(
     data_dir: Path, lists: Iterable[str], ids: UtteranceIds
 ) -> dict[str, list[str]]:
-    """The splits of a data folder but those that are made anew; notes their ids and audio.
+    """Returns the splits of a data folder but those that are made anew; notes their ids and audio.
 
     Returns:
       Empty lists for a new folder.

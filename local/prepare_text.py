@@ -59,7 +59,7 @@ def read_utterances(data_dir: Path, split: str) -> Iterator[tuple[Recording, Sup
 
 
 def make_cut(recording: Recording, supervision: SupervisionSegment, text: str) -> MonoCut:
-    """The whole recording's first channel with the normalized ``text``."""
+    """Returns the whole recording's first channel with the normalized ``text``."""
     supervision.custom = {**(supervision.custom or {}), "original_text": supervision.text}
     supervision.text = text
     return MonoCut(

@@ -47,7 +47,7 @@ def get_parser() -> Parser:
 def load_job(
     checkpoint: CheckpointOptions, chunk_options: ChunkOptions, formats: FormatOptions
 ) -> Job:
-    """The model as it is exported: plain layers on the CPU, without gradients."""
+    """Returns the model as it is exported: plain layers on the CPU, without gradients."""
     loaded = load_model(checkpoint)
     chunk = chunk_options.chunk(loaded.config)
     if not chunk.is_full_context:

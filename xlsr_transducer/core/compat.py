@@ -103,7 +103,7 @@ if torch.__version__.startswith("1."):
 
 
 def has_fast_linear() -> bool:
-    """Whether this PyTorch has oneDNN and lets us call it."""
+    """Returns whether this PyTorch has oneDNN and lets us call it."""
     ours = hasattr(torch.ops.mkldnn, "_linear_pointwise") or hasattr(
         torch.ops.mkldnn_prepacked, "conv2d_prepack"
     )
@@ -167,7 +167,8 @@ def load_tensors(path: str | Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of PyTorch's message, without its advice to load the file unprotected."""
+    """Returns the first line of PyTorch's message, without its advice to load the file
+    unprotected."""
     text = str(error).strip() or type(error).__name__
     found = re.search(r"[Uu]nsupported (?:global: )?((?:GLOBAL|operand) [\w.]+)", text)
     line = found[1] if found else text.splitlines()[0]
@@ -207,21 +208,21 @@ def repeatable() -> Iterator[None]:
 
 
 def has_fsdp2() -> bool:
-    """Whether PyTorch has ``torch.distributed.fsdp.fully_shard`` (from 2.6 on)."""
+    """Returns whether PyTorch has ``torch.distributed.fsdp.fully_shard`` (from 2.6 on)."""
     from torch.distributed import fsdp
 
     return hasattr(fsdp, "fully_shard")
 
 
 def grad_scaler(enabled: bool) -> Any:
-    """The loss scaler for float16 on a GPU, under its name in this PyTorch."""
+    """Returns the loss scaler for float16 on a GPU, under its name in this PyTorch."""
     if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):
         return torch.amp.GradScaler("cuda", enabled=enabled)
     return torch.cuda.amp.GradScaler(enabled=enabled)
 
 
 def import_k2(wanted_by: str) -> ModuleType:
-    """The module k2.
+    """Returns the module k2.
 
     Raises:
       UserError: it does not import; names what is ``wanted_by``, and what to install.

@@ -117,7 +117,8 @@ def interrupts_held_back() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in the words of PyTorch, of CUDA's libraries or of onnxruntime."""
+    """Returns whether memory ran out, in the words of PyTorch, of CUDA's libraries or of
+    onnxruntime."""
     signs = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
     signs += ("Failed to allocate memory", "bad_alloc", "bad allocation")
     if isinstance(error, ValueError):  # such as a UserError about it

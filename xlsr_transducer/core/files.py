@@ -57,7 +57,7 @@ def disk_errors_named(*paths: Path, shown: tuple[Path, ...] = ()) -> Iterator[No
 
 
 def _is_part(file: Path, of: Path) -> bool:
-    """Whether ``file`` is ``of``, or a folder above it, or lies in it."""
+    """Returns whether ``file`` is ``of``, or a folder above it, or lies in it."""
     return file == of or file in of.parents or of in file.parents
 
 

@@ -41,7 +41,7 @@ class Number:
             raise TypeError("a number needs one lower bound: at_least or above")
 
     def __call__(self, text: str) -> float:
-        """The number that ``text`` spells.
+        """Returns the number that ``text`` spells.
 
         Raises:
           argparse.ArgumentTypeError: what is wrong with it.
@@ -70,7 +70,8 @@ class Number:
         return "a whole number" if self.kind is int else "a number"
 
     def describe(self, wrong: float) -> str:
-        """The bounds in words, such as "from 0 to 1", for a number that is not within them."""
+        """Returns the bounds in words, such as "from 0 to 1", for a number that is not within
+        them."""
         at_most = self.at_most
         if at_most is None and self.below is None and wrong > LARGEST:
             at_most = LARGEST
@@ -102,7 +103,8 @@ def option(
     below: float | None = None,
     also: float | None = None,
 ) -> Any:
-    """A dataclass field with what argparse needs to know about it, and the range of a number."""
+    """Returns a dataclass field with what argparse needs to know about it, and the range of a
+    number."""
     bounds = dict(at_least=at_least, above=above, at_most=at_most, below=below, also=also)
     metadata = {"help": help, "choices": choices, "bounds": bounds}
     return dataclasses.field(default=default, metadata=metadata)
@@ -137,19 +139,20 @@ def str2bool(text: str) -> bool:
 
 
 def path(text: str) -> Path:
-    """A path; the empty one would be the current folder, and is mostly an unset variable."""
+    """Returns a path; the empty one would be the current folder, and is mostly an unset
+    variable."""
     return Path(word(text))
 
 
 def word(text: str) -> str:
-    """A text that is not empty."""
+    """Returns a text that is not empty."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: must not be empty")
     return text
 
 
 def folder_name(text: str) -> str:
-    """The name of a folder in another, not a path that leads elsewhere."""
+    """Returns the name of a folder in another, not a path that leads elsewhere."""
     if not re.fullmatch(r"[^/\\\s.-][^/\\\s]*", text):
         raise argparse.ArgumentTypeError(
             f"{text!r}: must be the name of a folder, without slashes, spaces or a dot in front"
@@ -159,7 +162,7 @@ def folder_name(text: str) -> str:
 
 @functools.cache
 def types_of(cls: type) -> dict[str, Any]:
-    """For each option of a dataclass, what makes a value of a text.
+    """Returns for each option of a dataclass what makes a value of a text.
 
     Raises:
       TypeError: a number declares no range.
@@ -177,7 +180,7 @@ def types_of(cls: type) -> dict[str, Any]:
 
 
 def numbers_of(flag: str, text: str, kind: Number) -> list[Any]:
-    """The numbers of a list with commas.
+    """Returns the numbers of a list with commas.
 
     Raises:
       UserError: one of them is wrong.
@@ -206,7 +209,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
 
 
 def from_args(cls: type[T], args: argparse.Namespace) -> T:
-    """The dataclass filled from parsed arguments."""
+    """Returns the dataclass filled from parsed arguments."""
     names = {f.name for f in dataclasses.fields(cls)} & set(vars(args))
     return cls(**{name: getattr(args, name) for name in names})
 
@@ -253,7 +256,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question for the end of a message, if a name is near; otherwise nothing."""
+    """Returns a question for the end of a message, if a name is near; otherwise nothing."""
     by_word = {text.lstrip("-"): text for text in known}  # dashes would make all names alike
     close = difflib.get_close_matches(name.lstrip("-"), by_word, 1)
     return f"; did you mean {by_word[close[0]]}?" if close else ""

@@ -31,7 +31,7 @@ def parse_with_preset(parser: Parser, argv: Sequence[str] | None) -> argparse.Na
 
 
 def read_preset(path: Path, parser: Parser) -> dict[str, Any]:
-    """The options of a preset, by name with underscores, as ``parser`` converts them."""
+    """Returns the options of a preset, by name with underscores, as ``parser`` converts them."""
     known = vars(parser.parse_args([])).keys() - {"conf"}
     values: dict[str, Any] = {}
     for name, text, line in _lines(path):

@@ -113,12 +113,13 @@ def cut_of_file(path: Union[str, Path]) -> MonoCut:
 
 
 def audio_duration(cut: MonoCut) -> float:
-    """Seconds of audio of a cut; one with features has a little more than its frames last."""
+    """Returns the seconds of audio of a cut; one with features has a little more than its frames
+    last."""
     return (cut.custom or {}).get(AUDIO_DURATION, cut.duration)
 
 
 def num_samples(cut: MonoCut) -> int:
-    """Samples that ``read_audio`` gives, from the manifest alone."""
+    """Returns how many samples ``read_audio`` gives, from the manifest alone."""
     return compute_num_samples(audio_duration(cut), SAMPLING_RATE)
 
 
@@ -141,7 +142,7 @@ def _name(cut: MonoCut) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """One short line out of lhotse's collected messages of many lines."""
+    """Returns one short line out of lhotse's collected messages of many lines."""
     if isinstance(error, FileNotFoundError):
         return "no such audio file"
     text = str(error)

@@ -126,14 +126,14 @@ class Augmenter:
         )
 
     def at(self, seed: int, epoch: int) -> Augmenter:
-        """The same for another epoch."""
+        """Returns the same for another epoch."""
         return dataclasses.replace(self, seed=seed, epoch=epoch)
 
     def _rng(self, purpose: str, cut: Cut) -> random.Random:
         return random.Random(f"{purpose} {self.seed} {self.epoch} {cut.id}")
 
     def change_speed(self, cut: Cut, is_fit: Callable[[Cut], bool]) -> Cut:
-        """The cut at its speed in this epoch, its duration changed, its text and id not.
+        """Returns the cut at its speed in this epoch, its duration changed, its text and id not.
 
         A cut that would be too long or too short for training that way keeps its speed.
         """
@@ -144,7 +144,7 @@ class Augmenter:
         return changed if is_fit(changed) else cut
 
     def __call__(self, cut: Cut, values: np.ndarray) -> np.ndarray:
-        """The samples (n,) or features (T, D) of a cut, in the same shape, as float32.
+        """Returns the samples (n,) or features (T, D) of a cut, in the same shape, as float32.
 
         Raises:
           UserError: a file of noise or of a room cannot be read.
@@ -220,7 +220,7 @@ def _all_generators(rng: random.Random) -> Iterator[None]:
 
 
 def _audio_files(flag: str, folder: Path | None) -> tuple[Path, ...]:
-    """The audio files below a folder, in an order that does not depend on the disk."""
+    """Returns the audio files below a folder, in an order that does not depend on the disk."""
     if folder is None:
         return ()
     if not folder.is_dir():

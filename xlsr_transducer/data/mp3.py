@@ -22,7 +22,8 @@ _TAG_WITHIN = 64  # bytes of the first frame
 
 
 def without_length(data: bytes) -> Optional[tuple[bytes, int]]:
-    """An mp3 file that can be decoded to its end, and the samples of silence before its audio.
+    """Returns an mp3 file that can be decoded to its end, and the samples of silence before its
+    audio.
 
     Tags are left out, and a last frame that is cut off. Returns None for a file that has a header
     with its length, and for one that is no mp3.
@@ -68,7 +69,8 @@ def _frames(data: bytes, start: int) -> Iterator[tuple[int, int]]:
 
 
 def _frame_size(header: bytes, like: bytes) -> int:
-    """Bytes of a frame of layer III, of the version and rate of another; 0 if it is none."""
+    """Returns the bytes of a frame of layer III, of the version and rate of another; 0 if it is
+    none."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return 0
     if header[1] & 0xFE != like[1] & 0xFE or header[2] & 0x0C != like[2] & 0x0C:

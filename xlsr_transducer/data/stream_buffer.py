@@ -74,7 +74,8 @@ class AudioBuffer:
         return self.num_samples - self._consumed
 
     def pop_overlap(self) -> Optional[Tensor]:
-        """The first ``overlap`` samples, once; None before they are there or after they went.
+        """Returns the first ``overlap`` samples, once; None before they are there or after they
+        went.
 
         A finished stream that is shorter gives None: it has no frame.
         """
@@ -84,13 +85,14 @@ class AudioBuffer:
         return self._take(self.overlap)
 
     def has_chunk(self) -> bool:
-        """Whether ``pop_chunk`` has something to give."""
+        """Returns whether ``pop_chunk`` has something to give."""
         if not self._has_overlap:
             return False
         return self.num_waiting >= (self.hop if self.is_finished else self.chunk_samples)
 
     def pop_chunk(self) -> Optional[Tuple[Tensor, int]]:
-        """The next chunk: (chunk_samples,), zero beyond its valid samples, and their number.
+        """Returns the next chunk: (chunk_samples,), zero beyond its valid samples, and their
+        number.
 
         None while a live stream has no full chunk, and once a finished one has no frame left.
         """

@@ -62,7 +62,7 @@ class TextNormalizer:
         self._cache: dict[str, tuple[str, bool]] = {}
 
     def __call__(self, text: str) -> str:
-        """The normalized text: words separated by single spaces, '' if nothing is left."""
+        """Returns the normalized text: words separated by single spaces, '' if nothing is left."""
         text = unicodedata.normalize("NFC", text)
         pieces = []
         for i, character in enumerate(text):
@@ -82,7 +82,8 @@ class TextNormalizer:
         return self._cache[character]
 
     def _treat(self, character: str) -> tuple[str, bool]:
-        """What a character becomes; True if that holds only inside a word (else a space)."""
+        """Returns what a character becomes; True if that holds only inside a word (else a
+        space)."""
         becomes = _VARIANTS.get(character, character)
         category = unicodedata.category(becomes[0])
         if category[0] in "LMN":

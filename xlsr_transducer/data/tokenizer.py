@@ -65,18 +65,19 @@ class Tokenizer:
         return cls(model_bytes)
 
     def to_bytes(self) -> bytes:
-        """The bytes of bpe.model."""
+        """Returns the bytes of bpe.model."""
         return self._bytes
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text; a character the model does not know gives ``unk_id``."""
+        """Returns the token ids of each text; a character the model does not know gives
+        ``unk_id``."""
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts")
         # Of a list, sentencepiece makes threads in each call, which take far longer than a text.
         return [self._model.encode(text, out_type=int) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids. Blank and sos/eos are left out, unk becomes U+2047."""
+        """Returns the text of token ids. Blank and sos/eos are left out, unk becomes U+2047."""
         return " ".join(self._model.decode([int(i) for i in ids]).split())
 
     def write_tokens(self, path: str | Path) -> None:
@@ -86,7 +87,7 @@ class Tokenizer:
 
 
 def hash_of_tokens(tokens: Sequence[str]) -> str:
-    """SHA-256 of the tokens in their order."""
+    """Returns the SHA-256 of the tokens in their order."""
     return hashlib.sha256("\n".join(tokens).encode()).hexdigest()
 
 
@@ -98,7 +99,8 @@ def text_of(tokens: Iterable[str]) -> str:
 
 
 def read_tokens(path: str | Path) -> list[str]:
-    """The tokens of a tokens.txt in the order of their ids. Raises UserError if it is broken."""
+    """Returns the tokens of a tokens.txt in the order of their ids. Raises UserError if it is
+    broken."""
     tokens = []
     try:
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -113,7 +115,7 @@ def read_tokens(path: str | Path) -> list[str]:
 
 
 def find_lang_dir(data_dir: Path) -> Path:
-    """The only ``lang_bpe_N`` of a corpus.
+    """Returns the only ``lang_bpe_N`` of a corpus.
 
     Raises:
       UserError: there is none, or several, which it names.

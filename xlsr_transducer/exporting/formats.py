@@ -89,6 +89,6 @@ class Artifact:
 
 
 def chosen_formats(options: FormatOptions) -> list[Callable[[Job, Path], list[Artifact]]]:
-    """The ``write`` functions of the formats asked for."""
+    """Returns the ``write`` functions of the formats asked for."""
     modules = [module for name, module in FORMATS.items() if getattr(options, name)]
     return [importlib.import_module(module).write for module in modules]

@@ -49,7 +49,7 @@ PREPROCESSOR_CONFIG = {
 
 
 def hugging_face_weights(network: Wav2Vec2) -> dict[str, Tensor]:
-    """The state dict with the positional convolution's weight norm spelled out again.
+    """Returns the state dict with the positional convolution's weight norm spelled out again.
 
     ``weight_g`` and ``weight_v`` are the names that every version of transformers reads.
     """
@@ -97,7 +97,7 @@ def write(job: Job, folder: Path) -> list[Artifact]:
 def _hidden_states(
     config: XlsrConfig, weights: dict[str, Tensor], waves: Sequence[Tensor]
 ) -> list[Output]:
-    """The last hidden states of whole utterances, normalised as Hugging Face does."""
+    """Returns the last hidden states of whole utterances, normalised as Hugging Face does."""
     network = Wav2Vec2(config, normalize="none").eval()
     network.load_state_dict(weights)
     outputs = []

@@ -51,7 +51,8 @@ def load_validation(data_dir: Path) -> Validation:
 
 
 def report(job: Job, folder: Path, validation: Validation) -> str:
-    """A table of all precisions, offline and chunk by chunk, and what it was measured on."""
+    """Returns a table of all precisions, offline and chunk by chunk, and what it was measured
+    on."""
     kinds = [False, True] if not job.chunk.is_full_context else [False]
     suffixes = ["", *(s for s in (".fp16", ".int8") if getattr(job.options, s[1:]))]
     rows = [("encoder", "size", "RTF", "WER % to the float files' text", "WER % to the reference")]
@@ -77,7 +78,7 @@ def report(job: Job, folder: Path, validation: Validation) -> str:
 def _recognised(
     job: Job, files: Sequence[Path], is_streaming: bool, validation: Validation
 ) -> tuple[list[list[str]], float]:
-    """The words of every utterance, and the seconds that it took."""
+    """Returns the words of every utterance, and the seconds that it took."""
     recogniser = (load_streaming if is_streaming else load_offline)(files)
     waves = [torch.from_numpy(wave) for wave in validation.waves]
     start = time.process_time()

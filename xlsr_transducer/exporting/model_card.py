@@ -97,7 +97,7 @@ def _data(settings: dict) -> str:
 
 
 def _rates(exp_dir: Path) -> str:
-    """A table of all wer-summary files of the run."""
+    """Returns a table of all wer-summary files of the run."""
     rows = []
     for path in sorted(exp_dir.glob("**/wer-summary-*.txt")):
         suffix, wer, *unread = path.read_text(encoding="utf-8").splitlines()[-1].split("\t")

@@ -131,7 +131,7 @@ def describe(job: Job) -> dict[str, Any]:
 def write_offline(
     job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
-    """Encoder, decoder and joiner for whole utterances."""
+    """Returns encoder, decoder and joiner for whole utterances."""
     encoder, inputs = _offline_encoder(job, model)
     three = names(job, suffix)
     outputs = {"encoder_out": "NT", "encoder_out_lens": "N"}
@@ -143,7 +143,7 @@ def write_offline(
 
 
 def _offline_encoder(job: Job, model: Transducer) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    """The module, and what it is traced with.
+    """Returns the module, and what it is traced with.
 
     Longer than a chunk, and with padding: what is traced then holds for every length.
     """
@@ -175,7 +175,7 @@ def _write_whole(
 def write_streaming(
     job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
-    """Encoder, decoder and joiner for chunks."""
+    """Returns encoder, decoder and joiner for chunks."""
     step = graphs.OneChunk(model)
     state = model.encoder.get_init_states(2, torch.device("cpu"))
     x = torch.zeros(2, job.chunk.chunk_size * about["hop"])
@@ -268,7 +268,7 @@ def _finish(path: Path, about: dict[str, Any], output_shape: tuple[int | None, .
 
 
 def quantize(artifact: Artifact, folder: Path) -> Artifact:
-    """The same files with eight-bit weights in the encoder's matrix products.
+    """Returns the same files with eight-bit weights in the encoder's matrix products.
 
     Decoder and joiner, a thousandth of the work, stay as they are.
     """

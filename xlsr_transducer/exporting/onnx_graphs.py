@@ -144,12 +144,12 @@ class WholeRecogniser(nn.Module):
 
 
 def half(model: Transducer) -> Transducer:
-    """A copy with float16 weights; audio and its statistics stay as they are."""
+    """Returns a copy with float16 weights; audio and its statistics stay as they are."""
     return copy.deepcopy(model).half()
 
 
 def level_of(normalize: str) -> float:
-    """What a model multiplies samples by that come with a variance of 1."""
+    """Returns what a model multiplies samples by that come with a variance of 1."""
     return 1.0 if normalize == "utterance" else LEVEL
 
 
@@ -191,7 +191,7 @@ def _gathered_windows(self: PositionalConv, x: Tensor, chunk_size: int) -> Tenso
 
 
 def _as_linear(conv: nn.Conv1d) -> nn.Linear:
-    """The convolution as a product with all samples that an output sees, side by side."""
+    """Returns the convolution as a product with all samples that an output sees, side by side."""
     width, inputs, kernel = conv.weight.shape
     linear = nn.Linear(inputs * kernel, width, bias=conv.bias is not None, dtype=conv.weight.dtype)
     # Copies, as the tracer does not take parameters that two modules share.

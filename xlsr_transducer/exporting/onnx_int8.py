@@ -89,7 +89,8 @@ class _Writer:
         self._add("Add", [sums, offset], product.output[0])
 
     def _quantized_rows(self, x: str) -> tuple[str, str, str]:
-        """Bytes, spans and smallest values of the rows of ``x``; its products share them."""
+        """Returns the bytes, spans and smallest values of the rows of ``x``; its products share
+        them."""
         if x not in self.rows:
             low = self._add("ReduceMin", [x], f"{x}/low", axes=[-1], keepdims=1)
             high = self._add("ReduceMax", [x], f"{x}/high", axes=[-1], keepdims=1)
@@ -123,7 +124,7 @@ class _Writer:
 
 
 def _inputs(node: Any) -> list[str]:
-    """Names that a node, and the graphs inside it (of loops and conditions), use."""
+    """Returns the names that a node, and the graphs inside it (of loops and conditions), use."""
     inner = [graph for a in node.attribute for graph in (a.g, *a.graphs)]
     names = [name for graph in inner for n in graph.node for name in _inputs(n)]
     outputs = [value.name for graph in inner for value in graph.output]

@@ -65,7 +65,7 @@ class Reference:
         self._known: dict[tuple[ChunkSettings, bool], list[Output]] = {}
 
     def outputs(self, artifact: Artifact) -> list[Output]:
-        """One output per utterance; a streaming encoder has its chunk set already."""
+        """Returns one output per utterance; a streaming encoder has its chunk set already."""
         if artifact.expected is not None:
             with repeatable():
                 return artifact.expected(self.waves)
@@ -100,7 +100,8 @@ def check(artifact: Artifact, folder: Path, reference: Reference) -> Verdict:
 
 
 def _difference(a: Tensor, b: Tensor, project: nn.Module | None) -> float:
-    """Largest between the checkpoint's encoder output, projected if asked for, and a file's."""
+    """Returns the largest between the checkpoint's encoder output, projected if asked for, and a
+    file's."""
     if a.numel() == b.numel() == 0:
         return 0.0
     a = project(a) if project else a
@@ -112,7 +113,7 @@ def _difference(a: Tensor, b: Tensor, project: nn.Module | None) -> float:
 def run_fresh(
     run: Runner, files: Sequence[Path], waves: Sequence[Tensor]
 ) -> tuple[list[Output], str]:
-    """What ``run`` gives in a process of its own, or what went wrong there."""
+    """Returns what ``run`` gives in a process of its own, or what went wrong there."""
     with tempfile.TemporaryDirectory() as scratch:
         audio, result = Path(scratch) / "audio.pt", Path(scratch) / "result.pt"
         _save(list(waves), audio)

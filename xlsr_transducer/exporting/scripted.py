@@ -47,7 +47,7 @@ def as_samples(x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def is_warm_up(x: Tensor) -> bool:
-    """Whether features are those with which servers warm up, and no one's speech.
+    """Returns whether features are those with which servers warm up, and no one's speech.
 
     sherpa's live programs take uniform noise in [0, 1), the others the log filter banks of
     digital silence, which are the log of float32's epsilon, -15.94, throughout.
@@ -111,7 +111,7 @@ class StreamingEncoderModel(nn.Module):
     def forward(
         self, features: Tensor, feature_lengths: Tensor, states: Optional[List[Tensor]] = None
     ) -> Tuple[Tensor, Tensor, List[Tensor]]:
-        """The next window of each stream, or whole utterances where no states are given.
+        """Computes the next window of each stream, or whole utterances where no states are given.
 
         Args:
           features: samples in any of the shapes; a window's missing end may be left out.
@@ -150,7 +150,7 @@ class StreamingEncoderModel(nn.Module):
 
 
 def pack_states(state: EncoderState) -> List[Tensor]:
-    """The tensors of a state, laid out as a streaming zipformer's are.
+    """Returns the tensors of a state, laid out as a streaming zipformer's are.
 
     Six tensors per layer, the batch in dimension 1 of the first four and 0 of the others, then
     two with the batch in dimension 0; servers join and part streams by that.
@@ -167,7 +167,7 @@ def pack_states(state: EncoderState) -> List[Tensor]:
 
 
 def unpack_states(packed: List[Tensor]) -> EncoderState:
-    """What ``pack_states`` packed."""
+    """Returns what ``pack_states`` packed."""
     layers: List[Tensor] = []
     for i in range((len(packed) - 2) // 6):
         keys, values = packed[6 * i].transpose(0, 1), packed[6 * i + 1].transpose(0, 1)

@@ -55,7 +55,7 @@ class Wav2Vec2Model(nn.Module):
         return 100.0 * F.one_hot(pairs, self.vocab_size).to(encoder_out.dtype), 2 * lens
 
     def search(self, encoder_out: Tensor, lens: Tensor) -> Tensor:
-        """The token of each frame, or blank: (N, T) int64."""
+        """Returns the token of each frame, or blank: (N, T) int64."""
         encoder_side = self.joint.encoder_proj(encoder_out)
         batch, frames = encoder_side.shape[0], encoder_side.shape[1]
         context = torch.full((batch, self.context_size), -1, device=lens.device)

@@ -33,7 +33,7 @@ class LossBackend:
 # Cached, as every training step asks twice, and a k2 that fails to import is slow to fail.
 @functools.cache
 def get_backend(name: str = "auto") -> LossBackend:
-    """The loss functions to use.
+    """Returns the loss functions to use.
 
     Args:
       name: ``k2``, ``torch``, or ``auto``: k2 where it imports, otherwise torch.

@@ -29,7 +29,7 @@ from xlsr_transducer.loss.sweeps import INF, get_sweeps
 def total_scores(
     px: Tensor, py: Tensor, boundary: Tensor | None, skew: int, return_occupation: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Log-sum of the scores of all paths from the begin to the end of each utterance.
+    """Returns the log-sum of the scores of all paths from the begin to the end of each utterance.
 
     Differentiable in ``px`` and ``py`` (once): the gradient is the arc occupation.
 
@@ -75,7 +75,8 @@ class _TotalScores(torch.autograd.Function):
 
 
 def _diagonal_view(lattice: Tensor, first: int, shape: tuple[int, int, int], skew: int) -> Tensor:
-    """The part of (D, B, K) storage that belongs to positions (b, first + s, t), as (B, S, T)."""
+    """Returns the part of (D, B, K) storage that belongs to positions (b, first + s, t), as (B,
+    S, T)."""
     D, B, K = lattice.shape
     return lattice.as_strided(shape, (K, 1 + skew * B * K, B * K), first)
 
@@ -107,7 +108,7 @@ def _to_diagonals(px, py, boundary, skew):
 
 
 def _inside(boundary: Tensor, S: int, T: int) -> tuple[Tensor, Tensor]:
-    """Which positions (B, S + 1) and frames (B, 1, T) belong to each utterance."""
+    """Returns which positions (B, S + 1) and frames (B, 1, T) belong to each utterance."""
     s = torch.arange(S + 1, device=boundary.device)
     t = torch.arange(T, device=boundary.device).reshape(1, 1, T)
     s_begin, t_begin, s_end, t_end = boundary.unsqueeze(2).unbind(1)
@@ -123,7 +124,8 @@ def _free_ride(stay: Tensor, position: Tensor, where: Tensor) -> None:
 
 
 def _forward(stay: Tensor, move: Tensor, begin: Tensor | None) -> Tensor:
-    """Log-sum of all paths into each node, (D + 1, B, 1 + K); position -1 (first) is -inf."""
+    """Returns the log-sum of all paths into each node, (D + 1, B, 1 + K); position -1 (first) is
+    -inf."""
     D, B, K = stay.shape
     alpha = stay.new_full((D + 1, B, K + 1), -INF)
     if begin is None:

@@ -68,7 +68,7 @@ def smoothed_logprobs(
 
 
 def gather_logprobs(logits: Tensor, symbols: Tensor, blank: int) -> tuple[Tensor, Tensor]:
-    """Entries ``symbols`` and ``blank`` of ``log_softmax(logits, -1)``.
+    """Returns the entries ``symbols`` and ``blank`` of ``log_softmax(logits, -1)``.
 
     Args:
       logits: (*, V).
@@ -111,7 +111,7 @@ class _GatherLogProbs(torch.autograd.Function):
 
 
 def _chunks(rows: Tensor) -> list[slice]:
-    """Slices of rows (N, V) of about CHUNK_ELEMENTS each."""
+    """Returns the slices of rows (N, V) of about CHUNK_ELEMENTS each."""
     N, V = rows.shape
     limit = CHUNK_ELEMENTS.get(rows.device.type, CHUNK_ELEMENTS["cuda"])
     step = max(1, limit // max(1, V))

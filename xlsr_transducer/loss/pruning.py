@@ -13,7 +13,7 @@ from torch import Tensor
 def get_rnnt_prune_ranges(
     px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int
 ) -> Tensor:
-    """The R neighbouring symbol positions to keep on each frame, (B, T, R) int64.
+    """Returns the R neighbouring symbol positions to keep on each frame, (B, T, R) int64.
 
     The window with the largest occupation, of what it holds less what enters it from below;
     then changed as little as a connected lattice asks for: starts at 0, never goes back, and
@@ -53,7 +53,8 @@ def get_rnnt_prune_ranges(
 
 
 def _first_argmax(score: Tensor) -> Tensor:
-    """Argmax over dim 1; ties (unreachable cells are exactly 0) go to the smallest index.
+    """Returns the argmax over dim 1; ties (unreachable cells are exactly 0) go to the smallest
+    index.
 
     torch.argmax promises no order among ties on a GPU.
     """
@@ -65,7 +66,8 @@ def _first_argmax(score: Tensor) -> Tensor:
 
 
 def _connect(start: Tensor, max_step: int) -> Tensor:
-    """Largest sequence below ``start`` (B, T) that never falls, then raised to ``max_step``.
+    """Returns the largest sequence below ``start`` (B, T) that never falls, then raised to
+    ``max_step``.
 
     First the running minimum from the right makes it non-decreasing. Then each frame is raised
     to at least ``start[t + 1] - max_step``, by the same running minimum of ``max_step * t -
@@ -82,7 +84,7 @@ def _running_min_from_right(x: Tensor) -> Tensor:
 
 
 def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of ``am`` and ``lm`` for the pruned joiner.
+    """Returns the rows of ``am`` and ``lm`` for the pruned joiner.
 
     Args:
       am: (B, T, D).

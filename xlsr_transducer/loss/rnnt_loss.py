@@ -56,7 +56,7 @@ def rnnt_loss_simple(
     reduction: str | None = "mean",
     return_grad: bool = False,
 ) -> Tensor | LossAndOccupation:
-    """Loss of the joiner "am + lm". Arguments and result as ``rnnt_loss_smoothed``."""
+    """Returns the loss of the joiner "am + lm". Arguments and result as ``rnnt_loss_smoothed``."""
     return rnnt_loss_smoothed(
         lm, am, symbols, termination_symbol, 0.0, 0.0,
         boundary, rnnt_type, delay_penalty, reduction, return_grad,
@@ -76,7 +76,7 @@ def rnnt_loss_smoothed(
     reduction: str | None = "mean",
     return_grad: bool = False,
 ) -> Tensor | LossAndOccupation:
-    """Loss of the joiner "am + lm", mixed with lm-only and am-only log-probabilities.
+    """Returns the loss of the joiner "am + lm", mixed with lm-only and am-only log-probabilities.
 
     Args:
       lm: (B, S + 1, V) unnormalised scores from the decoder.
@@ -110,7 +110,7 @@ def rnnt_loss_pruned(
     delay_penalty: float = 0.0,
     reduction: str | None = "mean",
 ) -> Tensor:
-    """Loss over the alignments that stay within ``ranges``.
+    """Returns the loss over the alignments that stay within ``ranges``.
 
     Args:
       logits: (B, T, R, V) of the joiner on what ``do_rnnt_pruning`` returned, not normalised.
@@ -140,7 +140,7 @@ def rnnt_loss(
     delay_penalty: float = 0.0,
     reduction: str | None = "mean",
 ) -> Tensor:
-    """Loss over all alignments, from logits (B, T, S + 1, V), not normalised."""
+    """Returns the loss over all alignments, from logits (B, T, S + 1, V), not normalised."""
     B, T, S1, _ = logits.shape
     S = symbols.shape[-1]
     _check(symbols, boundary, rnnt_type, delay_penalty, (B, T, S))
@@ -166,7 +166,7 @@ def _scores(px, py, boundary, rnnt_type, delay_penalty, return_grad=False):
 
 
 def _delay_penalty(px: Tensor, boundary: Tensor | None, delay_penalty: float) -> Tensor:
-    """What frame t adds to a symbol's score, (B or 1, 1, T).
+    """Returns what frame t adds to a symbol's score, (B or 1, 1, T).
 
     With a boundary in float32 even for float64 scores, to give k2's numbers.
     """

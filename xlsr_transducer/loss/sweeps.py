@@ -53,7 +53,7 @@ TORCH_SWEEPS = Sweeps(_sweep_forward, _sweep_backward)
 
 @cache
 def get_sweeps(device: torch.device) -> Sweeps:
-    """The kernels on a GPU where triton works, else the PyTorch loops.
+    """Returns the kernels on a GPU where triton works, else the PyTorch loops.
 
     A loop launches some seven GPU kernels per diagonal and would mostly wait for launches.
     """

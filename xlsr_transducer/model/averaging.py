@@ -13,7 +13,7 @@ Weights = dict[str, Tensor]
 
 
 def mean_of(several: Iterable[Weights]) -> Weights:
-    """The mean of several sets of weights, as float32."""
+    """Returns the mean of several sets of weights, as float32."""
     total: Weights = {}
     count = 0
     for weights in several:
@@ -25,7 +25,7 @@ def mean_of(several: Iterable[Weights]) -> Weights:
 
 
 def mean_between(first: Weights, first_step: int, last: Weights, last_step: int) -> Weights:
-    """The mean over steps first_step + 1 .. last_step, from the means over 1 .. each.
+    """Returns the mean over steps first_step + 1 .. last_step, from the means over 1 .. each.
 
     With m_k the mean over k steps: (last_step m_last - first_step m_first) / their difference.
     """
@@ -36,7 +36,7 @@ def mean_between(first: Weights, first_step: int, last: Weights, last_step: int)
 
 
 def covered_steps(content: dict[str, Any]) -> int:
-    """The steps that a checkpoint's running mean covers."""
+    """Returns the steps that a checkpoint's running mean covers."""
     return content["progress"].get("averaged", content["step"])
 
 

@@ -84,7 +84,7 @@ class ChunkSettings:
         return self.require_consistent()
 
     def simplified(self) -> ChunkSettings:
-        """The same view without settings that have no effect (for independent draws)."""
+        """Returns the same view without settings that have no effect (for independent draws)."""
         if self.is_full_context:
             return ChunkSettings()
         if self.left_context_chunks == -1:
@@ -133,7 +133,7 @@ def chunk_mask(
     sink_size: int,
     device: torch.device,
 ) -> Tensor:
-    """(T, T) bool: True where frame ``row`` sees frame ``column``."""
+    """Returns (T, T) bool: True where frame ``row`` sees frame ``column``."""
     frames = torch.arange(num_frames, device=device)
     return _sees(frames, frames, chunk_size, left_context_chunks, sink_size)
 
@@ -160,7 +160,7 @@ def cache_mask(
     cached: int,
     sinks: int,
 ) -> Tensor:
-    """Which keys the frames of one step see: cache and new frames side by side.
+    """Returns which keys the frames of one step see: cache and new frames side by side.
 
     The cache holds the sinks first, in their own slots, then the latest P frames, the last
     of them in the last slot. A frame that is both counts once, as a sink.
@@ -191,7 +191,7 @@ def cache_mask(
 
 
 def roll(old: Tensor, new: Tensor, is_full: Tensor) -> Tensor:
-    """The latest frames after a step: ``old`` followed by ``new``, cut to its size.
+    """Returns the latest frames after a step: ``old`` followed by ``new``, cut to its size.
 
     A row without a full chunk keeps ``old``: it was idle, or its stream has ended.
 

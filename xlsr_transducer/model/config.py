@@ -44,7 +44,7 @@ class StreamingOptions:
             self.all_settings()
 
     def choices(self) -> tuple[list[int], list[int], list[int]]:
-        """The lists of chunk sizes, left contexts and sink sizes."""
+        """Returns the lists of chunk sizes, left contexts and sink sizes."""
         return chunk_lists(
             self.chunk_size or "32",
             self.left_context_chunks or "2",
@@ -52,7 +52,7 @@ class StreamingOptions:
         )
 
     def default(self) -> ChunkSettings:
-        """The one setting of validation and decode."""
+        """Returns the one setting of validation and decode."""
         if not self.streaming:
             return ChunkSettings()
         return ChunkSettings(*[values[0] for values in self.choices()]).simplified()
@@ -74,7 +74,7 @@ class StreamingOptions:
         return whole + sorted(chunks, key=lambda s: s.chunk_size)[:1]
 
     def draw(self, seed: int, step: int) -> ChunkSettings:
-        """The setting of a training step: the same on every process, for every restart."""
+        """Returns the setting of a training step: the same on every process, for every restart."""
         if not self.streaming:
             return ChunkSettings()
         rng = random.Random(f"{seed} {step}")
@@ -176,7 +176,7 @@ def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:
 def build_model(
     config: ModelConfig, whole: bool = False, streaming: bool | None = None
 ) -> Transducer:
-    """The network, without pretrained values.
+    """Builds the network, without pretrained values.
 
     Args:
       whole: with the part below the level of the features too, so that it takes the waveform.

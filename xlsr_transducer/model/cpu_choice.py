@@ -56,7 +56,7 @@ def choose_layers(width: int) -> str:
 
 
 def cache_file() -> Path:
-    """Where choices are kept."""
+    """Returns where choices are kept."""
     folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not folder.is_absolute():
         folder = Path(os.path.expanduser("~/.cache"))
@@ -83,7 +83,8 @@ def measure(width: int) -> float:
 
 
 def _seconds(layers: Sequence[Callable[[Tensor], Tensor]], inputs: Sequence[Tensor]) -> float:
-    """The time of all layers: the processor's where one thread works, as other load adds none."""
+    """Returns the time of all layers: the processor's where one thread works, as other load adds
+    none."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     for layer, x in zip(layers, inputs):
@@ -100,7 +101,7 @@ def _read() -> dict[str, str]:
 
 
 def _machine(width: int) -> str:
-    """What a choice depends on."""
+    """Returns what a choice depends on."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()

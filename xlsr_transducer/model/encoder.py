@@ -102,7 +102,7 @@ class Adapter(nn.Module):
     def streaming_forward(
         self, x: Tensor, lens: Tensor, past: Tensor, is_full: Tensor
     ) -> Tuple[Tensor, Tensor, Tensor]:
-        """The next frames after their past (N, K - 1, E); the new past comes third."""
+        """Computes the next frames after their past (N, K - 1, E); the new past comes third."""
         x, lens = self._pairs(x, lens)
         return zero_padding(self._convolve(x, past), lens), lens, roll(past, x, is_full)
 
@@ -206,7 +206,7 @@ class XLSREncoder(nn.Module):
         return torch.cat(outputs, dim=1)[:, : (frames + 1) // self.subsampling_factor], lens
 
     def is_blockwise(self, chunk_size: int, left_context_chunks: int) -> bool:
-        """Whether ``encode`` needs no more memory for longer utterances."""
+        """Returns whether ``encode`` needs no more memory for longer utterances."""
         is_limited = chunk_size > 0 and left_context_chunks >= 0
         is_normalized = self.xlsr.from_waveform and self.xlsr.normalize == "utterance"
         return is_limited and self.xlsr.is_stream_safe and not is_normalized
@@ -250,7 +250,7 @@ class XLSREncoder(nn.Module):
         return out, out_lens, EncoderState(xlsr, past)
 
     def _draw_time_mask(self, x: Tensor) -> Optional[Tensor]:
-        """(N, T) bool for an input (N, n) or (N, T, D)."""
+        """Returns (N, T) bool for an input (N, n) or (N, T, D)."""
         if self.time_mask_prob <= 0.0:
             return None
         frames = x.shape[1]
@@ -260,7 +260,7 @@ class XLSREncoder(nn.Module):
         return mask.to(x.device)
 
     def _draw_channel_mask(self, x: Tensor) -> Optional[Tensor]:
-        """(N, D) bool for an input of N rows."""
+        """Returns (N, D) bool for an input of N rows."""
         if self.channel_mask_prob <= 0.0:
             return None
         width = self.xlsr.hidden_size
@@ -319,7 +319,7 @@ class StreamingXLSREncoder(XLSREncoder):
     def streaming_forward(
         self, x: Tensor, x_lens: Tensor, states: EncoderState
     ) -> Tuple[Tensor, Tensor, EncoderState]:
-        """The next chunk of each stream; streams may be of different ages.
+        """Computes the next chunk of each stream; streams may be of different ages.
 
         A chunk that is not full ends its stream; a row without a frame is idle.
 

@@ -18,7 +18,7 @@ from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 
 
 def draw_spans(rows: int, size: int, prob: float, longest: int) -> Tensor:
-    """Random spans in each row.
+    """Draws random spans in each row.
 
     Args:
       prob: share of a row that the spans would cover if none overlapped.

@@ -36,7 +36,7 @@ def check_mode(mode: str, streaming: bool = False) -> str:
 
 
 def normalize_utterance(x: Tensor, lens: Tensor) -> Tensor:
-    """Zero mean and unit variance over each row (Hugging Face's feature extractor).
+    """Normalises each row to zero mean and unit variance (Hugging Face's feature extractor).
 
     Args:
       x: (N, n) samples, anything beyond a row's length.
@@ -55,7 +55,7 @@ def normalize_utterance(x: Tensor, lens: Tensor) -> Tensor:
 
 
 def normalize_cumulative(x: Tensor, hop: int, overlap: int) -> Tensor:
-    """The cumulative form over whole rows.
+    """Normalises by the cumulative form over whole rows.
 
     Padding needs no care: no sample is influenced by a later one.
 
@@ -115,5 +115,5 @@ def cumulative_step(
 
 
 def last_samples(tail: Tensor, x: Tensor) -> Tensor:
-    """(N, overlap): the last samples of ``tail`` followed by ``x``."""
+    """Returns (N, overlap): the last samples of ``tail`` followed by ``x``."""
     return torch.cat((tail, x), dim=1)[:, -tail.shape[1] :]

@@ -30,12 +30,12 @@ class EncoderState(NamedTuple):
 
 
 def with_cache(state: Wav2Vec2State, cache: Tensor) -> Wav2Vec2State:
-    """The same state with another cache."""
+    """Returns the same state with another cache."""
     return Wav2Vec2State(state.done, state.stats, state.tail, state.history, cache)
 
 
 def cat_states(states: List[EncoderState]) -> EncoderState:
-    """One batch from several; caches of unlimited left context are made equally long."""
+    """Returns one batch from several; caches of unlimited left context are made equally long."""
     longest = max([s.xlsr.cache.shape[4] for s in states])
     caches = [F.pad(s.xlsr.cache, (0, 0, longest - s.xlsr.cache.shape[4], 0)) for s in states]
     fields = [
@@ -49,11 +49,11 @@ def cat_states(states: List[EncoderState]) -> EncoderState:
 
 
 def select_states(state: EncoderState, rows: Tensor) -> EncoderState:
-    """The streams ``rows`` (K,) int64 of a batch."""
+    """Returns the streams ``rows`` (K,) int64 of a batch."""
     return EncoderState(Wav2Vec2State(*[f[rows] for f in state.xlsr]), state.adapter[rows])
 
 
 def state_bytes(state: EncoderState) -> int:
-    """Bytes that one stream of the batch takes."""
+    """Returns how many bytes one stream of the batch takes."""
     fields = [*state.xlsr, state.adapter]
     return sum(f[:1].numel() * f.element_size() for f in fields)

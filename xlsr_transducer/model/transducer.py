@@ -87,7 +87,7 @@ class LossOptions(Options):
         return 1.0 + done * (self.simple_loss_scale - 1.0), 0.1 + done * 0.9
 
     def weighted(self, losses: TransducerLosses, step: int) -> Tensor:
-        """The loss of each utterance that training lowers: (N,)."""
+        """Returns the loss of each utterance that training lowers: (N,)."""
         simple_scale, pruned_scale = self.scales(step)
         return (
             losses.simple * simple_scale
@@ -240,7 +240,8 @@ class Transducer(nn.Module):
 
 
 def frames_of_ctc(y: Tensor, y_lens: Tensor) -> Tensor:
-    """The least frames in which CTC can emit the tokens, with a blank between equal ones: (N,).
+    """Returns the least frames in which CTC can emit the tokens, with a blank between equal ones:
+    (N,).
 
     Args:
       y: (N, U) int64, anything beyond y_lens; y_lens: (N,) int64.
@@ -251,7 +252,7 @@ def frames_of_ctc(y: Tensor, y_lens: Tensor) -> Tensor:
 
 
 def consistency(log_probs: Tensor, lens: Tensor) -> Tensor:
-    """How far two views of the same utterances disagree, as each sees the other.
+    """Returns how far two views of the same utterances disagree, as each sees the other.
 
     Z. Yao et al., "CR-CTC: Consistency regularization on CTC", ICLR 2025: the divergence of each
     view from the other, which it takes as given, summed over frames.

@@ -144,7 +144,7 @@ class Wav2Vec2(nn.Module):
         left_context_chunks: int,
         sink_size: int,
     ) -> Tuple[Tensor, Tensor, Wav2Vec2State]:
-        """The next chunk, or chunks, of each stream; streams may be of different ages.
+        """Computes the next chunk, or chunks, of each stream; streams may be of different ages.
 
         A stream's first 80 samples do not come in ``x``: they are put in ``state.tail`` at
         its start. A row that is not full ends its stream; one without a frame leaves the

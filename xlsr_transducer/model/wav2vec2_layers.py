@@ -139,7 +139,8 @@ class PositionalConv(nn.Module):
     def streaming_forward(
         self, x: Tensor, history: Tensor, is_full: Tensor, chunk_size: int
     ) -> Tuple[Tensor, Tensor]:
-        """The next chunks (N, F, D), zero at padding, after their history (N, left, D)."""
+        """Computes the next chunks (N, F, D), zero at padding, after their history (N, left,
+        D)."""
         seen = torch.cat((history, x), dim=1)
         if x.shape[1] > chunk_size:
             return self._convolve_chunks(seen, chunk_size), roll(history, x, is_full)
@@ -223,7 +224,7 @@ class EncoderLayer(nn.Module):
         return self._finish(x, self.attention(normed, keys, values, mask))
 
     def streaming_forward(self, x: Tensor, cache: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
-        """The next chunks after their cache.
+        """Computes the next chunks after their cache.
 
         Args:
           x: (N, F, D). cache: (N, 2, H, P, D / H), keys and values of earlier frames.
@@ -290,7 +291,7 @@ class Encoder(nn.Module):
         left_context_chunks: int,
         sinks: int,
     ) -> Tuple[Tensor, Tensor, Tensor]:
-        """The next chunk or chunks after their state.
+        """Computes the next chunk or chunks after their state.
 
         Args:
           x: (N, F, D), zero at padding. num_new: (N,) frames of it that are real.
@@ -325,6 +326,6 @@ class Encoder(nn.Module):
 
 
 def zero_padding(x: Tensor, lens: Tensor) -> Tensor:
-    """(N, T, D) with zeros beyond each row's length."""
+    """Returns (N, T, D) with zeros beyond each row's length."""
     is_padding = torch.arange(x.shape[1], device=x.device) >= lens.unsqueeze(1)
     return x.masked_fill(is_padding.unsqueeze(2), 0.0)

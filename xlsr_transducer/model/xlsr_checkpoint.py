@@ -205,7 +205,7 @@ def _fairseq_name(key: str) -> str:
 
 
 def _fairseq_options(content: dict[str, Any]) -> dict[str, Any]:
-    """The model's options: ``cfg["model"]`` in newer files, ``args`` in older ones.
+    """Returns the model's options: ``cfg["model"]`` in newer files, ``args`` in older ones.
 
     A fine-tuned model wraps the options of the pretrained one.
     """

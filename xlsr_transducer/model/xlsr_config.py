@@ -144,7 +144,8 @@ class XlsrConfig:
 
 
 def _is_like(value: Any, example: Any) -> bool:
-    """Whether ``value`` has the type of ``example``; whole numbers must be positive too."""
+    """Returns whether ``value`` has the type of ``example``; whole numbers must be positive
+    too."""
     if isinstance(example, tuple):
         return isinstance(value, tuple) and all(_is_like(v, 1) for v in value) and bool(value)
     if isinstance(example, float):

@@ -37,7 +37,7 @@ def align(
     token_lens: Tensor,
     rnnt_type: str = "regular",
 ) -> list[Hypothesis]:
-    """The most probable frames of given tokens.
+    """Finds the most probable frames of given tokens.
 
     Args:
       encoder_out: (N, T, D); lens: (N,) int64 frames.
@@ -58,7 +58,7 @@ def align(
 def align_ctc(
     model: Transducer, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
 ) -> list[Hypothesis]:
-    """The same as ``align`` by the CTC head, which the model has to have.
+    """Returns the same as ``align`` by the CTC head, which the model has to have.
 
     A token's frame is the first one that has it as its label.
     """
@@ -73,7 +73,7 @@ def align_ctc(
 
 
 def _without_padding(tokens: Tensor, token_lens: Tensor, blank_id: int) -> Tensor:
-    """(N, S) with S the longest of ``token_lens``, and blanks beyond each of them."""
+    """Returns (N, S) with S the longest of ``token_lens``, and blanks beyond each of them."""
     tokens = tokens[:, : int(token_lens.max())]
     is_token = torch.arange(tokens.shape[1], device=tokens.device) < token_lens.unsqueeze(1)
     return tokens.masked_fill(~is_token, blank_id)
@@ -82,7 +82,8 @@ def _without_padding(tokens: Tensor, token_lens: Tensor, blank_id: int) -> Tenso
 def _hypotheses(
     tokens: Tensor, token_lens: Tensor, score: Tensor, frames: Tensor, emit: Tensor, norm: int
 ) -> list[Hypothesis]:
-    """Paths as hypotheses; ``emit`` (N, T, S) has the log-prob of each token in each frame."""
+    """Returns paths as hypotheses; ``emit`` (N, T, S) has the log-prob of each token in each
+    frame."""
     found = []
     for n, count in enumerate(token_lens.tolist()):
         value = float(score[n])
@@ -99,7 +100,7 @@ def _hypotheses(
 def lattice_log_probs(
     model: Transducer, encoder_out: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs of blank (N, T, S + 1) and of each next token (N, T, S), in float64.
+    """Returns the log-probs of blank (N, T, S + 1) and of each next token (N, T, S), in float64.
 
     Args:
       encoder_out: (N, T, D); tokens: (N, S) int64.
@@ -162,7 +163,8 @@ def best_path(
 def _any_number(
     score: Tensor, blank: Tensor, emit: Tensor, constrained: bool
 ) -> tuple[Tensor, Tensor]:
-    """One frame, tokens staying in it: (N, S + 1) scores after it, and the states before it.
+    """Scores one frame, tokens staying in it: (N, S + 1) scores after it, and the states before
+    it.
 
     The best way to s begins at some s' <= s and emits all tokens between them, so with the sums
     of emissions c it has the score max over s' of (score[s'] - c[s']) + c[s].
@@ -175,7 +177,8 @@ def _any_number(
 def _at_most_one(
     score: Tensor, blank: Tensor, emit: Tensor, constrained: bool
 ) -> tuple[Tensor, Tensor]:
-    """One frame, which a token ends: (N, S + 1) scores after it, and the states before it."""
+    """Scores one frame, which a token ends: (N, S + 1) scores after it, and the states before
+    it."""
     moved = score[:, :-1] + emit
     if constrained:
         moved = moved + blank[:, 1:]
@@ -256,7 +259,7 @@ def token_spans(hypothesis: Hypothesis, tokens: list[str], frame: float) -> list
 
 
 def word_spans(spans: list[Span], starts: list[bool], words: list[str]) -> list[Span]:
-    """The words that token spans make up.
+    """Joins token spans into words.
 
     A word lasts from the first frame of its first token to the end of its last token's frame:
     the model knows when a token is there, not how long it lasts.

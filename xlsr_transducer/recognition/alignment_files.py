@@ -52,7 +52,7 @@ def text_grid(aligned: Aligned) -> str:
 
 
 def _without_gaps(spans: list[Span], seconds: float) -> list[tuple[str, float, float]]:
-    """The spans, and empty ones between them, from 0 to ``seconds``."""
+    """Returns the spans, and empty ones between them, from 0 to ``seconds``."""
     intervals, now = [], 0.0
     for span in [*spans, Span("", seconds, seconds, 0.0)]:
         if span.start - now > 1e-6:

@@ -25,7 +25,7 @@ ENCODER_FRAME = FRAME_SHIFT * SUBSAMPLING  # seconds
 
 
 def sets_to_align(options: DecodeOptions, wavs: list[Path], texts: list[str]) -> list[AudioSet]:
-    """What to align, as ``audio_sets`` finds it, with the given texts for wav files.
+    """Returns what to align, as ``audio_sets`` finds it, with the given texts for wav files.
 
     Raises:
       UserError: there is not one text for each file.

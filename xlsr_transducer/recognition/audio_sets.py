@@ -34,14 +34,14 @@ class AudioSet:
     digest: str = ""  # SHA-256 of what the manifest holds
 
     def shown(self, utterance: str) -> str:
-        """The name of an utterance for people: its file as it was given, or its id."""
+        """Returns the name of an utterance for people: its file as it was given, or its id."""
         return str(self.files.get(utterance, utterance))
 
 
 def audio_sets(
     data_dir: Path, split: str = "", manifest: Path | None = None, wavs: Sequence[Path] = ()
 ) -> list[AudioSet]:
-    """What to decode: wav files if given, else a manifest if given, else splits.
+    """Returns what to decode: wav files if given, else a manifest if given, else splits.
 
     Files that cannot be read, and utterances that the manifest describes badly, are ``unread``.
 
@@ -112,7 +112,8 @@ def _is_usable(unread: Mapping[str, Unread], cut: Cut) -> bool:
 
 
 def name_in_results(audio: AudioSet, exp_dir: Path) -> str:
-    """The name that stands for a set in the result files of ``exp_dir``, for no other corpus.
+    """Returns the name that stands for a set in the result files of ``exp_dir``, for no other
+    corpus.
 
     A split of the corpus that was trained on has its own name; of another one, that of the data
     folder too; and where a set of other content has that name, the hash of the content too.
@@ -137,7 +138,7 @@ def name_in_results(audio: AudioSet, exp_dir: Path) -> str:
 
 
 def _trained_on(exp_dir: Path) -> Path | None:
-    """The data folder of a training run, as far as the run's settings tell."""
+    """Returns the data folder of a training run, as far as the run's settings tell."""
     try:
         settings = json.loads((exp_dir / "settings.json").read_text(encoding="utf-8"))
         return Path(settings["DataOptions"]["data_dir"]).resolve()

@@ -94,7 +94,7 @@ def encode_chunks(encoder: nn.Module, wave: Tensor) -> Iterator[Tensor]:
 def run(
     argv: Sequence[str] | None, about: str, options: type, load: Callable[[Any], Recogniser]
 ) -> int:
-    """A command: prints a line per file, its name, a tab and its text, or an error.
+    """Runs a command: prints a line per file, its name, a tab and its text, or an error.
 
     Args:
       about: what the command is for.

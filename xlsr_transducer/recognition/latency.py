@@ -43,7 +43,7 @@ class LatencyReport:
         self.last.append((ends[0] - stream.seconds, ends[1] - stream.seconds))
 
     def format(self, name: str, results: Results) -> str:
-        """The report as text."""
+        """Returns the report as text."""
         rate = self.num_steps / max(results.elapsed, 1e-9)
         lines = [
             f"{name}: RTF {results.rtf:.4f}, {rate:.1f} steps per second, "
@@ -61,7 +61,7 @@ class LatencyReport:
 
 
 def _times_shown(steps: list[Step]) -> list[float]:
-    """When the result of each step is there, in seconds from the start of the audio."""
+    """Returns when the result of each step is there, in seconds from the start of the audio."""
     times, done = [], 0.0
     for step in steps:
         done = max(done, step.arrived) + step.elapsed

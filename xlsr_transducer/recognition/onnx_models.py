@@ -46,19 +46,19 @@ class OnnxOptions:
     tokens: Path | None = option(None, "tokens.txt (default: the one beside the encoder)")
 
     def files(self) -> list[Path]:
-        """Encoder, decoder and joiner."""
+        """Returns encoder, decoder and joiner."""
         encoder = self.encoder_model_filename
         names = [encoder.name.replace("encoder", part, 1) for part in ("decoder", "joiner")]
         given = (self.decoder_model_filename, self.joiner_model_filename)
         return [encoder, *(g or encoder.with_name(n) for g, n in zip(given, names))]
 
     def tokens_file(self) -> Path:
-        """Where the tokens are."""
+        """Returns where the tokens are."""
         return self.tokens or self.encoder_model_filename.with_name("tokens.txt")
 
 
 def digest(content: bytes | memoryview) -> tuple[str, str]:
-    """The SHA-256 that a file has in its metadata, and the one that it should have.
+    """Returns the SHA-256 that a file has in its metadata, and the one that it should have.
 
     The first is empty if there is none.
     """
@@ -74,7 +74,7 @@ def digest(content: bytes | memoryview) -> tuple[str, str]:
 
 
 def open_session(path: Path) -> Any:
-    """An onnxruntime session on the CPU, with as many threads as PyTorch has.
+    """Returns an onnxruntime session on the CPU, with as many threads as PyTorch has.
 
     Raises:
       UserError: onnxruntime is not installed, or the file is missing, damaged or not ours.
@@ -102,7 +102,7 @@ def open_session(path: Path) -> Any:
 
 
 def metadata(session: Any) -> dict[str, str]:
-    """What export wrote about the model."""
+    """Returns what export wrote about the model."""
     return session.get_modelmeta().custom_metadata_map
 
 
@@ -117,7 +117,7 @@ class OnnxModule(nn.Module):
         self.nothing = nn.Parameter(torch.zeros(0), requires_grad=False)
 
     def run(self, *inputs: Tensor) -> list[Tensor]:
-        """All outputs for all inputs, in their order."""
+        """Returns all outputs for all inputs, in their order."""
         feed = {name: x.numpy() for name, x in zip(self.names, inputs)}
         return [torch.from_numpy(x) for x in self.session.run(None, feed)]
 
@@ -162,7 +162,7 @@ class OnnxStreamingEncoder(OnnxModule):
     def streaming_forward(
         self, x: Tensor, x_lens: Tensor, states: EncoderState
     ) -> Tuple[Tensor, Tensor, EncoderState]:
-        """The next chunk of each stream (see ``StreamingXLSREncoder``)."""
+        """Computes the next chunk of each stream (see ``StreamingXLSREncoder``)."""
         out, lens, *fields = self.run(x, x_lens, *states.xlsr, states.adapter)
         return out, lens, EncoderState(Wav2Vec2State(*fields[:-1]), fields[-1])
 

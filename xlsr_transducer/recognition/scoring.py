@@ -83,7 +83,7 @@ class Score:
 def score(
     set_name: str, suffix: str, transcripts: Iterable[Transcript], num_unread: int = 0
 ) -> Score:
-    """WER and CER. Characters include one space between words."""
+    """Returns WER and CER. Characters include one space between words."""
     transcripts = list(transcripts)
     words = [(t.ref, t.hyp) for t in transcripts]
     chars = [(list(" ".join(t.ref)), list(" ".join(t.hyp))) for t in transcripts]
@@ -232,7 +232,7 @@ def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str,
 
 
 def _spans(pairs: Pairs) -> list[str]:
-    """The alignment in words, successive errors joined: ``a (b c->d) e (*->f)``."""
+    """Returns the alignment in words, successive errors joined: ``a (b c->d) e (*->f)``."""
     shown: list[str] = []
     wrong: Pairs = []
 

@@ -76,7 +76,7 @@ class StreamPool:
         self._waiting: list[Stream] = []  # without their first samples yet
 
     def open(self, name: str, hotwords: TokenGraph | None = None) -> Stream:
-        """A new stream, part of the pool from the next step on.
+        """Returns a new stream, part of the pool from the next step on.
 
         Args:
           hotwords: those of this stream (see ``context_graph``) instead of the search's own.
@@ -167,5 +167,5 @@ class StreamPool:
         return ended
 
     def bytes_per_stream(self) -> int:
-        """Bytes of encoder state that one stream takes at its start."""
+        """Returns the bytes of encoder state that one stream takes at its start."""
         return state_bytes(self.encoder.get_init_states(1, self.device))

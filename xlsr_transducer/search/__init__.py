@@ -44,7 +44,7 @@ def make_search(
     ctc_output: nn.Module | None = None,
     lg: Any = None,
 ) -> Search:
-    """The search that ``options`` describe, over the given decoder, joiner and CTC head.
+    """Returns the search that ``options`` describe, over the given decoder, joiner and CTC head.
 
     ``lg`` is what the methods with LG walk along (``BiasOptions.load_lg``).
 

@@ -41,7 +41,7 @@ class Search(ABC):
 
     @abstractmethod
     def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> Any:
-        """The state of ``num_streams`` streams before their first frame."""
+        """Returns the state of ``num_streams`` streams before their first frame."""
 
     @abstractmethod
     def advance(self, encoder_out: Tensor, encoder_out_lens: Tensor, state: State) -> State:
@@ -55,31 +55,31 @@ class Search(ABC):
 
     @abstractmethod
     def nbest(self, state: Any, n: int) -> list[list[Hypothesis]]:
-        """Up to ``n`` hypotheses per stream, best first."""
+        """Returns up to ``n`` hypotheses per stream, best first."""
 
     def results(self, state: Any) -> list[Hypothesis]:
-        """The best hypothesis of each stream, at any time: final or so far."""
+        """Returns the best hypothesis of each stream, at any time: final or so far."""
         return [best[0] for best in self.nbest(state, 1)]
 
     def select(self, state: State, indexes: Tensor | Sequence[int]) -> State:
-        """The state of the streams ``indexes`` alone, in that order."""
+        """Returns the state of the streams ``indexes`` alone, in that order."""
         device = self._device()
         return _select(state, torch.as_tensor(indexes, dtype=torch.int64, device=device))
 
     def cat(self, states: Sequence[State]) -> State:
-        """One state for the streams of all ``states``."""
+        """Returns one state for the streams of all ``states``."""
         return _cat(states)
 
     def _device(self) -> torch.device:
         return next(self.joiner.parameters()).device
 
     def _first_context(self, num_streams: int, device: torch.device | str) -> Tensor:
-        """(N, C) the context before the first token: empty places, then a blank."""
+        """Returns (N, C) the context before the first token: empty places, then a blank."""
         start = [-1] * (self.context_size - 1) + [self.blank_id]
         return torch.tensor(start, device=device).repeat(num_streams, 1)
 
     def _frames(self, encoder_out: Tensor, encoder_out_lens: Tensor) -> Tensor:
-        """(N, T', D) encoder output up to the longest length T'; checks the shapes."""
+        """Returns (N, T', D) encoder output up to the longest length T'; checks the shapes."""
         num_streams, num_frames, _ = encoder_out.shape
         if encoder_out_lens.shape != (num_streams,):
             raise ValueError(
@@ -92,12 +92,13 @@ class Search(ABC):
         return encoder_out[:, :longest]
 
     def _project_encoder(self, encoder_out: Tensor, encoder_out_lens: Tensor) -> Tensor:
-        """(N, T', J) encoder side of the joiner, T' the longest length; checks the shapes."""
+        """Returns (N, T', J) encoder side of the joiner, T' the longest length; checks the
+        shapes."""
         frames = self._frames(encoder_out, encoder_out_lens)
         return self.joiner.encoder_proj(frames.to(next(self.joiner.parameters()).dtype))
 
     def _project_context(self, context: Tensor) -> Tensor:
-        """(M, J) decoder side of the joiner for contexts (M, C)."""
+        """Returns (M, J) decoder side of the joiner for contexts (M, C)."""
         return self.joiner.decoder_proj(self.decoder(context, need_pad=False)[:, 0])
 
     def _renewed(self, decoder_side: Tensor, context: Tensor, fresh: Tensor) -> Tensor:
@@ -115,11 +116,12 @@ class Search(ABC):
         return decoder_side
 
     def _log_probs(self, encoder_side: Tensor, decoder_side: Tensor) -> Tensor:
-        """(*, V) log-probs after blank penalty and temperature, in float32 at least."""
+        """Returns (*, V) log-probs after blank penalty and temperature, in float32 at least."""
         return self._normalised(self.joiner(encoder_side, decoder_side, project_input=False))
 
     def _normalised(self, logits: Tensor) -> Tensor:
-        """Log-probs of ``logits`` (*, V), which it may change, as ``_log_probs`` has them."""
+        """Returns the log-probs of ``logits`` (*, V), which it may change, as ``_log_probs`` has
+        them."""
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         if self.options.blank_penalty != 0:

@@ -53,11 +53,11 @@ class Pool:
     context: Tensor  # (N, P, C) int64
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All fields, in order."""
+        """Returns all fields, in order."""
         return self.score, self.hashes, self.node, self.context
 
     def rows(self, indexes: Tensor) -> Pool:
-        """A copy of the streams ``indexes`` (n,)."""
+        """Returns a copy of the streams ``indexes`` (n,)."""
         return Pool(*(x[indexes] for x in self.tensors()))
 
     def with_rows(self, indexes: Tensor, part: Pool) -> Pool:
@@ -67,7 +67,7 @@ class Pool:
         return Pool(*(x.index_copy(0, indexes, y) for x, y in zip(mine.tensors(), part.tensors())))
 
     def widened(self, places: int) -> Pool:
-        """At least ``places`` places, the new ones free."""
+        """Returns at least ``places`` places, the new ones free."""
         extra = places - self.score.shape[1]
         if extra <= 0:
             return self
@@ -78,7 +78,7 @@ class Pool:
         return Pool(score, hashes, node, F.pad(self.context, (0, 0, 0, extra)))
 
     def taken(self, place: Tensor) -> Pool:
-        """The entries at ``place`` (n, k), as a pool of k places."""
+        """Returns the entries at ``place`` (n, k), as a pool of k places."""
         flat = (x.gather(1, place) for x in (self.score, self.hashes, self.node))
         where = place.unsqueeze(2).expand(-1, -1, self.context.shape[2])
         return Pool(*flat, self.context.gather(1, where))
@@ -153,7 +153,7 @@ class BeamSearch(Search):
     """Winner and n-best by log-prob / (tokens + context size), as icefall has it."""
 
     def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> PoolState:
-        """The state of ``num_streams`` streams before their first frame."""
+        """Returns the state of ``num_streams`` streams before their first frame."""
         shape = (num_streams, self.options.beam_size)
         score = torch.full(shape, NEVER, device=device)
         score[:, 0] = 0
@@ -248,6 +248,6 @@ class BeamSearch(Search):
         return rest.added(new), b
 
     def nbest(self, state: PoolState, n: int) -> list[list[Hypothesis]]:
-        """Up to ``n`` different token sequences per stream, by length-normalised score."""
+        """Returns up to ``n`` different token sequences per stream, by length-normalised score."""
         score = state.score + state.offset.unsqueeze(1)
         return state.history.nbest(score, n, self.context_size)

@@ -148,7 +148,7 @@ class BiasOptions(Options):
         return read_lg(self.ngram_lm, tokenizer.tokens, self.ngram_scale)
 
     def suffix(self) -> list[str]:
-        """What belongs into the names of result files."""
+        """Returns what belongs into the names of result files."""
         parts = []
         if self.context_file is not None:
             parts.append(f"context-{self.context_file.stem}-score-{self.context_score}")
@@ -177,7 +177,7 @@ class Bias:
         self._last: tuple[tuple[TokenGraph, ...], torch.device | str, Walk] | None = None
 
     def without_neural(self) -> Bias | None:
-        """The graphs alone; None if there are none."""
+        """Returns the graphs alone; None if there are none."""
         if self.lm is None and self.hotwords is self.nothing:
             return None
         return Bias(self.nothing.vocab_size, self.hotwords, self.lm)
@@ -185,7 +185,7 @@ class Bias:
     def start(
         self, hotwords: tuple[TokenGraph, ...], device: torch.device | str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Where streams with these ``hotwords`` start.
+        """Returns where streams with these ``hotwords`` start.
 
         Returns:
           states in the streams' own graphs (N, G), states of the neural language model (N, F),
@@ -202,7 +202,7 @@ class Bias:
         return starts, lm_state, weights + lm_weights
 
     def walk(self, hotwords: tuple[TokenGraph, ...], device: torch.device | str) -> Walk:
-        """The graphs that streams with these ``hotwords`` walk along, on ``device``."""
+        """Returns the graphs that streams with these ``hotwords`` walk along, on ``device``."""
         # The same streams come again and again, a piece at a time.
         if self._last is None or self._last[:2] != (hotwords, device):
             self._last = (hotwords, device, self._made(hotwords, device))
@@ -236,21 +236,22 @@ class Walk:
     neural: ScaledLm | None
 
     def entered(self, state: Tensor) -> Tensor:
-        """(N, B, G) states in the graphs at hand, from those of the streams' own."""
+        """Returns (N, B, G) states in the graphs at hand, from those of the streams' own."""
         return state + self.offsets.unsqueeze(1)
 
     def left(self, state: Tensor) -> Tensor:
-        """(N, B, G) the other way round."""
+        """Returns (N, B, G) the other way round."""
         return state - self.offsets.unsqueeze(1)
 
     def graph_weights(self, state: Tensor) -> Tensor:
-        """(M, V) what each token is worth in the states (M, G)."""
+        """Returns (M, V) what each token is worth in the states (M, G)."""
         return sum(g.weights(s) for g, s in zip(self.graphs, state.unbind(1)))
 
     def step(
         self, state: Tensor, lm_state: Tensor, token: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What ``token`` (M,) leads to from states (M, G) and (M, F): the same, and (M, V) what
+        """Returns what ``token`` (M,) leads to from states (M, G) and (M, F): the same, and (M,
+        V) what
         each token is worth then."""
         walked = [g.step(s, token) for g, s in zip(self.graphs, state.unbind(1))]
         state = torch.stack(walked, 1)
@@ -261,5 +262,5 @@ class Walk:
         return state, lm_state, weights + lm_weights
 
     def final(self, state: Tensor) -> Tensor:
-        """(N, B) what ending in the states (N, B, G) adds."""
+        """Returns (N, B) what ending in the states (N, B, G) adds."""
         return sum(g.final_weight[s] for g, s in zip(self.graphs, state.unbind(2)))

@@ -21,7 +21,7 @@ from xlsr_transducer.search.token_graph import TokenGraph
 
 
 def context_graph(phrases: Sequence[tuple[Sequence[int], float]], vocab_size: int) -> TokenGraph:
-    """The graph of ``phrases``: token ids and the bonus of each token.
+    """Builds the graph of ``phrases``: token ids and the bonus of each token.
 
     Where phrases begin alike, the larger bonus counts for the tokens they share.
     """
@@ -69,7 +69,7 @@ def _links(
 
 
 def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> TokenGraph:
-    """The graph of a file with one phrase a line, or `phrase :score` for another bonus.
+    """Builds the graph of a file with one phrase a line, or `phrase :score` for another bonus.
 
     Raises:
       UserError: no such file, no phrase in it, or a line that the tokens cannot spell.

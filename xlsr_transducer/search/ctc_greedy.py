@@ -42,7 +42,7 @@ class CtcGreedySearch(Search):
         self.ctc_output = ctc_output
 
     def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> CtcState:
-        """The state of ``num_streams`` streams before their first frame."""
+        """Returns the state of ``num_streams`` streams before their first frame."""
         return CtcState(
             history=History.empty(num_streams, 1, device),
             label=torch.full((num_streams,), self.blank_id, device=device),
@@ -72,5 +72,5 @@ class CtcGreedySearch(Search):
         )
 
     def nbest(self, state: CtcState, n: int) -> list[list[Hypothesis]]:
-        """The one hypothesis of each stream, whatever ``n``."""
+        """Returns the one hypothesis of each stream, whatever ``n``."""
         return state.history.nbest(state.score.unsqueeze(1), n, self.context_size)

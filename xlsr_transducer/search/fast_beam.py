@@ -52,7 +52,7 @@ class FastBeamState:
     num_frames: Tensor  # (N,) int64, consumed so far
 
     def fields(self) -> tuple[Tensor, ...]:
-        """The tensors that a step of the search changes."""
+        """Returns the tensors that a step of the search changes."""
         return self.context, self.decoder_side, self.score, self.offset, self.end_score
 
 
@@ -76,7 +76,7 @@ class FastBeamSearch(Search):
         return self.options.max_contexts + (self.options.fast_beam_flavour != "whole")
 
     def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> FastBeamState:
-        """The state of ``num_streams`` streams before their first frame."""
+        """Returns the state of ``num_streams`` streams before their first frame."""
         shape = (num_streams, self.options.max_contexts)
         context = torch.full((1, self.context_size), self.blank_id, device=device)
         with torch.no_grad():
@@ -113,7 +113,7 @@ class FastBeamSearch(Search):
     def _step(
         self, encoder_side: Tensor, fields: tuple[Tensor, ...], num_ending: int
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """One frame of n streams (see ``frames.Step``)."""
+        """Computes one frame of n streams (see ``frames.Step``)."""
         context, decoder_side, score, offset, end_score = fields
         n, width = score.shape
         log_probs = self._log_probs(encoder_side.unsqueeze(1), decoder_side).float()
@@ -153,7 +153,7 @@ class FastBeamSearch(Search):
         return (context, decoder_side, score, offset + best[:, 0], end_score), added
 
     def _targets(self, log_probs: Tensor, context: Tensor, score: Tensor) -> Targets:
-        """All that the contexts of a frame lead to, merged where it is the same.
+        """Returns all that the contexts of a frame lead to, merged where it is the same.
 
         Args:
           log_probs: (n, C, V).
@@ -201,7 +201,7 @@ class FastBeamSearch(Search):
     def _end(
         self, targets: Targets, kept: Tensor, final: Tensor, score: Tensor, log_probs: Tensor
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """What k2 returns if this frame is the last: its arcs count 0, if they are final.
+        """Returns what k2 returns if this frame is the last: its arcs count 0, if they are final.
 
         Args:
           kept: (n, K) targets that survive.
@@ -244,7 +244,7 @@ class FastBeamSearch(Search):
         return (parent, token, log_prob), torch.where(any_ends, best, other_best)
 
     def nbest(self, state: FastBeamState, n: int) -> list[list[Hypothesis]]:
-        """The best path into each of the ``n`` best contexts, by score.
+        """Returns the best path into each of the ``n`` best contexts, by score.
 
         The flavours 'strict' and 'partial' have one result: the path into the end. With
         'strict' that is empty, of score -inf, where no path ends.

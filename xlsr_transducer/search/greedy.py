@@ -39,7 +39,7 @@ class GreedySearch(Search):
     """At most ``max_sym_per_frame`` tokens per frame, each the most probable one."""
 
     def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> GreedyState:
-        """The state of ``num_streams`` streams before their first frame."""
+        """Returns the state of ``num_streams`` streams before their first frame."""
         context = self._first_context(num_streams, device)
         with torch.no_grad():
             decoder_side = self._project_context(context[:1]).repeat(num_streams, 1)
@@ -133,5 +133,5 @@ class GreedySearch(Search):
         return token.masked_fill(~first, self.blank_id), frame, log_prob, passed
 
     def nbest(self, state: GreedyState, n: int) -> list[list[Hypothesis]]:
-        """The one hypothesis of each stream, whatever ``n``."""
+        """Returns the one hypothesis of each stream, whatever ``n``."""
         return state.history.nbest(state.score.unsqueeze(1), n, self.context_size)

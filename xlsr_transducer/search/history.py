@@ -40,7 +40,7 @@ class Settled:
     log_probs: list[float]
 
     def stretches(self) -> list[Settled]:
-        """All stretches, oldest first."""
+        """Returns all stretches, oldest first."""
         found: list[Settled] = []
         node: Settled | None = self
         while node is not None:
@@ -187,7 +187,7 @@ class History:
         return found
 
     def nbest(self, score: Tensor, n: int, norm: int) -> list[list[Hypothesis]]:
-        """Up to ``n`` hypotheses per stream, best score / (tokens + ``norm``) first.
+        """Returns up to ``n`` hypotheses per stream, best score / (tokens + ``norm``) first.
 
         Args:
           score: (N, B) log-probs, -inf where there is no hypothesis.
@@ -197,7 +197,7 @@ class History:
         return self.hypotheses(which, score.gather(1, which), norm)
 
     def select(self, indexes: Tensor) -> History:
-        """The streams ``indexes`` (M,), in that order."""
+        """Returns the streams ``indexes`` (M,), in that order."""
         return History(
             tokens=self.tokens[indexes],
             frames=self.frames[indexes],
@@ -209,7 +209,7 @@ class History:
 
     @staticmethod
     def cat(parts: Sequence[History]) -> History:
-        """All streams of all ``parts``."""
+        """Returns all streams of all ``parts``."""
         width = max(p.tokens.shape[2] for p in parts)
 
         def joined(name: str) -> Tensor:

@@ -68,7 +68,7 @@ class ModifiedBeamSearch(Search):
         device: torch.device | str = "cpu",
         hotwords: Sequence[TokenGraph | None] | None = None,
     ) -> BeamState:
-        """The state of ``num_streams`` streams before their first frame.
+        """Returns the state of ``num_streams`` streams before their first frame.
 
         Args:
           hotwords: the graph of each stream; None is that of the bias.
@@ -100,7 +100,7 @@ class ModifiedBeamSearch(Search):
         device: torch.device | str,
         hotwords: Sequence[TokenGraph | None] | None,
     ) -> tuple[tuple[TokenGraph, ...], Tensor, Tensor, Tensor]:
-        """The graphs, states and weights before the first token (see ``BeamState``)."""
+        """Returns the graphs, states and weights before the first token (see ``BeamState``)."""
         beam = self.options.beam_size
         if self.bias is None:
             if hotwords is not None:
@@ -155,7 +155,7 @@ class ModifiedBeamSearch(Search):
     def _step(
         self, encoder_side: Tensor, fields: tuple[Tensor, ...], walk: Walk | None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """One frame of n streams (see ``frames.Step``)."""
+        """Computes one frame of n streams (see ``frames.Step``)."""
         context, decoder_side, score, offset, hashes, *biased = fields
         n, beam = score.shape
         log_probs = self._log_probs(encoder_side.unsqueeze(1), decoder_side)
@@ -193,7 +193,7 @@ class ModifiedBeamSearch(Search):
         return fields, (parent, token, log_prob)
 
     def nbest(self, state: BeamState, n: int) -> list[list[Hypothesis]]:
-        """Up to ``n`` different token sequences per stream, by length-normalised score."""
+        """Returns up to ``n`` different token sequences per stream, by length-normalised score."""
         score = state.score + state.offset.unsqueeze(1)
         if self.bias:
             walk = self.bias.walk(state.hotwords, score.device)

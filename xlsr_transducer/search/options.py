@@ -113,7 +113,7 @@ class SearchOptions(Options):
             )
 
     def suffix(self) -> str:
-        """The method and every setting that matters to it, for names of result files."""
+        """Returns the method and every setting that matters to it, for names of result files."""
         parts = [self.decoding_method]
         if self.decoding_method == "greedy_search":
             parts.append(f"max-sym-per-frame-{self.max_sym_per_frame}")

@@ -75,12 +75,12 @@ class TokenGraph:
 
     @staticmethod
     def nothing(vocab_size: int) -> TokenGraph:
-        """The graph in which nothing weighs anything."""
+        """Returns the graph in which nothing weighs anything."""
         return TokenGraph.build(vocab_size, [{}], [(0, 0.0)], [0.0])
 
     @staticmethod
     def union(graphs: Sequence[TokenGraph]) -> tuple[TokenGraph, list[int]]:
-        """All ``graphs`` side by side, and the number of the first state of each."""
+        """Returns all ``graphs`` side by side, and the number of the first state of each."""
         if len(graphs) == 1:
             return graphs[0], [0]
         states, arcs = [0], [0]
@@ -104,7 +104,7 @@ class TokenGraph:
         return joined, states[:-1]
 
     def to(self, device: torch.device | str) -> TokenGraph:
-        """The same graph on ``device``."""
+        """Returns the same graph on ``device``."""
         tensors = {
             f.name: value.to(device)
             for f in dataclasses.fields(self)
@@ -113,12 +113,12 @@ class TokenGraph:
         return dataclasses.replace(self, **tensors)
 
     def scaled(self, scale: float) -> TokenGraph:
-        """All weights times ``scale``."""
+        """Returns all weights times ``scale``."""
         names = ("arc_weight", "backoff_weight", "final_weight")
         return dataclasses.replace(self, **{n: getattr(self, n) * scale for n in names})
 
     def weights(self, state: Tensor) -> Tensor:
-        """(M, V) weight of every token in the states (M,)."""
+        """Returns (M, V) weight of every token in the states (M,)."""
         levels = [(state, torch.zeros_like(state, dtype=torch.float32), state >= 0)]
         while True:
             here, weight, _ = levels[-1]
@@ -141,7 +141,7 @@ class TokenGraph:
         return out
 
     def step(self, state: Tensor, token: Tensor) -> Tensor:
-        """(M,) the states that ``token`` (M,) leads to from ``state`` (M,)."""
+        """Returns (M,) the states that ``token`` (M,) leads to from ``state`` (M,)."""
         while True:
             key = state * self.vocab_size + token
             arc = torch.searchsorted(self.arc_key, key).clamp(max=len(self.arc_key) - 1)

@@ -67,7 +67,7 @@ class LatticeSearch(Search):
         self.graph = graph.to(self._device())
 
     def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> FramesState:
-        """The state of ``num_streams`` streams before their first frame."""
+        """Returns the state of ``num_streams`` streams before their first frame."""
         weight = self.joiner.encoder_proj.weight
         nothing = torch.zeros(0, len(weight), device=device, dtype=weight.dtype)
         return FramesState((nothing,) * num_streams)
@@ -83,7 +83,8 @@ class LatticeSearch(Search):
 
     @torch.no_grad()
     def nbest(self, state: FramesState, n: int) -> list[list[Hypothesis]]:
-        """Up to ``n`` hypotheses per stream, best first; there is one unless paths are drawn."""
+        """Returns up to ``n`` hypotheses per stream, best first; there is one unless paths are
+        drawn."""
         started = [i for i, frames in enumerate(state.frames) if len(frames)]
         found = [[Hypothesis()] for _ in state.frames]
         if started:
@@ -126,7 +127,7 @@ class LatticeSearch(Search):
         return streams.format_output(num_frames, options.fast_beam_flavour != "strict")
 
     def _read(self, lattice: Any) -> list[list[Hypothesis]]:
-        """The hypotheses of each stream, best first; none where no path ends."""
+        """Returns the hypotheses of each stream, best first; none where no path ends."""
         best = self.k2.shortest_path(lattice, use_double_scores=True)
         scores = best.get_tot_scores(use_double_scores=True, log_semiring=False)
         return [
@@ -185,7 +186,7 @@ class NbestSearch(LatticeSearch):
         return [sorted(hyps, key=lambda h: -h.score) for hyps in found]
 
     def _draw(self, lattice: Any) -> list[list[list[int]]]:
-        """The different token sequences of each stream among the paths drawn."""
+        """Returns the different token sequences of each stream among the paths drawn."""
         scaled = lattice.clone()
         scaled.scores = lattice.scores * self.options.nbest_scale
         paths = self.k2.random_paths(
@@ -205,7 +206,8 @@ def write_lg(path: Path, lg: Any, tokens: list[str]) -> None:
 
 
 def read_lg(path: Path, tokens: list[str], scale: float) -> Any:
-    """The k2.Fsa of a file by ``write_lg``, its weights times ``scale``; for ``LatticeSearch``.
+    """Returns the k2.Fsa of a file by ``write_lg``, its weights times ``scale``; for
+    ``LatticeSearch``.
 
     Its arcs have their weight as ``lm_scores``, and as ``boundary`` whether words are complete
     before them: 1 for what begins a word, and for final arcs.

@@ -43,7 +43,7 @@ class LoadedLm:
 
 
 def lm_content(model: LanguageModel, options: LmOptions, tokens: list[str]) -> dict[str, Any]:
-    """What every checkpoint of a language model holds."""
+    """Returns what every checkpoint of a language model holds."""
     return {
         "format": FORMAT,
         "lm_options": dataclasses.asdict(options),
@@ -67,7 +67,7 @@ def read_lm(path: Path) -> dict[str, Any]:
 
 
 def load_lm(exp_dir: Path) -> LoadedLm:
-    """The best language model of a training run.
+    """Returns the best language model of a training run.
 
     Raises:
       UserError: a file is missing or does not fit; the message names it.

@@ -44,7 +44,7 @@ class ScaledLm:
 
     @torch.no_grad()
     def rescored(self, hypotheses: Sequence[Hypothesis], norm: int) -> list[Hypothesis]:
-        """The same hypotheses with the log-probs of their whole texts, ends included.
+        """Returns the same hypotheses with the log-probs of their whole texts, ends included.
 
         Args:
           norm: added to the number of tokens that the score is divided by.

@@ -49,7 +49,7 @@ class LanguageModel(nn.Module):
         self.output = nn.Linear(options.hidden_dim, vocab_size)
 
     def forward(self, tokens: Tensor, token_lens: Tensor) -> Tensor:
-        """Log-probs of whole sentences, their ends included, in nats (N,).
+        """Returns the log-probs of whole sentences, their ends included, in nats (N,).
 
         Args:
           tokens: (N, S) int64, anything that is a token beyond token_lens; token_lens: (N,).

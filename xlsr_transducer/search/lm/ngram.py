@@ -25,12 +25,12 @@ Ngrams = dict[tuple[int, ...], tuple[float, float]]
 
 
 def words_of(tokens: list[str]) -> list[str]:
-    """The words of a language model for these tokens, in the order of their ids."""
+    """Returns the words of a language model for these tokens, in the order of their ids."""
     return [*SPECIAL[:2], *tokens[Tokenizer.unk_id :]]
 
 
 def read_ngram_lm(path: Path, tokens: list[str]) -> TokenGraph:
-    """The graph of an ARPA file, with natural logarithms; it starts after `<s>`.
+    """Builds the graph of an ARPA file, with natural logarithms; it starts after `<s>`.
 
     Its n-grams may stand in any order, as KenLM, SRILM or stage 5 write them. A token that the
     file lacks weighs as much as `<unk>` or, without one, as the rarest token.
@@ -50,7 +50,8 @@ def read_ngram_lm(path: Path, tokens: list[str]) -> TokenGraph:
 
 
 def read_arpa(path: Path, words: list[str] | None = None) -> tuple[list[str], Ngrams]:
-    """The words of an ARPA file, and (log-prob, back-off weight) of every n-gram, as word ids.
+    """Returns the words of an ARPA file, and (log-prob, back-off weight) of every n-gram, as word
+    ids.
 
     Args:
       words: what the unigrams may be, by id; None: whatever there is, numbered as it comes.

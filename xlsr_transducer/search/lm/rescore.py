@@ -20,7 +20,8 @@ class LmRescoreSearch(ModifiedBeamSearch):
         self.rescorer.model.to(self._device())
 
     def nbest(self, state: BeamState, n: int) -> list[list[Hypothesis]]:
-        """Up to ``n`` hypotheses per stream, by the length-normalised sum of both scores."""
+        """Returns up to ``n`` hypotheses per stream, by the length-normalised sum of both
+        scores."""
         found = super().nbest(state, self.options.beam_size)
         rescored = iter(self.rescorer.rescored(sum(found, []), self.context_size))
         ranked = [[next(rescored) for _ in hypotheses] for hypotheses in found]

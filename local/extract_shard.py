@@ -44,7 +44,7 @@ class Shard:
 
     @property
     def path(self) -> str:
-        """Where it lies below the folder of the features, by what it holds."""
+        """The folder below that of the features, named by what it holds."""
         content = [[cut["id"], settings_digest(cut)] for cut in self.cuts]
         digest = hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
         return f"{self.split}/shard_{digest[:16]}"
@@ -70,7 +70,7 @@ def plan_shards(split: str, cuts: Iterable[dict]) -> Iterator[Shard]:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What a shard has of one utterance: an array, or the reason why there is none."""
+    """One utterance of a shard: an array, or the reason why there is none."""
 
     id: str
     settings: str  # digest of what the manifest tells of the audio

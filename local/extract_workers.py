@@ -27,7 +27,7 @@ POLL_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a worker has to know before its first shard."""
+    """The settings of a worker."""
 
     source: str  # of the checkpoint, which each worker loads by itself
     info: FeatureInfo

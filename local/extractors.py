@@ -24,7 +24,7 @@ from xlsr_transducer.model.xlsr_config import WAVEFORM
 
 
 class Extractor(Protocol):
-    """What computes a batch."""
+    """Computes a batch."""
 
     def __call__(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """N waves (n,) float32 of 400 samples or more -> N arrays (T, D) float16.
@@ -119,7 +119,7 @@ def _to_float16(y: Tensor, lens: Sequence[int]) -> list[np.ndarray]:
 
 
 def _check_s3prl(info: FeatureInfo) -> None:
-    """What s3prl's ``hf_wav2vec2_custom`` can do is less than the project's own network."""
+    """Refuses what s3prl's ``hf_wav2vec2_custom``, unlike the project's network, cannot do."""
     wrong = ""
     if info.cut == "frontend":
         wrong = "gives layers only, not the front end (--cut frontend)"

@@ -1,4 +1,4 @@
-"""Which packages of requirements.txt this Python lacks, as pip arguments with the tested versions.
+"""Lists the packages of requirements.txt that Python lacks, as pip arguments with their versions.
 
     python local/missing_packages.py requirements.txt requirements-lock.txt
 

@@ -1,4 +1,4 @@
-"""What differs between environments: PyTorch 1.13 or a current one, with k2 or without."""
+"""Differences between environments: PyTorch 1.13 or a current one, with k2 or without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command fails, or is interrupted: one clear line on stderr and no traceback."""
+"""Ends a command that fails or is interrupted: one clear line on stderr and no traceback."""
 
 from __future__ import annotations
 

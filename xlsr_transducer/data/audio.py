@@ -1,4 +1,4 @@
-"""How a file or a lhotse cut becomes samples: one way, the same for every command."""
+"""Reads the samples of a file or a lhotse cut, in one way for every command."""
 
 from __future__ import annotations
 

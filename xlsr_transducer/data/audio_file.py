@@ -32,7 +32,7 @@ class AudioProblem(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class AudioInfo:
-    """What a good file holds."""
+    """Length, rate and channels of a good file."""
 
     num_samples: int  # per channel
     sampling_rate: int  # Hz

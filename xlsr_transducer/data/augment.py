@@ -101,7 +101,7 @@ class AugmentOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Augmenter:
-    """What is done to the utterances of one epoch."""
+    """Augments the utterances of one epoch."""
 
     options: AugmentOptions
     noises: tuple[Path, ...]

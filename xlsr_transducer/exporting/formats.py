@@ -1,4 +1,4 @@
-"""What every export format is made of, and the list of formats.
+"""The parts of an export format, and the list of formats.
 
 A format is a module of this room with ``write(job, folder)``, which writes files into an empty
 folder and returns an ``Artifact`` for each set of files that only work together. An artifact
@@ -59,7 +59,7 @@ FORMATS = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is exported."""
+    """The model to export."""
 
     loaded: LoadedModel  # float32 on the CPU, in evaluation mode, with PyTorch's own layers
     chunk: ChunkSettings  # what each frame sees; full context for a full-context model

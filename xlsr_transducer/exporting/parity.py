@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """How an artifact compares with the checkpoint."""
+    """The comparison of an artifact with the checkpoint."""
 
     artifact: Artifact
     sizes: tuple[int, ...]  # of its files, in bytes

@@ -1,4 +1,4 @@
-"""Where exported files are while they are unfinished, and how they get to their places."""
+"""Keeps exported files in a scratch folder until they are checked, then puts them in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which code computes the transducer losses: k2, or this package's own PyTorch functions.
+"""The code that computes the transducer losses: k2, or this package's own PyTorch functions.
 
 Both offer the same functions with the same argument order, defaults, values and gradients.
 """

@@ -1,4 +1,4 @@
-"""Which symbol positions matter on which frame, and the am and lm rows they need.
+"""Pruning: the symbol positions that matter on each frame, and their am and lm rows.
 
 Letters: B utterances, T frames, S symbols, R prune range, D width of what is pruned.
 """

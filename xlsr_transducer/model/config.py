@@ -1,4 +1,4 @@
-"""What a model is: everything that travels with a checkpoint besides weights and tokens."""
+"""The configuration of a model: all that a checkpoint holds besides weights and tokens."""
 
 from __future__ import annotations
 

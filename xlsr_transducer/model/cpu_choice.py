@@ -1,4 +1,4 @@
-"""Which library multiplies matrices faster on this CPU, PyTorch's own choice or oneDNN.
+"""Chooses the library that multiplies matrices faster on this CPU: PyTorch's own or oneDNN.
 
 It is measured once per machine and kept in the user's cache folder, so that the numbers of one
 machine do not change from run to run; within a process the choice is the same for any rows.

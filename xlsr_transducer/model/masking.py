@@ -1,4 +1,4 @@
-"""What training hides from XLSR: spans of frames, blocks of channels, whole layers.
+"""Masks for training, which hide from XLSR spans of frames, blocks of channels, whole layers.
 
 Spans and blocks as in wav2vec 2.0 and SpecAugment (D. Park et al., Interspeech 2019), layers as
 in LayerDrop (A. Fan et al., ICLR 2020). Spans are drawn from PyTorch's generator of the CPU,

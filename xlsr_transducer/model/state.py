@@ -1,4 +1,4 @@
-"""What a stream carries from chunk to chunk, as tensors with the batch first.
+"""The state of a stream between two chunks, as tensors with the batch first.
 
 No ``from __future__ import annotations`` here: TorchScript must see the field types.
 Letters: N batch, D width of XLSR, H heads, S attention sinks, P frames of left context,

@@ -247,7 +247,7 @@ def _fairseq_config(weights: dict[str, Tensor], options: dict[str, Any]) -> Xlsr
 
 
 def _checked(checkpoint: XlsrCheckpoint) -> XlsrCheckpoint:
-    """Sees to it that every weight of the network is there with its shape."""
+    """Checks that every weight of the network is there with its shape."""
     with shapes_only():
         expected = Wav2Vec2(checkpoint.config).state_dict()
     weights = checkpoint.weights

@@ -1,4 +1,4 @@
-"""What the decoding commands read: files given by name, a manifest, or splits of a corpus."""
+"""The input of the decoding commands: files given by name, a manifest, or splits of a corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share that recognise files with an exported model and nothing else:
+"""Recognises files with an exported model and nothing else, for the commands
 ``pretrained``, ``jit_pretrained``, ``jit_pretrained_streaming``, ``jit_trace_pretrained``,
 ``onnx_pretrained``, ``onnx_pretrained_streaming``.
 

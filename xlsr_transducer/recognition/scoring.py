@@ -70,7 +70,7 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class Score:
-    """How one set was recognised with one setting."""
+    """The error rates of one set with one setting."""
 
     set_name: str
     suffix: str

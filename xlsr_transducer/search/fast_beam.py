@@ -58,7 +58,7 @@ class FastBeamState:
 
 @dataclass(frozen=True)
 class Targets:
-    """Where a frame leads: the best K cells of each stream, best first."""
+    """The targets of a frame: the best K cells of each stream, best first."""
 
     score: Tensor  # (n, K)
     parent: Tensor  # (n, K) context before the frame

@@ -24,7 +24,7 @@ Step = Callable[[Tensor, Fields, int], tuple[Fields, tuple[Tensor, Tensor, Tenso
 
 @dataclass(frozen=True)
 class Added:
-    """What a piece of input added to the hypotheses alive at its end."""
+    """The tokens that a piece of input added to the hypotheses alive at its end."""
 
     origin: Tensor  # (N, S) the hypothesis before the piece that each one grew from
     tokens: Tensor  # (N, S, T) blank where a frame added nothing

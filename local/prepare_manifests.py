@@ -155,7 +155,7 @@ class UtteranceIds:
 
 @dataclasses.dataclass
 class SplitStatistics:
-    """Returns a log line about a split."""
+    """Counts the accepted lines of a split, for the log."""
 
     accepted: int = 0
     seconds: float = 0.0

@@ -112,8 +112,3 @@ def cumulative_step(
     out = ((frames - mean) * scale).flatten(1).to(x.dtype)
     new_tail = ((first - mean[:, 0]) * scale[:, 0]).to(tail.dtype)
     return torch.where(is_start, new_tail, tail), out, sums
-
-
-def last_samples(tail: Tensor, x: Tensor) -> Tensor:
-    """Returns (N, overlap): the last samples of ``tail`` followed by ``x``."""
-    return torch.cat((tail, x), dim=1)[:, -tail.shape[1] :]

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.search.history import History
 from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.options import SearchOptions
 
@@ -132,26 +132,24 @@ class Search(ABC):
 
 
 def _select(state: Any, indexes: Tensor) -> Any:
-    taken = {}
-    for f in dataclasses.fields(state):
-        value = getattr(state, f.name)
-        if isinstance(value, History):
-            taken[f.name] = value.select(indexes)
-        elif isinstance(value, tuple):
-            taken[f.name] = tuple(value[i] for i in indexes.tolist() if value)
-        else:
-            taken[f.name] = value[indexes]
-    return type(state)(**taken)
+    """Returns the rows ``indexes`` of a tensor, of a tuple, or of all fields of a state."""
+    if isinstance(state, Tensor):
+        return state[indexes]
+    if isinstance(state, tuple):
+        return tuple(state[i] for i in indexes.tolist() if state)
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return type(state)(**{name: _select(value, indexes) for name, value in fields.items()})
 
 
 def _cat(states: Sequence[Any]) -> Any:
-    joined = {}
-    for f in dataclasses.fields(states[0]):
-        values = [getattr(s, f.name) for s in states]
-        if isinstance(values[0], History):
-            joined[f.name] = History.cat(values)
-        elif isinstance(values[0], tuple):
-            joined[f.name] = sum(values, ())
-        else:
-            joined[f.name] = torch.cat(values)
-    return type(states[0])(**joined)
+    """Returns the rows of all ``states``; histories of unequal width are padded."""
+    first = states[0]
+    if isinstance(first, Tensor):
+        if first.dim() == 3:
+            width = max(x.shape[2] for x in states)
+            states = [F.pad(x, (0, width - x.shape[2])) for x in states]
+        return torch.cat(list(states))
+    if isinstance(first, tuple):
+        return sum(states, ())
+    names = [f.name for f in dataclasses.fields(first)]
+    return type(first)(**{name: _cat([getattr(s, name) for s in states]) for name in names})

@@ -9,7 +9,6 @@ Letters: N streams, B hypotheses per stream, W width of the open part, K steps o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -195,32 +194,3 @@ class History:
         length = self.lengths + self.num_settled.unsqueeze(1) + norm
         which = (score / length).sort(dim=1, descending=True, stable=True).indices[:, :n]
         return self.hypotheses(which, score.gather(1, which), norm)
-
-    def select(self, indexes: Tensor) -> History:
-        """Returns the streams ``indexes`` (M,), in that order."""
-        return History(
-            tokens=self.tokens[indexes],
-            frames=self.frames[indexes],
-            log_probs=self.log_probs[indexes],
-            lengths=self.lengths[indexes],
-            num_settled=self.num_settled[indexes],
-            settled=tuple(self.settled[i] for i in indexes.tolist()),
-        )
-
-    @staticmethod
-    def cat(parts: Sequence[History]) -> History:
-        """Returns all streams of all ``parts``."""
-        width = max(p.tokens.shape[2] for p in parts)
-
-        def joined(name: str) -> Tensor:
-            rows = (getattr(p, name) for p in parts)
-            return torch.cat([F.pad(x, (0, width - x.shape[2])) for x in rows])
-
-        return History(
-            tokens=joined("tokens"),
-            frames=joined("frames"),
-            log_probs=joined("log_probs"),
-            lengths=torch.cat([p.lengths for p in parts]),
-            num_settled=torch.cat([p.num_settled for p in parts]),
-            settled=tuple(s for p in parts for s in p.settled),
-        )

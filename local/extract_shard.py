@@ -31,7 +31,6 @@ from xlsr_transducer.data.features import SAMPLING_RATE
 
 SHARD_SECONDS = 600.0
 SHORTEST = 400  # samples that the first frame needs
-READ_AHEAD = 2  # batches
 RESULT_FILE = "shard.json"
 
 
@@ -130,72 +129,6 @@ def make_batches(lengths: dict[int, int], max_duration: float) -> list[list[int]
     return batches
 
 
-class _Reader:
-    """Reads batches ahead of the computation, in a thread of its own."""
-
-    def __init__(self, batches: Sequence[list[int]], cuts: dict[int, MonoCut]):
-        self.batches = batches
-        self.cuts = cuts
-        self.unreadable: dict[int, str] = {}  # position -> reason
-
-    def __iter__(self) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-        """Positions and samples of each batch, without what could not be read."""
-        with ThreadPoolExecutor(1) as pool:
-            pending: list[Future] = []
-            todo = iter(self.batches)
-            while True:
-                for batch in todo:
-                    pending.append(pool.submit(self._read, batch))
-                    if len(pending) > READ_AHEAD:
-                        break
-                if not pending:
-                    return
-                positions, waves = pending.pop(0).result()
-                if positions:
-                    yield positions, waves
-
-    def _read(self, batch: list[int]) -> tuple[list[int], list[np.ndarray]]:
-        positions, waves = [], []
-        for position in batch:
-            try:
-                waves.append(read_audio(self.cuts[position]))
-                positions.append(position)
-            except UserError as e:
-                self.unreadable[position] = str(e)
-        return positions, waves
-
-
-class _Writer:
-    """Stores the arrays of a batch, in a thread of its own, while the next is computed."""
-
-    def __init__(self, folder: Path):
-        self.storage = NumpyFilesWriter(folder)
-        self.arrays: dict[int, tuple[str, tuple[int, int]]] = {}  # position -> key and shape
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: Future | None = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown()
-
-    def write(self, positions: list[int], arrays: list[np.ndarray]) -> None:
-        """Starts writing a batch when the one before is written."""
-        self.finish()
-        self._pending = self._pool.submit(self._write, positions, arrays)
-
-    def finish(self) -> None:
-        """Waits until everything is written; raises the error if something was not."""
-        if self._pending is not None:
-            self._pending.result()
-
-    def _write(self, positions: list[int], arrays: list[np.ndarray]) -> None:
-        for position, array in zip(positions, arrays):
-            key = self.storage.write(f"{position:06d}", array)
-            self.arrays[position] = (key, array.shape)
-
-
 def extract_shard(
     shard: Shard,
     root: Path,
@@ -232,23 +165,40 @@ def _fill(
     max_duration: float,
     on_batch: Callable[[float], None],
 ) -> list[dict[str, Any]]:
-    """Writes the arrays of a shard into ``folder``; returns the entries of shard.json."""
+    """Writes the arrays of a shard into ``folder``; returns the entries of shard.json.
+
+    Threads read and write while a batch is computed; a shard's audio is small enough for that.
+    """
     # Taken before the audio is read: what changes from here on is noticed the next time.
     files = [(file_state(cut), content_digest(cut)) for cut in shard.cuts]
     cuts = {i: MonoCut.from_dict(copy.deepcopy(cut)) for i, cut in enumerate(shard.cuts)}
     lengths = {i: num_samples(cut) for i, cut in cuts.items()}
     batches = make_batches({i: n for i, n in lengths.items() if n >= SHORTEST}, max_duration)
-    reader = _Reader(batches, cuts)
-    with _Writer(folder) as writer:
-        for positions, waves in reader:
-            writer.write(positions, _compute(extractor, waves, positions, cuts))
-            on_batch(sum(len(wave) for wave in waves) / SAMPLING_RATE)
-        writer.finish()
+    storage = NumpyFilesWriter(folder)
+    unreadable: dict[int, str] = {}  # position -> reason
+    written: dict[int, tuple[Future, Sequence[int]]] = {}  # position -> key and shape
+
+    def read(batch: list[int]) -> dict[int, np.ndarray]:
+        waves = {}
+        for position in batch:
+            try:
+                waves[position] = read_audio(cuts[position])
+            except UserError as e:
+                unreadable[position] = str(e)
+        return waves
+
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+        for waves in filter(None, reading.map(read, batches)):
+            names = ", ".join(cuts[position].id for position in waves)
+            for position, array in zip(waves, _compute(extractor, list(waves.values()), names)):
+                key = writing.submit(storage.write, f"{position:06d}", array)
+                written[position] = key, array.shape
+            on_batch(sum(map(len, waves.values())) / SAMPLING_RATE)
     entries = []
     for i, cut in enumerate(shard.cuts):
-        key, shape = writer.arrays.get(i, ("", (0, 0)))
+        key, shape = (written[i][0].result(), written[i][1]) if i in written else ("", (0, 0))
         samples = lengths[i] if lengths[i] < SHORTEST else 0
-        reason = reader.unreadable.get(i, "")
+        reason = unreadable.get(i, "")
         entry = Stored(cut["id"], settings_digest(cut), *files[i], "", key, shape, samples, reason)
         entries.append(dataclasses.asdict(entry))
     return entries
@@ -259,11 +209,8 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _compute(
-    extractor: Extractor, waves: list[np.ndarray], positions: list[int], cuts: dict[int, MonoCut]
-) -> list[np.ndarray]:
+def _compute(extractor: Extractor, waves: list[np.ndarray], names: str) -> list[np.ndarray]:
     try:
         return extractor(waves)
     except OverflowError as e:
-        names = ", ".join(cuts[p].id for p in positions)
         raise UserError(f"{e}; the batch holds {names}") from e

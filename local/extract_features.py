@@ -32,7 +32,7 @@ from local.extractors import describe_features
 from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz, split_names
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import locked, replacing
-from xlsr_transducer.core.logs import LogFile
+from xlsr_transducer.core.logs import LogFile, set_up_logging
 from xlsr_transducer.core.options import Number, Parser, folder_name
 from xlsr_transducer.data.audio import AUDIO_DURATION
 from xlsr_transducer.data.cuts import first_channel
@@ -323,7 +323,7 @@ def check_counts(split: str, count: dict[str, int], short: Path, unreadable: Pat
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging()
     check_options(args)
     checkpoint = load_xlsr(args.xlsr)
     info = feature_info(args, checkpoint)

@@ -24,6 +24,7 @@ import torch
 
 from xlsr_transducer.core.compat import import_k2
 from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser
 from xlsr_transducer.data.sources import load_sources, note_source
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -136,7 +137,7 @@ def get_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging()
     k2 = import_k2("LG.pt")
     tokenizer = Tokenizer.load(args.lang_dir)
     words, ngrams = read_arpa(args.lang_dir / f"word_ngram_{args.ngram_order}.arpa")

@@ -22,6 +22,7 @@ import numpy as np
 
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, add_options, from_args, word
 from xlsr_transducer.data.lm_text import read_texts, texts_of
 from xlsr_transducer.data.sources import note_source, text_digest
@@ -171,7 +172,7 @@ def get_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging()
     order = args.ngram_order
     tokenizer = Tokenizer.load(args.lang_dir)
     if args.lm_text:

@@ -19,6 +19,7 @@ import sentencepiece
 
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser
 from xlsr_transducer.data.lm_text import texts_of
 from xlsr_transducer.data.sources import note_source, text_digest
@@ -83,7 +84,7 @@ def get_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging()
     tokenizer = Tokenizer.from_bytes(train_bpe(texts_of(args.data_dir, "train"), args.vocab_size))
     lang_dir = args.data_dir / f"lang_bpe_{args.vocab_size}"
     with replacing(lang_dir / "bpe.model", lang_dir / "tokens.txt") as (model, tokens):

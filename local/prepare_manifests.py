@@ -38,6 +38,7 @@ from local.manifests import (
 from local.probe_audio import AudioInfo, AudioProblem, probe_audio
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
+from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, word
 from xlsr_transducer.data.splits import load_splits
 
@@ -336,7 +337,7 @@ def get_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging()
     if args.audio_root is not None and not args.audio_root.is_dir():
         raise UserError(f"--audio-root {args.audio_root} is not a folder")
     lists = name_splits(args)

@@ -34,6 +34,7 @@ from local.manifests import (
 )
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
+from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, add_options, from_args, word
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.text import CharacterUse, TextNormalizer, TextOptions
@@ -174,7 +175,7 @@ def get_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging()
     options = from_args(TextOptions, args)
     splits = load_splits(args.data_dir)
     names = splits["test"] if args.only_tests else split_names(args.data_dir)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.exporting import int8_report
@@ -77,7 +78,7 @@ def export(job: Job, out_dir: Path, reference: Reference) -> list[Verdict]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging()
     checkpoint, chunk, formats = (
         from_args(cls, args) for cls in (CheckpointOptions, ChunkOptions, FormatOptions)
     )

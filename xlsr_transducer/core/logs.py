@@ -30,7 +30,7 @@ class LogFile(logging.FileHandler):
         )
 
 
-def set_up_logging(folder: Path | None, name: str, rank: int = 0) -> None:
+def set_up_logging(folder: Path | None = None, name: str = "", rank: int = 0) -> None:
     """Logs to stderr and, given a folder, to ``folder/log/log-NAME-DATE.txt``.
 
     Of several processes, all but the first log to files of their own, and only warnings to stderr.
@@ -48,7 +48,7 @@ def set_up_logging(folder: Path | None, name: str, rank: int = 0) -> None:
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
         handlers=handlers,
-        force=True,
+        force=folder is not None,  # another folder than that of an earlier call
     )
 
 

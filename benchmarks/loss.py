@@ -138,7 +138,7 @@ def work(job: Job) -> None:
     torch.set_num_threads(job.threads)
     try:
         make_step(job, (1, 12, 4, 8))()  # libraries load and set up here, not in what is measured
-    except (ImportError, OSError, UserError) as e:
+    except (ImportError, AttributeError, OSError, UserError) as e:
         print(json.dumps(dict(missing=str(e))), flush=True)
         return
     step = make_step(job, job.size)

@@ -38,7 +38,6 @@ from torch import nn
 from benchmarks.streaming import SIZES
 from xlsr_transducer.core.compat import shapes_only
 from xlsr_transducer.core.errors import run_command
-from xlsr_transducer.data.features import FeatureInfo
 from xlsr_transducer.exporting import onnx_format, onnx_graphs
 from xlsr_transducer.exporting.formats import FormatOptions, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder
@@ -47,6 +46,7 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
 from xlsr_transducer.recognition.onnx_models import OnnxEncoder, OnnxStreamingEncoder, open_session
 

@@ -33,7 +33,8 @@ from local.extractors import XlsrExtractor
 from local.manifests import JsonlGzWriter, manifest_path
 from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.data.audio import num_samples, read_audio
-from xlsr_transducer.data.features import FeatureInfo, load_feature_cuts
+from xlsr_transducer.data.features import load_feature_cuts
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 

@@ -32,20 +32,16 @@ from local.extractors import describe_features
 from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz, split_names
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import locked, replacing
+from xlsr_transducer.core.geometry import FRAME_SHIFT, SAMPLING_RATE
 from xlsr_transducer.core.logs import LogFile
 from xlsr_transducer.core.options import Number, Parser, folder_name
 from xlsr_transducer.data.audio import AUDIO_DURATION
 from xlsr_transducer.data.cuts import first_channel
-from xlsr_transducer.data.features import (
-    FRAME_SHIFT,
-    INFO_FILE,
-    SAMPLING_RATE,
-    FeatureInfo,
-    cuts_path,
-)
+from xlsr_transducer.data.features import INFO_FILE, cuts_path
 from xlsr_transducer.data.flaws import damage_named, input_flaw
 from xlsr_transducer.data.sources import cuts_digest, note_source
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 
 MAX_UNREADABLE = 1.0  # percent of a split's cuts

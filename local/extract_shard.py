@@ -26,8 +26,8 @@ from local.audio_identity import content_digest, file_state, settings_digest
 from local.extractors import Extractor
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import UNFINISHED, disk_errors_named, write_text
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.audio import num_samples, read_audio
-from xlsr_transducer.data.features import SAMPLING_RATE
 
 SHARD_SECONDS = 600.0
 SHORTEST = 400  # samples that the first frame needs

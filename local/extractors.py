@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.features import SAMPLING_RATE, FeatureInfo
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
 from xlsr_transducer.model.xlsr_config import WAVEFORM

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import write_text
-from xlsr_transducer.data.features import FeatureInfo, cuts_path
+from xlsr_transducer.data.features import cuts_path, extraction_command, read_info
 from xlsr_transducer.data.flaws import damage_named
 from xlsr_transducer.data.splits import load_splits
 
@@ -25,9 +25,14 @@ def cuts_digest(manifest: Path) -> str:
     """A digest of a manifest's utterances in their order: ids, times and texts, but no paths."""
     digest = hashlib.sha256()
     for cut in _read(manifest):
-        times = [cut.get("id"), cut.get("start"), cut.get("duration")]
-        digest.update(json.dumps([*times, _texts(cut)]).encode())
+        digest.update(utterance_bytes(cut))
     return digest.hexdigest()
+
+
+def utterance_bytes(cut: dict) -> bytes:
+    """Returns what tells an utterance from another: id, times and text, but no paths."""
+    times = [cut["id"], cut.get("start"), cut.get("duration")]
+    return json.dumps([*times, _texts(cut)]).encode()
 
 
 def text_digest(data_dir: Path) -> str:
@@ -70,12 +75,12 @@ def stale_features(folder: Path, data_dir: Path, split: str) -> str:
     name = cuts_path(folder, split).name
     if not manifest.is_file() or load_sources(folder).get(name) == cuts_digest(manifest):
         return ""
-    info = FeatureInfo.load(folder)
+    info = read_info(folder)
     if folder.resolve().parent != (data_dir / "features").resolve():
         command = "python -m local.make_shar again with another --out-dir"
     else:
         command = (
-            f"{info.command()} --data-dir {data_dir} --name {folder.name}, which computes only "
+            f"{extraction_command(info)} --data-dir {data_dir} --name {folder.name}, which computes only "
             "what is new"
         )
     return f"{folder / name} was not made from {manifest} as it is now: run {command}"

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.core.files import replacing
-from xlsr_transducer.data.features import FRAME_SHIFT
+from xlsr_transducer.core.geometry import FRAME_SHIFT, SUBSAMPLING
 from xlsr_transducer.loss.lattice import total_scores
-from xlsr_transducer.model.chunking import SUBSAMPLING
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.recognition.alignment import lattice_log_probs
 from xlsr_transducer.recognition.scoring import Transcript

@@ -1,8 +1,8 @@
 """Augmentation of the training data: of the waveform, or of stored features.
 
 Every draw comes from the seed, the epoch and the utterance's id, so that workers, processes
-and restarts change nothing. Speeds are drawn by the plan (data/plan.py), as batches depend on them. The signal processing is lhotse's. Letters: n samples, T frames,
-D width.
+and restarts change nothing. The plan of the epoch draws speeds, as batches depend on them. The
+signal processing is lhotse's. Letters: n samples, T frames, D width.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def at_speed(cut: Cut, speed: float) -> Cut:
 
 
 class SpeechDataset(Dataset):
-    """Reads planned batches: in each of them, and nowhere else, lines of a manifest become cuts."""
+    """Reads planned batches. Only here do lines of a manifest become cuts, and texts tokens."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The loaders of a corpus: indexes of its manifests, a plan of each epoch, batches from the plan."""
+"""The loaders of a corpus: an index of each manifest, a plan of each epoch, its batches."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class DataModule:
         self._corpora: dict[tuple[str, ...], Corpus] = {}
 
     def manifest(self, split: str) -> Path:
-        """Returns the file that lists a split's cuts: ``.jsonl`` if there is one, or ``.jsonl.gz``.
+        """Returns the file that lists a split's cuts: a ``.jsonl`` if there is one, or a ``.gz``.
 
         Raises:
           UserError: there is neither.

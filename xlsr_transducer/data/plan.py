@@ -1,8 +1,8 @@
 """The plan of an epoch: which utterances form which batch, from an index, by numpy alone.
 
-A plan depends on the index, the options, the seed and the epoch, and on nothing else: every process
-makes the same one, and batch k is looked up. Random numbers are hashes of seed, epoch and row, so
-that they do not depend on numpy's version. Letters: N utterances, B batches.
+A plan depends on the index, the options, the seed and the epoch, and on nothing else. So every
+process makes the same one, and batch k is looked up. Random numbers are hashes of seed, epoch and
+row, so that they do not depend on numpy's version. Letters: N utterances, B batches.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from local.corpus_statistics import SplitStatistics, plot_histograms, table
 from local.manifests import manifest_path, read_jsonl_gz, split_names
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
-from xlsr_transducer.core.geometry import HOP, RECEPTIVE_FIELD
+from xlsr_transducer.core.geometry import num_frames
 from xlsr_transducer.core.options import Parser
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import INFO_FILE, cuts_path
@@ -94,9 +94,7 @@ def feature_problems(cut: dict, info: FeatureInfo, folder: Path) -> Iterator[str
     if features is None:
         yield "there are no features"
         return
-    samples = cut["recording"]["num_samples"]
-    frames = (samples - RECEPTIVE_FIELD) // HOP + 1
-    if features["num_frames"] != frames:
+    if features["num_frames"] != num_frames(cut["recording"]["num_samples"]):
         yield "the number of frames is not floor((samples - 400) / 320) + 1"
     if features["num_features"] != info.feature_dim:
         yield "the feature dimension differs from features.json"

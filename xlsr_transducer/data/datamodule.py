@@ -21,13 +21,13 @@ from lhotse import CutSet
 from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.files import UNFINISHED, disk_errors_named, write_text
+from xlsr_transducer.core.files import UNFINISHED, alone_in, disk_errors_named, write_text
 from xlsr_transducer.core.geometry import encoder_frames
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.augment import SPEEDS, Augmenter, AugmentOptions
 from xlsr_transducer.data.batches import Batch, Cuts, SpeechDataset
-from xlsr_transducer.data.features import cuts_path, without_features
-from xlsr_transducer.data.index import Corpus, alone_in, open_index
+from xlsr_transducer.data.features import present_cuts, without_features
+from xlsr_transducer.data.index import Corpus, open_index
 from xlsr_transducer.data.plan import Plan, PlanOptions, Utterances, fixed_plan, make_plan
 from xlsr_transducer.data.steps import Place, Planned, Share
 from xlsr_transducer.data.tokenizer import Tokenizer
@@ -132,16 +132,14 @@ class DataModule:
         self._corpora: dict[tuple[str, ...], Corpus] = {}
 
     def manifest(self, split: str) -> Path:
-        """Returns the file that lists a split's cuts: a ``.jsonl`` if there is one, or a ``.gz``.
+        """Returns the file that lists a split's cuts.
 
         Raises:
-          UserError: there is neither.
+          UserError: there is none.
         """
-        folder = self.features or self.options.data_dir / "manifests"
-        path = cuts_path(folder, split)
-        for found in (path.with_suffix(""), path):
-            if found.is_file():
-                return found
+        path = present_cuts(self.features or self.options.data_dir / "manifests", split)
+        if path.is_file():
+            return path
         command = (
             "./extract_features.sh again, it continues where it stopped"
             if self.features

@@ -68,6 +68,13 @@ def cuts_path(folder: Path, split: str) -> Path:
     return folder / f"cuts_{split}.jsonl.gz"
 
 
+def present_cuts(folder: Path, split: str) -> Path:
+    """The manifest of a split that is read: a plain ``.jsonl`` where there is no other."""
+    path = cuts_path(folder, split)
+    plain = path.with_suffix("")
+    return plain if plain.is_file() and not path.is_file() else path
+
+
 def find_features(data_dir: Path, name: str | None = None) -> Path:
     """The folder of the features to use.
 

@@ -18,8 +18,6 @@ makes it and the others wait. Letter: N lines.
 from __future__ import annotations
 
 import array
-import contextlib
-import fcntl
 import functools
 import gzip
 import hashlib
@@ -37,7 +35,13 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
-from xlsr_transducer.core.files import UNFINISHED, disk_errors_named, replacing, write_text
+from xlsr_transducer.core.files import (
+    UNFINISHED,
+    alone_in,
+    disk_errors_named,
+    replacing,
+    write_text,
+)
 from xlsr_transducer.data.audio import audio_duration
 from xlsr_transducer.data.cuts import first_channel
 from xlsr_transducer.data.flaws import damage_named, flaw
@@ -47,7 +51,7 @@ from xlsr_transducer.data.sources import utterance_bytes
 from xlsr_transducer.data.tokenizer import Tokenizer
 
 VERSION = 1
-ABOUT, LINES, LOCK = "about.json", "cuts.jsonl", ".index.lock"
+ABOUT, LINES = "about.json", "cuts.jsonl"
 ARRAYS = ("offsets", "seconds", "reasons", "groups", "shards")
 DECIDE_PLANS = ("seconds.npy", "reasons.npy", "groups.npy", "shards.npy")
 
@@ -189,15 +193,6 @@ def open_index(
         if not (folder / tokens).is_file():
             _count_tokens(index, folder / tokens, tokenizer)
     return index
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process that asks for this works in the folder; waits until it may."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

@@ -83,9 +83,9 @@ class Progress:
         names = ", ".join(f"cuts_{split}" for split in changed)
         if self.batches:
             raise UserError(
-                f"the manifest {names} has changed within epoch {self.epoch}, after "
-                f"{self.batches} of its batches: put back the one from before, or begin the epoch "
-                f"again with --start-epoch {self.epoch} in place of --resume"
+                f"{names}: this manifest has changed since the first {self.batches} batches of "
+                f"epoch {self.epoch} were trained on; put back the one from then, or begin the "
+                f"epoch again with --start-epoch {self.epoch} in place of --resume"
             )
         logging.info(f"epoch {self.epoch} has other data than the one before: {names}")
 

@@ -6,7 +6,8 @@ STEP``: what process RANK does once STEP steps are done: ``raise`` an error, run
 (``oom``), ``kill`` or ``stop`` itself. ``stuck`` instead is what reads data: it leaves a file
 ``stuck-PID`` and does nothing more. ``FLOAT64=1`` computes everything in float64.
 
-``run_together`` trains in processes that are forked from one that has imported everything.
+``run_together`` trains, and ``fork`` does anything, in processes that are forked from one that has
+imported everything.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,9 @@ def main(argv: list[str] | None = None) -> int:
     train.launch = lambda module, argv, world_size: launch(
         "tests.support.train_driver", argv, world_size
     )
-    loop.Stepper = TracedStepper
+    if os.environ["TRACE"]:
+        _trace().mkdir(exist_ok=True)
+        loop.Stepper = TracedStepper
     if os.environ.get("FAILURE") == "stuck":
         SpeechDataset._read = be_stuck
     is_wide = os.environ.get("FLOAT64") == "1"
@@ -117,15 +121,31 @@ def run_together(runs: list[Run], world_size: int, log: Path) -> list[int]:
 
     A process ends with the first of its trainings that fails. What they print is in ``log``.
     """
+    stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in runs]
+    return fork(
+        _train_all,
+        [
+            (runs, [torchrun_environment(rank, world_size, store.port) for store in stores])
+            for rank in range(world_size)
+        ],
+        log,
+    )
+
+
+def _train_all(runs: list[Run], places: list[dict[str, str]]) -> None:
+    for (argv, more), place in zip(runs, places):
+        os.environ.update({"FAILURE": "none", "FLOAT64": "0", "TRACE": "", **place, **more})
+        if status := main(argv):
+            sys.exit(status)
+
+
+def fork(function: Callable, arguments: list[tuple], log: Path) -> list[int]:
+    """Calls ``function`` in a process for each tuple of arguments; returns their exit statuses."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.train_driver"])
-    stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in runs]
-    processes = []
-    for rank in range(world_size):
-        places = [torchrun_environment(rank, world_size, store.port) for store in stores]
-        process = context.Process(target=_run_all, args=(runs, places, log))
+    processes = [context.Process(target=_logged, args=(log, function, a)) for a in arguments]
+    for process in processes:
         process.start()
-        processes.append(process)
     for process in processes:
         process.join(240)
         process.kill()
@@ -133,16 +153,11 @@ def run_together(runs: list[Run], world_size: int, log: Path) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def _run_all(runs: list[Run], places: list[dict[str, str]], log: Path) -> None:
+def _logged(log: Path, function: Callable, arguments: tuple) -> None:
     with open(log, "a") as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
-    for (argv, more), place in zip(runs, places):
-        os.environ.update({"FAILURE": "none", "FLOAT64": "0", **place, **more})
-        _trace().mkdir(exist_ok=True)
-        status = main(argv)
-        if status:
-            sys.exit(status)
+    function(*arguments)
 
 
 def read_trace(folder: Path, rank: int = 0) -> list:

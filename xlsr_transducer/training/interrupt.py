@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks the training to save and end, a second one ends it at once."""
+"""SIGTERM and Ctrl-C: the first asks the training to save and end, a second ends it at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import signal
 import time
 from types import TracebackType
 
-TWICE = 1.0  # seconds: batch systems may send SIGTERM to a process and to its parent, which hands it on
+# Seconds: batch systems may send SIGTERM to a process and to its parent, which hands it on.
+TWICE = 1.0
 
 
 class Interrupt:

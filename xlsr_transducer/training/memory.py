@@ -23,6 +23,10 @@ ADVICE = (
 )
 
 
+class OutOfMemory(UserError):
+    """A batch does not fit into the memory of one of several processes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MemoryOptions(Options):
     """Memory."""
@@ -35,7 +39,8 @@ class MemoryOptions(Options):
     )
     max_skipped_batches: int = option(
         10,
-        "batches that do not fit into memory and are left out, before the training stops",
+        "batches that do not fit into memory and are left out, before the training stops (of one "
+        "process; several stop at the first)",
         at_least=0,
     )
 

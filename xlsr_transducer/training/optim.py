@@ -131,11 +131,13 @@ def set_trainable(model: Transducer, options: OptimOptions, step: int) -> None:
 
     A frozen part runs without dropout, as it did when it was pretrained.
     """
-    xlsr = model.encoder.xlsr
+    xlsr, has_masks = model.encoder.xlsr, model.encoder.time_mask_prob > 0
     frozen_now = step < options.freeze_encoder_steps or options.trainable_layers == 0
     layers = _trained_layers(model, options)
     for name, parameter in xlsr.named_parameters():
         is_trained = not frozen_now and _is_trained(name, model, options, layers)
+        if name == "masked_spec_embed" and not has_masks:
+            is_trained = False  # as nothing uses it, which processes would wait for
         parameter.requires_grad_(is_trained)
     model.train()
     if not any(p.requires_grad for p in xlsr.parameters()):

@@ -29,8 +29,9 @@ FREE = {
 }  # fmt: skip
 
 
-def newest_checkpoint(exp_dir: Path) -> Path | None:
-    """The intact ``epoch-N.pt`` or ``checkpoint-N.pt`` of most steps; None if there is no file.
+def newest_checkpoint(exp_dir: Path) -> tuple[Path, dict] | None:
+    """The intact ``epoch-N.pt`` or ``checkpoint-N.pt`` of most steps and its content; None if
+    there is no file.
 
     Raises:
       UserError: there are files, but none can be resumed from.
@@ -41,8 +42,7 @@ def newest_checkpoint(exp_dir: Path) -> Path | None:
     # Their checksums are not looked at yet: that takes as long as reading them.
     for path in sorted(found, key=lambda p: step_of(p) or 0)[::-1]:
         try:
-            read_resumable(path)
-            return path
+            return path, read_resumable(path)
         except UserError as e:
             logging.warning(f"passed over: {e}")
     if found:

@@ -21,6 +21,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.model.config import ModelConfig
 from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.training.distributed import map_tensors
 from xlsr_transducer.training.optim import OptimOptions
 
 SHARDING = ("none", "fsdp2")
@@ -120,14 +121,12 @@ def gather(value: Any, keep: bool = True) -> Any:
     Every process must call it with the same structure of dictionaries and lists. Without
     ``keep`` this one takes part, tensor by tensor, and gets empty tensors.
     """
-    if isinstance(value, Tensor):
-        value = value.full_tensor() if _is_divided(value) else value
-        return (value if keep else value.new_zeros(0)).detach().cpu()
-    if isinstance(value, dict):
-        return {key: gather(item, keep) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(gather(item, keep) for item in value)
-    return value
+
+    def whole_tensor(tensor: Tensor) -> Tensor:
+        tensor = tensor.full_tensor() if _is_divided(tensor) else tensor
+        return (tensor if keep else tensor.new_zeros(0)).detach().cpu()
+
+    return map_tensors(whole_tensor, value)
 
 
 def divided_like(value: Tensor, like: Tensor) -> Tensor:

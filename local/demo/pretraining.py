@@ -40,6 +40,7 @@ MEL_SHARE = 1 / 6  # of the steps go to the convolutions alone
 MAX_UTTERANCES = 1600
 HELD_OUT_UTTERANCES = 60
 BATCH_SECONDS = 8.0
+GRAIN = 4000  # samples: lengths of batches are multiples, as a new shape costs as much as a step
 PEAK_LR = 4e-3
 UTTERANCE_NORM_SHARE = 0.3  # of the batches; the others are normalised cumulatively
 MEL_BANDS = 40
@@ -123,13 +124,17 @@ def make_batch(
 ) -> Batch:
     """A batch whose audio is not normalised yet."""
     rows, labels = noisy_rows(utterances, inventory, rng)
+    num_samples = -(-max(map(len, rows)) // GRAIN) * GRAIN
+    num_frames = (num_samples - RECEPTIVE_FIELD) // HOP + 1
     return Batch(
-        nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True),
+        torch.from_numpy(_padded(rows, num_samples, 0)),
         torch.tensor([len(row) for row in rows]),
-        nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(row) for row in labels], batch_first=True, padding_value=PADDING
-        ),
+        torch.from_numpy(_padded(labels, num_frames, PADDING)),
     )
+
+
+def _padded(rows: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
+    return np.stack([np.pad(r, (0, length - len(r)), constant_values=value) for r in rows])
 
 
 def train(task: nn.Module, batches: Iterator[Batch], steps: int, name: str) -> list[float]:

@@ -101,7 +101,7 @@ def test_phonemes_are_in_order_and_where_the_sound_is():
 
 
 def test_the_library_is_started_once_as_a_second_start_frees_what_voices_point_to():
-    from local import espeak
+    from local.demo import espeak
 
     first, second = espeak.Synthesizer(), espeak.Synthesizer()
     assert espeak._library.cache_info().misses == 1

@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow the tests with the miniature recipe and modules that start programs or train."""
+    """Marks as slow what uses the miniature recipe, and modules that start programs or train."""
     for item in items:
         if "corpus" in item.fixturenames or SLOW & vars(item.module).keys():
             item.add_marker("slow")

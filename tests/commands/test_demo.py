@@ -1,4 +1,4 @@
-"""The demo from a fresh copy of the recipe: it ends well, and its models recognise. Ten minutes."""
+"""The demo from a fresh copy of the recipe: it ends well and its models recognise (10 minutes)."""
 
 from __future__ import annotations
 

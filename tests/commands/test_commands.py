@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from xlsr_transducer.core.errors import UserError, run_command
-from xlsr_transducer.core.options import Number, Options, Parser, str2bool, types_of
+from xlsr_transducer.core.options import Number, Options, Parser, flag_of, str2bool, types_of
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(

@@ -261,7 +261,7 @@ def logged(exp: Path) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look for processes")
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=needs_processes)])
 def test_a_second_ctrl_c_ends_a_training_that_is_stuck_and_the_processes_that_read_its_data(
     corpus: Path, tmp_path: Path, world_size: int
 ) -> None:

@@ -72,3 +72,22 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
 def finite(losses: TransducerLosses) -> Tensor:
     """Returns which utterances have finite losses: (N,) bool."""
     return torch.stack([torch.isfinite(x) for x in losses]).all(0)
+
+
+def dummy_batch(batch: Batch, config: ModelConfig) -> Batch:
+    """Returns a second of silence in the place of a batch without utterances.
+
+    Every process must compute whenever one does, for the gradients that they add up.
+    """
+    is_audio = config.features.cut == "waveform"
+    shape = (1, 16000) if is_audio else (1, 50, config.features.feature_dim)
+    one = torch.ones(1, dtype=torch.int64)
+    return dataclasses.replace(
+        batch,
+        inputs=torch.zeros(shape),
+        input_lens=one * shape[1],
+        tokens=one.unsqueeze(1),
+        token_lens=one,
+        ids=["(silence, as this process has no batch)"],
+        texts=[""],
+    )

@@ -23,11 +23,11 @@ from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.training.distributed import Process, has_lost_another
 from xlsr_transducer.training.failed_batch import FailedBatches
-from xlsr_transducer.training.gradient import Objective, finite
+from xlsr_transducer.training.gradient import Objective, dummy_batch, finite
 from xlsr_transducer.training.memory import ADVICE, MemoryOptions, OutOfMemory, describe
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import limit_gradient, set_learning_rate
-from xlsr_transducer.training.sharding import dummy_batch, is_sharded
+from xlsr_transducer.training.sharding import is_sharded
 from xlsr_transducer.training.state import TrainingState
 
 

@@ -29,7 +29,8 @@ beside() {
 show_beside() {
   local status=0
   wait $! || status=$?
-  cat "$exp/beside.log" >&2
+  cat "$exp/beside.log"
+  rm "$exp/beside.log"
   return "$status"
 }
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT

@@ -100,8 +100,8 @@ def make_pretrained(
     origin = (
         f"pre-trained for {steps} steps (seed {seed}) on {outcome.hours:.1f} hours of Estonian\n"
         "that espeak-ng synthesized: random strings of words, none of which the demo uses. With\n"
-        f"full context it classifies {100 * outcome.accuracy:.1f} % of the frames of strings of yet\n"
-        "other words by their phoneme."
+        f"full context it classifies {100 * outcome.accuracy:.1f} % of the frames of strings of\n"
+        "yet other words by their phoneme."
     )
     write_checkpoint(Path(out_dir), config, network, origin)
     return outcome

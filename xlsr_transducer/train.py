@@ -35,13 +35,7 @@ from xlsr_transducer.training.loop import LoopOptions, Trainer, TrainOptions
 from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 from xlsr_transducer.training.resume import require_unused, resume_command, sole_training
-from xlsr_transducer.training.start import (
-    InputOptions,
-    load_pretrained,
-    read_input,
-    size_of,
-    take_weights,
-)
+from xlsr_transducer.training.start import InputOptions, load_weights, read_input, size_of
 
 OF_MODEL = (EncoderOptions, TransducerOptions, StreamingOptions)
 OF_TRAINER = (LoopOptions, OptimOptions, LossOptions, FailureOptions, MemoryOptions)
@@ -98,9 +92,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     config = ModelConfig(source.features, source.xlsr, *of_model, tokenizer.vocab_size, has_ctc)
     model = build_model(config)
     if network:
-        load_pretrained(model, network)
-    if network and args.init_from:
-        take_weights(model, config, network, args.init_from, tokenizer.tokens)
+        load_weights(model, config, network, args.init_from, tokenizer.tokens)
     prepare_lora(model, options[OptimOptions])
     data = DataModule(
         options[DataOptions],
@@ -116,7 +108,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     trainer.resume()
     if network:  # only now: options that contradict the checkpoint leave nothing behind
         shown = {c.__name__: dataclasses.asdict(options[c]) for c in options if c not in OF_MODEL}
-        save_settings(args.exp_dir, {"model": config.to_dict(), **shown})
+        save_settings(args.exp_dir, {"conf": args.conf, "model": config.to_dict(), **shown})
         save_below_cut(network, config, args.exp_dir)
     with repeatable():
         return trainer.run()

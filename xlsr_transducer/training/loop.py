@@ -219,7 +219,7 @@ class Trainer:
         if self.process.device.type == "cuda" if wanted is None else wanted:
             epoch = self.state.progress.epoch
             batches = self.data.largest_batches(self.splits["train"], epoch, self.loop.seed)
-            scan_for_oom(self.stepper, batches)
+            scan_for_oom(self.stepper.fits, batches)
 
     def _train_epoch(self) -> bool:
         """Whether it came to the epoch's end."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -13,9 +12,6 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.model.transducer import Transducer
-
-if TYPE_CHECKING:
-    from xlsr_transducer.training.step import Stepper
 
 ADVICE = (
     "lower --max-duration, bound --max-frames-tokens, or give --gradient-checkpointing 1, and "
@@ -61,8 +57,11 @@ def describe(batch: Batch) -> str:
     )
 
 
-def scan_for_oom(stepper: Stepper, batches: Iterable[Batch]) -> None:
-    """Runs forward and backward of each batch, and leaves everything as it was.
+def scan_for_oom(fits: Callable[[Batch], bool], batches: Iterable[Batch]) -> None:
+    """Tries each batch.
+
+    Args:
+      fits: whether forward and backward of a batch fit into memory.
 
     Raises:
       UserError: one does not fit into memory.
@@ -71,7 +70,7 @@ def scan_for_oom(stepper: Stepper, batches: Iterable[Batch]) -> None:
         for batch in batches:
             if not batch.ids:
                 continue
-            if not stepper.fits(batch):
+            if not fits(batch):
                 raise UserError(
                     f"a batch of {describe(batch)}, does not fit into memory: {ADVICE} "
                     f"({', '.join(batch.ids[:5])} ...)"

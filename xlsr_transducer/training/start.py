@@ -89,10 +89,22 @@ def read_input(
     return ModelInput(folder, features, network.config), network
 
 
-def load_pretrained(model: Transducer, network: XlsrCheckpoint) -> None:
-    """Gives the model's part of XLSR the pretrained weights."""
+def load_weights(
+    model: Transducer,
+    config: ModelConfig,
+    network: XlsrCheckpoint,
+    init_from: Path | None,
+    tokens: list[str],
+) -> None:
+    """Gives the model's part of XLSR the pretrained weights, and the model what ``init_from`` has.
+
+    Raises:
+      UserError: ``init_from`` is damaged, or does not fit the model; names the file and why.
+    """
     part = model.encoder.xlsr
     part.load_state_dict({name: network.weights[name] for name in part.state_dict()})
+    if init_from:
+        _take_weights(model, config, network, init_from, tokens)
 
 
 def size_of(model: Transducer) -> str:
@@ -102,7 +114,7 @@ def size_of(model: Transducer) -> str:
     return f"{total / 1e6:.2f} M parameters, of which XLSR {of_xlsr / 1e6:.2f} M"
 
 
-def take_weights(
+def _take_weights(
     model: Transducer, config: ModelConfig, xlsr: XlsrCheckpoint, path: Path, tokens: list[str]
 ) -> None:
     """Loads what the checkpoint ``path`` has of ``model``; the rest keeps its values.

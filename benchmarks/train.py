@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import tempfile
 import time
@@ -246,31 +247,28 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     options = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
-    rows = []
     with tempfile.TemporaryDirectory() as work:
         data_dir = options.data_dir or Path(work) / "data"
         if not options.data_dir:
             make_recipe(options, data_dir)
         rate = matrix_rate(options.matrix_size)
-        for cut in options.cuts:
-            for seconds in options.max_durations:
-                words = [f"--data-dir={data_dir}", f"--max-duration={seconds}", "--tensorboard=1"]
-                if options.data_dir and options.features:
-                    words.append(f"--features={options.features}")
-                if cut == "waveform":
-                    words += ["--cut=waveform", f"--xlsr={data_dir / 'xlsr'}"]
-                cells = measure([*words, *options.train_options], rate)
-                rows.append([cut, f"{seconds:g}", *cells])
-    device = torch.cuda.get_device_name() if IS_CUDA else "CPU"
-    print(f"{device}, {torch.get_num_threads()} threads, matrix rate {rate / 1e12:.3g} TFLOP/s\n")
-    print(
-        "| cut | batch seconds | steps | forward % | backward % | optimizer % | data % | other % "
-        "| outside % | of its processor time | hours of audio per hour | FLOP utilisation % "
-        "| peak GiB |"
-    )
-    print("|" + "---|" * 13)
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+        device = torch.cuda.get_device_name() if IS_CUDA else "CPU"
+        threads = torch.get_num_threads()
+        print(f"{device}, {threads} threads, matrix rate {rate / 1e12:.3g} TFLOP/s\n")
+        print(
+            "| cut | batch seconds | steps | forward % | backward % | optimizer % | data % "
+            "| other % | outside % | of its processor time | hours of audio per hour "
+            "| FLOP utilisation % | peak GiB |"
+        )
+        print("|" + "---|" * 13, flush=True)
+        for seconds, cut in itertools.product(options.max_durations, options.cuts):
+            words = [f"--data-dir={data_dir}", f"--max-duration={seconds}", "--tensorboard=1"]
+            if options.data_dir and options.features:
+                words.append(f"--features={options.features}")
+            if cut == "waveform":
+                words += ["--cut=waveform", f"--xlsr={data_dir / 'xlsr'}"]
+            cells = measure([*words, *options.train_options], rate)
+            print("| " + " | ".join([cut, f"{seconds:g}", *cells]) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def view_kinds(chunk: ChunkSettings, frames: int) -> Tensor:
 
 
 def convolution_reach(chunk_size: int, frames: int) -> Tensor:
-    """(T, T) bool: whether input ``column`` of the positional convolution moves output ``row``."""
+    """(T, T) bool: whether input ``column`` changes output ``row`` of the convolution."""
     torch.manual_seed(0)
     conv = PositionalConv(TINY).double()
     x = torch.randn(1, frames, TINY.hidden_size, dtype=torch.float64, requires_grad=True)
@@ -84,7 +84,7 @@ def draw_matrix(axes: Axes, kinds: Tensor, colours: list[str], title: str) -> No
 
 
 def draw_view(path: Path) -> None:
-    """Who sees whom."""
+    """Draws who sees whom."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 6.1))
     draw_matrix(left, view_kinds(EXAMPLE, FRAMES), [NOTHING, OWN, LEFT, SINK], "self-attention")
     reach = convolution_reach(EXAMPLE.chunk_size, FRAMES).long()
@@ -132,7 +132,7 @@ def cached_frames(chunk: ChunkSettings, steps: int) -> list[list[int]]:
 
 
 def slot_colours(chunk: ChunkSettings, table: list[list[int]]) -> list[list[str]]:
-    """What each slot counts as in the next step, by the mask of that step."""
+    """Returns the colour of each slot: what it counts as in the next step, by that step's mask."""
     sinks, size = chunk.attention_sink_size, chunk.chunk_size
     colours = []
     for step, frames in enumerate(table):
@@ -234,7 +234,7 @@ def draw_bytes(axes: Axes, settings: list[ChunkSettings]) -> None:
 
 
 def draw_state(path: Path) -> None:
-    """What the state holds."""
+    """Draws what the state holds."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(10.5, 8.4), gridspec_kw={"height_ratios": (1, 1.1)}
     )

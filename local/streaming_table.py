@@ -66,7 +66,7 @@ class Table:
         ]
 
     def format(self) -> str:
-        """The table as text."""
+        """Returns the table as text."""
         words = [str(rate.num_ref) for rate in self.rows[0][1]]
         widths = [max(14, len(name) + 2) for name in self.names]
         lines = [f"{'chunk':>16}{'left':>6}{'sinks':>7}" + _cells(self.names, widths)]
@@ -82,7 +82,7 @@ class Table:
         return "\n".join(lines)
 
     def plot(self, path: Path) -> None:
-        """WER over the chunk size, one line per left context, as PNG."""
+        """Draws the WER over the chunk size, one line per left context, as PNG."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(4.5 * len(self.names), 3.6), layout="tight")
@@ -115,7 +115,7 @@ def _cells(values: Iterable[str], widths: Iterable[int]) -> str:
 
 
 def word_errors(results: Results, tokenizer: Tokenizer) -> ErrorRate:
-    """WER of a set; all words of an utterance that could not be read count as deleted."""
+    """Returns the WER of a set; words of an utterance that could not be read count as deleted."""
     return error_rate([(t.ref, t.hyp) for t in results.transcripts(tokenizer)])
 
 

@@ -31,7 +31,7 @@ SEEN_VOICES = (
 )  # fmt: skip
 UNSEEN_VOICES = ("et+m2", "et+f3")
 
-# Where a sentence says <name>, one of these is chosen; values may hold further <names>.
+# One of these takes the place of <name> in a sentence; values may hold further <names>.
 GRAMMAR: dict[str, tuple[str, ...]] = {
     "sentence": (
         "<time> <verb> <day>, <ordinal> <month>",
@@ -88,7 +88,7 @@ _NAME = re.compile(r"<(\w+)>")
 
 
 def grammar_words() -> set[str]:
-    """Every word that the grammar can say."""
+    """Returns every word of the grammar."""
     texts = [_NAME.sub(" ", choice) for choices in GRAMMAR.values() for choice in choices]
     return {word for text in texts for word in re.findall(r"\w+", text)}
 

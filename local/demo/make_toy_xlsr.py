@@ -67,7 +67,7 @@ def random_network(config: XlsrConfig, seed: int) -> Wav2Vec2:
 
 
 def write_checkpoint(out_dir: Path, config: XlsrConfig, network: Wav2Vec2, origin: str) -> None:
-    """Writes the folder, with a card that says ``origin``."""
+    """Writes the folder, with a card that names the ``origin`` of the weights."""
     millions = sum(w.numel() for w in hugging_face_weights(network).values()) / 1e6
     write_folder(out_dir, config, network, CARD.format(millions=millions, origin=origin))
 
@@ -93,15 +93,15 @@ def make_pretrained(
     steps: int,
     config_overrides: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Writes a toy network after so many steps of pre-training, and tells how they went."""
+    """Pre-trains a toy network for ``steps`` steps, writes it and returns how that went."""
     config = XlsrConfig.from_dict({**SHAPE.to_dict(), **(config_overrides or {})})
     network = random_network(config.without_dropout(), seed)
     outcome = pretrain(network, steps, seed)
     origin = (
         f"pre-trained for {steps} steps (seed {seed}) on {outcome.hours:.1f} hours of Estonian\n"
         "that espeak-ng synthesized: random strings of words, none of which the demo uses. With\n"
-        f"full context it tells the phoneme of {100 * outcome.accuracy:.1f} % of the frames of "
-        "strings of yet other\nwords."
+        f"full context it classifies {100 * outcome.accuracy:.1f} % of the frames of strings of\n"
+        "yet other words by their phoneme."
     )
     write_checkpoint(Path(out_dir), config, network, origin)
     return outcome

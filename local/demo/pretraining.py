@@ -1,7 +1,7 @@
 """Pre-trains the toy network: first its convolutions, then all of it.
 
-The convolutions learn to tell the log-mel spectrum of what they see. Then the whole network,
-with full context, learns to tell the phoneme of every frame from the synthesizer's time stamps.
+The convolutions learn to predict the log-mel spectrum of what they see. Then the whole network,
+with full context, learns to classify every frame by the phoneme of the synthesizer's time stamps.
 
 Letters: N batch, n samples, T frames of 20 ms, M mel bands, D width.
 """
@@ -40,6 +40,7 @@ MEL_SHARE = 1 / 6  # of the steps go to the convolutions alone
 MAX_UTTERANCES = 1600
 HELD_OUT_UTTERANCES = 60
 BATCH_SECONDS = 8.0
+GRAIN = 4000  # samples: lengths of batches are multiples, as a new shape costs as much as a step
 PEAK_LR = 4e-3
 UTTERANCE_NORM_SHARE = 0.3  # of the batches; the others are normalised cumulatively
 MEL_BANDS = 40
@@ -63,7 +64,7 @@ class Outcome:
     hours: float  # of different speech synthesized for training
     mel_losses: list[float]  # of each step
     phoneme_losses: list[float]
-    accuracy: float  # share of held-out frames whose phoneme is told
+    accuracy: float  # share of held-out frames whose phoneme is right
 
 
 def pretrain(network: Wav2Vec2, steps: int, seed: int) -> Outcome:
@@ -82,7 +83,7 @@ def pretrain(network: Wav2Vec2, steps: int, seed: int) -> Outcome:
         phoneme_losses = train(task, batches, steps - mel_steps, "phonemes")
         network.eval()
         accuracy = task.accuracy(held_out, inventory, np.random.default_rng([seed, 2]))
-    logging.info("phoneme told in %.1f %% of held-out frames", 100 * accuracy)
+    logging.info("phoneme right in %.1f %% of held-out frames", 100 * accuracy)
     return Outcome(hours, mel_losses, phoneme_losses, accuracy)
 
 
@@ -123,17 +124,21 @@ def make_batch(
 ) -> Batch:
     """A batch whose audio is not normalised yet."""
     rows, labels = noisy_rows(utterances, inventory, rng)
+    num_samples = -(-max(map(len, rows)) // GRAIN) * GRAIN
+    num_frames = (num_samples - RECEPTIVE_FIELD) // HOP + 1
     return Batch(
-        nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True),
+        torch.from_numpy(_padded(rows, num_samples, 0)),
         torch.tensor([len(row) for row in rows]),
-        nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(row) for row in labels], batch_first=True, padding_value=PADDING
-        ),
+        torch.from_numpy(_padded(labels, num_frames, PADDING)),
     )
 
 
+def _padded(rows: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
+    return np.stack([np.pad(r, (0, length - len(r)), constant_values=value) for r in rows])
+
+
 def train(task: nn.Module, batches: Iterator[Batch], steps: int, name: str) -> list[float]:
-    """So many steps of AdamW, with warm-up and cosine. Returns the loss of each."""
+    """Takes ``steps`` steps of AdamW, with warm-up and cosine. Returns the loss of each."""
     parameters = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = min(100, 1 + steps // 10)
@@ -170,7 +175,7 @@ def convolve(network: Wav2Vec2, audio: Tensor) -> Tensor:
 
 
 class MelTask(nn.Module):
-    """Mean square error of the log-mel spectrum told from the convolutions' output."""
+    """Mean square error of the log-mel spectrum, predicted from the convolutions' output."""
 
     def __init__(self, network: Wav2Vec2):
         super().__init__()
@@ -182,16 +187,16 @@ class MelTask(nn.Module):
         self.register_buffer("window", torch.hann_window(RECEPTIVE_FIELD))
 
     def forward(self, batch: Batch) -> Tensor:
-        told = self.head(convolve(self._network[0], batch.audio))
+        predicted = self.head(convolve(self._network[0], batch.audio))
         frames = batch.audio.unfold(1, RECEPTIVE_FIELD, HOP) * self.window
         power = torch.fft.rfft(frames, n=FFT_SIZE).abs().square()
         wanted = ((power @ self.filters + 1e-2).log() - MEL_MEAN) / MEL_STD
         valid = batch.labels != PADDING
-        return F.mse_loss(told[valid], wanted[valid])
+        return F.mse_loss(predicted[valid], wanted[valid])
 
 
 class PhonemeTask(nn.Module):
-    """Cross entropy of each frame's phoneme told from the top of the network."""
+    """Cross entropy of each frame's phoneme, classified by the top of the network."""
 
     def __init__(self, network: Wav2Vec2, num_phonemes: int):
         super().__init__()
@@ -211,7 +216,7 @@ class PhonemeTask(nn.Module):
         inventory: dict[str, int],
         rng: np.random.Generator,
     ) -> float:
-        """Share of frames that are told, by the network as it will be used."""
+        """Returns the share of frames classified right, by the network as it will be used."""
         right = total = 0
         for group in batches_by_length(utterances, BATCH_SECONDS):
             batch = make_batch([utterances[i] for i in group], inventory, rng)

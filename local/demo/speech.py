@@ -1,4 +1,4 @@
-"""What the toy network is pre-trained on: synthesized Estonian with a phoneme for every frame.
+"""Synthesized Estonian with a phoneme for every frame, to pre-train the toy network on.
 
 Random strings of everyday words, none of which the demo's grammar has, in voices other than
 those that the demo keeps for its test. No PyTorch here, so that worker processes start fast.

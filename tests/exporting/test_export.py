@@ -1,4 +1,4 @@
-"""Exports: every file says what the checkpoint says, alone, in batches, and to k2's servers."""
+"""Exports: every file gives what the checkpoint gives, alone, in batches, and to k2's servers."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_states_survive_packing_to_the_last_bit() -> None:
 
 
 @torch.no_grad()
-def test_a_streaming_file_hears_whole_utterances_too() -> None:
+def test_a_streaming_file_takes_whole_utterances_too() -> None:
     chunk = ChunkSettings(8, 2, 4)
     model = model_of(tiny_encoder(chunk=chunk))
     scripted = torch.jit.script(ScriptedTransducer(StreamingEncoderModel(model.encoder), model))

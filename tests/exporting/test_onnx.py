@@ -150,7 +150,7 @@ def test_a_step_gives_the_numbers_and_states_of_streaming_forward(job, folder):
             torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
 
 
-def as_sherpa_hears(wave: np.ndarray) -> np.ndarray:
+def as_sherpa_normalises(wave: np.ndarray) -> np.ndarray:
     """What model.onnx makes of an utterance whose mean and variance sherpa-onnx takes out."""
     wide = wave.astype(np.float64)
     wide = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5)
@@ -166,15 +166,15 @@ def test_sherpa_onnx_gives_the_text_of_decode(job, folder, waves, tmp_path):
     for number, wave in enumerate(waves[:3]):
         paths.append(tmp_path / f"{number}.wav")
         soundfile.write(paths[-1], wave.numpy(), 16000, subtype="PCM_16")
-    heard = [soundfile.read(path, dtype="float32")[0] for path in paths]
+    read_back = [soundfile.read(path, dtype="float32")[0] for path in paths]
     own = offline(job.loaded, job.chunk)
-    levelled = [torch.from_numpy(as_sherpa_hears(wave)) for wave in heard]
+    levelled = [torch.from_numpy(as_sherpa_normalises(wave)) for wave in read_back]
     program = Path(sys.executable).with_name("sherpa-onnx-offline")
     command = [program, f"--omnilingual-asr-model={model}", f"--tokens={tokens}", *paths]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(printed) == len(paths), done.stderr
-    for wave, expected, line in zip(heard, recognise(own, levelled, GREEDY), printed):
+    for wave, expected, line in zip(read_back, recognise(own, levelled, GREEDY), printed):
         stream = recogniser.create_stream()
         stream.accept_waveform(16000, wave)
         recogniser.decode_stream(stream)
@@ -199,7 +199,7 @@ def test_sherpa_onnx_recognises_with_int8_weights(folder, waves):
         stream = recogniser.create_stream()
         stream.accept_waveform(16000, wave.numpy())
         recogniser.decode_stream(stream)
-        levelled = torch.from_numpy(as_sherpa_hears(wave.numpy()))
+        levelled = torch.from_numpy(as_sherpa_normalises(wave.numpy()))
         [own] = onnx_format.run_whole([model], [levelled])
         expected = [names[token].replace("▁", " ") for token in own.tokens]
         errors = kaldialign.edit_distance(expected, list(stream.result.tokens))["total"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from local import validate_manifests
+from local import prepare_manifests, prepare_text, validate_manifests
 from local.manifests import JsonlGzWriter, read_jsonl_gz
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.features import FeatureInfo
@@ -92,7 +92,6 @@ def test_statistics_are_a_table_and_a_picture(prepared):
         (["lists"], "unexpected argument 'lists'"),
         (["--train-list", "a.txt"], "--train-list and --val-list"),
         (["--stage", "1", "--data-dir", "nowhere"], "no lists"),
-        (["--stage=4", "--data-dir=nowhere"], "splits.json is missing"),
     ],
 )
 def test_bad_options_are_one_line_and_status_2(tmp_path, arguments, message):
@@ -113,8 +112,7 @@ def test_test_lists_alone_make_test_sets_beside_a_corpus_or_in_a_new_folder(prep
     add_test_list(tmp_path / "lists", "new")
     before = {p: p.read_bytes() for p in data.rglob("*train*") if p.is_file()}
     bpe = (data / "lang_bpe_20/bpe.model").stat().st_mtime_ns
-    words = ["--stop-stage", "2", "--test-list", "lists/new.txt", "--data-dir"]
-    result = run(*words, "out", cwd=tmp_path)
+    result = run("--stop-stage=2", "--test-list=lists/new.txt", "--data-dir=out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     splits = {"train": ["train"], "val": ["val"], "test": ["easy", "hard", "test"]}
     assert json.loads((data / "manifests/splits.json").read_text()) == splits
@@ -123,10 +121,12 @@ def test_test_lists_alone_make_test_sets_beside_a_corpus_or_in_a_new_folder(prep
     [cut] = read_jsonl_gz(data / "manifests/cuts_test.jsonl.gz")
     assert (cut["id"], cut["supervisions"][0]["text"]) == ("new", "tere uus")
     validate_manifests.main(["--data-dir", str(data)])
-    assert run(*words, "fresh", cwd=tmp_path).returncode == 0
+    fresh = f"--data-dir={tmp_path / 'fresh'}"
+    prepare_manifests.main([f"--test-list={tmp_path / 'lists/new.txt'}", fresh])
+    prepare_text.main(["--only-tests", fresh])
     splits = {"train": [], "val": [], "test": ["test"]}
     assert json.loads((tmp_path / "fresh/manifests/splits.json").read_text()) == splits
-    validate_manifests.main(["--data-dir", str(tmp_path / "fresh")])
+    validate_manifests.main([fresh])
 
 
 def test_a_test_list_beside_a_corpus_may_not_contradict_it(prepared, tmp_path):
@@ -134,11 +134,12 @@ def test_a_test_list_beside_a_corpus_may_not_contradict_it(prepared, tmp_path):
     audio = prepared[0].parent / "audio" / "train0.wav"
     (tmp_path / "same.txt").write_text(f"{audio}|tere|s\n")
     add_test_list(tmp_path, "new")
-    words = ["--stop-stage", "2", "--data-dir", "out", "--test-list"]
-    result = run(*words, "same.txt", cwd=tmp_path)
-    assert result.returncode == 2 and "is in two splits: line 1 of the train" in result.stderr
-    result = run(*words, "new.txt", "--punctuation", "keep", cwd=tmp_path)
-    assert result.returncode == 2 and "the same --lower-case" in result.stderr
+    where = f"--data-dir={data}"
+    with pytest.raises(UserError, match="is in two splits: line 1 of the train"):
+        prepare_manifests.main([f"--test-list={tmp_path / 'same.txt'}", where])
+    prepare_manifests.main([f"--test-list={tmp_path / 'new.txt'}", where])
+    with pytest.raises(UserError, match="the same --lower-case"):
+        prepare_text.main(["--only-tests", "--punctuation=keep", where])
     assert not (data / "manifests" / "cuts_test.jsonl.gz").exists()
 
 
@@ -149,7 +150,7 @@ def test_a_second_prepare_in_one_data_folder_is_refused_until_the_first_ends(pre
         result = run("--stage=4", "--data-dir=out", cwd=tmp_path)
         assert result.returncode == 2
         assert result.stderr == "error: another prepare.sh is working in out: wait for it\n"
-    assert run("--stage=4", "--data-dir=out", cwd=tmp_path).returncode == 0
+    # That it works afterwards, the second run in ``prepared`` shows.
 
 
 def test_relative_paths_begin_where_the_user_stands_for_every_script(tmp_path):

@@ -66,8 +66,8 @@ def run_train(data_dir: Path, exp_dir: Path, *more: str) -> int:
 
 
 def run_and_resume(data_dir: Path, folder: Path, *options: str) -> tuple[dict, dict]:
-    """The last checkpoints of a training in ``folder``/a and of one in ``folder``/b that goes on
-    behind the fifth step of the first."""
+    """Returns the last checkpoints of a training in ``folder``/a and of one in ``folder``/b that
+    resumes after the fifth step of the first."""
     run_train(data_dir, folder / "a", *options, "--save-every-n", "5")
     (folder / "b").mkdir()
     for name in ("checkpoint-5.pt", "xlsr_below_cut.pt"):
@@ -138,7 +138,7 @@ def sharpen(exp: Path, demo: Path) -> None:
     weights, generator = content["model"], torch.Generator().manual_seed(1)
     with torch.no_grad():
         frames = encode(next(demo.glob("train_*.wav")))
-        heard = [encode(wav, *chunk) for wav in sorted(demo.glob("test_*.wav"))]
+        encoded = [encode(wav, *chunk) for wav in sorted(demo.glob("test_*.wav"))]
         for _ in range(50):
             for name in (f"{inputs[0]}.weight", "joiner.output_linear.weight",
                          f"{inputs[1]}.weight"):  # fmt: skip
@@ -147,7 +147,7 @@ def sharpen(exp: Path, demo: Path) -> None:
                 weights[f"{name}.weight"].div_(frames.std(0) * frames.shape[1] ** 0.5)
                 weights[f"{name}.bias"] = -weights[f"{name}.weight"] @ frames.mean(0)
             model.load_state_dict(weights, strict=False)
-            if min(closest_call(model, out) for out in heard) > 10 * ROUNDING:
+            if min(closest_call(model, out) for out in encoded) > 10 * ROUNDING:
                 save_atomically(content, exp / BEST)
                 return
     raise AssertionError("every random joiner has a decision that rounding could turn")
@@ -160,8 +160,8 @@ def closest_call(model: Transducer, frames: torch.Tensor) -> float:
     """The smallest lead of a best token over the second best, in greedy search of (T, D)."""
     context, lead = [-1, 0], float("inf")
     for frame in frames:
-        said = model.decoder(torch.tensor([context]), need_pad=False)[:, 0]
-        (best, second), (token, _) = model.joiner(frame.unsqueeze(0), said)[0].topk(2)
+        context_out = model.decoder(torch.tensor([context]), need_pad=False)[:, 0]
+        (best, second), (token, _) = model.joiner(frame.unsqueeze(0), context_out)[0].topk(2)
         lead = min(lead, float(best - second))
         if token != 0:
             context = [context[1], int(token)]

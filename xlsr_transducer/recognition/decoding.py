@@ -165,7 +165,7 @@ def closest(
 
 @dataclasses.dataclass
 class Results:
-    """What was recognised in one set, by utterance id."""
+    """The hypotheses of one set, by utterance id."""
 
     audio: AudioSet
     texts: dict[str, str] = dataclasses.field(default_factory=dict)  # references

@@ -20,13 +20,14 @@ from xlsr_transducer.core.options import Number, Parser, add_options, flag_of, f
 from xlsr_transducer.core.presets import parse_with_preset
 from xlsr_transducer.data.augment import AugmentOptions
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
-from xlsr_transducer.data.features import FeatureInfo, find_features
+from xlsr_transducer.data.features import find_features
 from xlsr_transducer.data.sources import require_current
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.model.checkpoint import save_below_cut
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model, check_features
 from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerOptions
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
@@ -123,7 +124,9 @@ def _train(args: argparse.Namespace, options: list, process: Process) -> int:
     model = _initial_model(config, xlsr, args.init_from, tokenizer.tokens)
     prepare_lora(model, optim)
     require_current(data_options.data_dir, folder, lang_dir)
-    data = DataModule(data_options, folder, tokenizer, augment, has_ctc=config.has_ctc)
+    data = DataModule(
+        data_options, folder, tokenizer, augment, config.has_ctc, loop.exp_dir / "plan"
+    )
     splits = load_splits(data_options.data_dir)
     logging.info(f"{process.describe()}, {_count(model)}")
     trainer = Trainer(model, config, data, splits, loop, optim, loss, process, failure, memory)

@@ -18,8 +18,8 @@ from lhotse.augmentation import Resample
 from lhotse.utils import compute_num_samples
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.audio_file import AudioProblem, decode, measure, resample
-from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.data.shar import with_audio
 
 # By default lhotse makes up to half a second of missing audio from reflected samples.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import HOP, RECEPTIVE_FIELD, SAMPLING_RATE
 from xlsr_transducer.data.tokenizer import hash_of_tokens
 from xlsr_transducer.exporting import onnx_graphs as graphs
 from xlsr_transducer.exporting.formats import Artifact, Job
@@ -30,7 +31,6 @@ from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.onnx_models import (
     SEAL,
-    SHORTEST,
     digest,
     load_offline,
     load_streaming,
@@ -114,7 +114,7 @@ def describe(job: Job) -> dict[str, Any]:
         "weights": job.name,
         "weights_sha256": weights.hexdigest(),
         "tokens_sha256": hash_of_tokens(job.loaded.tokenizer.tokens),
-        "sample_rate": 16000,
+        "sample_rate": SAMPLING_RATE,
         "normalize": config.features.normalize,
         "vocab_size": config.vocab_size,
         "context_size": model.decoder.context_size,
@@ -147,7 +147,7 @@ def _offline_encoder(job: Job, model: Transducer) -> tuple[nn.Module, tuple[Tens
 
     Longer than a chunk, and with padding: what is traced then holds for every length.
     """
-    num_samples = max(32000, 5 * 320 * job.chunk.chunk_size // 2)
+    num_samples = max(32000, 5 * HOP * job.chunk.chunk_size // 2)
     x = 0.05 * torch.randn(2, num_samples, generator=torch.Generator().manual_seed(0))
     lens = torch.tensor([num_samples, num_samples - 9600])
     encoder = graphs.WholeUtterances(OfflineEncoder(model.encoder, job.chunk), model.joiner)
@@ -303,7 +303,7 @@ def run_whole(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     level, blank = float(about["level"]), int(about["blank_id"])
     outputs = []
     for wave in waves:
-        if len(wave) < SHORTEST:
+        if len(wave) < RECEPTIVE_FIELD:
             outputs.append(Output([], []))
             continue
         logits = session.run(None, {"x": (wave / level).unsqueeze(0).numpy()})[0]

@@ -11,17 +11,15 @@ from lhotse import CutSet
 from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.features import FRAME_SHIFT
+from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import LoadedModel
-from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings
+from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.recognition.alignment import align, align_ctc, token_spans, word_spans
 from xlsr_transducer.recognition.alignment_files import Aligned
 from xlsr_transducer.recognition.audio_sets import AudioSet
 from xlsr_transducer.recognition.decoding import DecodeOptions, batches
-
-ENCODER_FRAME = FRAME_SHIFT * SUBSAMPLING  # seconds
 
 
 def sets_to_align(options: DecodeOptions, wavs: list[Path], texts: list[str]) -> list[AudioSet]:
@@ -99,7 +97,7 @@ def align_set(
             tokens = token_spans(path, tokenizer.tokens, ENCODER_FRAME)
             starts = [tokenizer.word_starts[t] for t in path.tokens]
             words = word_spans(tokens, starts, text.split())
-            seconds = max(float(batch.input_lens[i]) / 16000, int(lens[i]) * ENCODER_FRAME)
+            seconds = max(float(batch.input_lens[i]) / SAMPLING_RATE, int(lens[i]) * ENCODER_FRAME)
             found.append(Aligned(name, words, tokens, seconds))
     place = {name: number for number, name in enumerate(audio.files)}
     return sorted(found, key=lambda a: (place.get(a.id), a.id)), left_out

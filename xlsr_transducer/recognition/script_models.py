@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import RECEPTIVE_FIELD
 from xlsr_transducer.core.options import option
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
 from xlsr_transducer.model.whole import WholeEncoder, whole_encoder
@@ -35,7 +36,6 @@ _BROKEN_ARCHIVE = (
 )
 TOKENS_RECORD = "tokens_sha256"  # in TorchScript files, beside the network
 FRAME = 160  # samples: chunk_size and pad_length count 20 ms and 10 ms
-SHORTEST = 400  # samples that give a frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ def windows(wave: Tensor, chunk_size: int, pad_length: int) -> Iterator[tuple[Te
     """Yields what a streaming encoder takes in turn: (n,), and how many samples are valid."""
     shift = 2 * chunk_size * FRAME
     size = shift + pad_length * FRAME
-    for start in range(0, len(wave) - SHORTEST + 1, shift):
+    for start in range(0, len(wave) - RECEPTIVE_FIELD + 1, shift):
         window = wave[start : start + size]
         yield F.pad(window, (0, size - len(window))), len(window)
 

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace, options: dict[type, Any], process: Process) -> int:
-    """The exit status: 0 if the training came to its end, or that of the signal that ended it."""
+    """Trains; returns the exit status: 0 if the training came to its end, or that of the signal that ended it."""
     if not args.resume and args.start_epoch <= 1 and args.start_batch <= 0:
         require_unused(args.exp_dir)
     set_up_logging(args.exp_dir, "train", process.rank)
@@ -109,7 +109,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     settings = TrainOptions(*(options[cls] for cls in OF_TRAINER))
     trainer = Trainer(model, config, data, load_splits(args.data_dir), settings, process)
     trainer.resume()
-    if network:  # only now: options that contradict the checkpoint leave nothing behind
+    if network:  # only now: options that contradict the checkpoint change no file
         shown = {c.__name__: dataclasses.asdict(options[c]) for c in options if c not in OF_MODEL}
         save_settings(args.exp_dir, {"model": config.to_dict(), **shown})
         save_below_cut(network, config, args.exp_dir)

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace, options: dict[type, Any], process: Process) -> int:
-    """Trains; returns the exit status: 0 if the training came to its end, or that of the signal that ended it."""
+    """Trains; returns 0, or the exit status of the signal that ended it before."""
     if not args.resume and args.start_epoch <= 1 and args.start_batch <= 0:
         require_unused(args.exp_dir)
     set_up_logging(args.exp_dir, "train", process.rank)

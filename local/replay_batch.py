@@ -16,8 +16,7 @@ import torch
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.options import Parser, str2bool
 from xlsr_transducer.model.checkpoint import read_checkpoint
-from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.training.failed_batch import read_failed_batch, replay
+from xlsr_transducer.training.failed_batch import objective_of, read_failed_batch, replay
 
 
 def get_parser() -> Parser:
@@ -41,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.file} is of a sharded training and holds no weights: give --checkpoint"
         )
     batch = content["batch"]
-    chunk = ChunkSettings(*content["chunk"])
+    objective = objective_of(content)
+    chunk = objective.config.streaming.draw(objective.seed, content["step"])
     print(
         f"epoch {content['epoch']}, step {content['step']}, {chunk.describe()}, "
         f"{len(batch['ids'])} utterances, inputs {tuple(batch['inputs'].shape)}"

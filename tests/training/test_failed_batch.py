@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from xlsr_transducer.data.datamodule import Batch, DataModule, DataOptions
 from xlsr_transducer.data.features import find_features
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.model.checkpoint import read_checkpoint
-from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, build_model
 from xlsr_transducer.model.transducer import LossOptions, TransducerLosses
 from xlsr_transducer.training.failed_batch import (
@@ -24,9 +22,9 @@ from xlsr_transducer.training.failed_batch import (
     read_failed_batch,
     replay,
 )
-from xlsr_transducer.training.lora import add_lora
+from xlsr_transducer.training.gradient import Objective, finite
+from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 
-CHUNK = ChunkSettings(16, 2, 4)
 LOSS = LossOptions(ctc_loss_scale=0.2, warm_step=10)
 
 
@@ -38,36 +36,32 @@ def batch(corpus: Path) -> Batch:
 
 
 def keeper(corpus: Path, streaming_exp: Path, exp: Path, **options) -> FailedBatches:
-    """With a model in training mode whose first layer is frozen, and with LoRA in the second."""
+    """With a model of which only the heads and LoRA in the second layer are trained."""
     content = read_checkpoint(streaming_exp / "epoch-1.pt")
     config = ModelConfig.from_dict(content["config"])
     model = build_model(config)
     model.load_state_dict(content["model"])
-    layers = model.encoder.xlsr.encoder.layers
-    layers["0"].requires_grad_(False).eval()
-    add_lora([layers["1"]], rank=2, alpha=4.0)
-    torch.nn.init.normal_(layers["1"].attention.q_proj.lora_b)
+    optim = OptimOptions(trainable_layers=1, lora_rank=2)
+    prepare_lora(model, optim)
+    torch.nn.init.normal_(model.encoder.xlsr.encoder.layers["1"].attention.q_proj.lora_b)
+    objective = Objective(config, optim, LOSS, 5, None)
     tokenizer = Tokenizer.load(find_lang_dir(corpus))
-    settings = FailureOptions(**options)
-    return FailedBatches(exp, model, config, tokenizer, LOSS, None, settings)
+    return FailedBatches(exp, model, objective, tokenizer, FailureOptions(**options))
 
 
-def losses_of(kept: FailedBatches, batch: Batch) -> TransducerLosses:
+def losses_of(kept: FailedBatches, batch: Batch, step: int) -> TransducerLosses:
+    kept.objective.prepare(kept.model, step)
     with repeatable():
-        return kept.model(
-            batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, LOSS, CHUNK
-        )
+        return kept.objective.losses(kept.model, batch, 2, batch.place.index, step)
 
 
-def test_a_batch_kept_by_an_exception_repeats_to_the_bit(
+def test_a_failed_batch_repeats_to_the_bit(
     corpus: Path, streaming_exp: Path, tmp_path: Path, batch: Batch, capsys
 ) -> None:
     kept = keeper(corpus, streaming_exp, tmp_path)
-    torch.manual_seed(5)
-    with pytest.raises(ZeroDivisionError), kept.watch(batch, 7, 2, CHUNK):
-        losses = losses_of(kept, batch)
-        LOSS.weighted(losses, 7).sum().div(batch.token_lens.sum()).backward()
-        raise ZeroDivisionError("a defect")
+    losses = losses_of(kept, batch, 7)
+    LOSS.weighted(losses, 7).sum().backward()
+    kept.keep(batch, 2, 7, "ZeroDivisionError: a defect")
     torch.manual_seed(6)
     assert [p.name for p in kept.saved] == ["step-7-rank-0.pt"]
     assert not list((tmp_path / "failed").glob("*.tmp*"))
@@ -77,6 +71,7 @@ def test_a_batch_kept_by_an_exception_repeats_to_the_bit(
     assert all(torch.equal(a, b) for a, b in zip(losses, result.losses))
     gradients = [p.grad for p in kept.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(kept.model.parameters(), float("inf"))
+    norm = norm / batch.token_lens.sum()
     assert len(gradients) < len(list(kept.model.parameters())) and norm == result.grad_norm
 
     replay_batch.main([str(kept.saved[0]), "--device", "cpu"])
@@ -92,12 +87,13 @@ def test_a_batch_of_losses_that_are_not_finite_is_kept_and_leads_to_its_module(
     with torch.no_grad():
         kept.model.joiner.encoder_proj.weight[0, 0] = float("nan")
     for step in (1, 2):
-        with kept.watch(batch, step, 1, CHUNK) as attempt:
-            assert not kept.check_losses(attempt, losses_of(kept, batch)).any()
+        is_finite = finite(losses_of(kept, batch, step))
+        assert not is_finite.any()
+        kept.name_losses(batch, is_finite, 1, step)
         if step == 1:
-            kept.end_step(True, is_scaled=False)
+            kept.end_step([batch], 1, step, True, is_scaled=False)
     with pytest.raises(UserError, match="2 steps in a row .* local.replay_batch .*step-2-"):
-        kept.end_step(True, is_scaled=False)
+        kept.end_step([batch], 1, 2, True, is_scaled=False)
     with pytest.raises(UserError, match="output of joiner.encoder_proj .*parameter weight"):
         replay_batch.main([str(kept.saved[0]), "--device", "cpu", "--inf-check", "1"])
 
@@ -109,15 +105,13 @@ def test_a_few_bad_losses_are_named_and_do_not_fail_the_batch(
     value = torch.ones(len(batch.ids))
     simple = value.clone()
     simple[1] = float("inf")
-    with kept.watch(batch, 1, 1, CHUNK) as attempt:
-        counts = kept.check_losses(attempt, TransducerLosses(simple, value, value, value))
-    assert counts.tolist() == [i != 1 for i in range(len(batch.ids))]
+    is_finite = finite(TransducerLosses(simple, value, value, value))
+    assert is_finite.tolist() == [i != 1 for i in range(len(batch.ids))]
+    kept.name_losses(batch, is_finite, 1, 1)
     assert batch.ids[1] in caplog.text and batch.ids[0] not in caplog.text
-    kept.end_step(True, is_scaled=False)
+    kept.end_step([batch], 1, 1, True, is_scaled=False)
     assert not kept.saved and kept.in_a_row == 0
-    with kept.watch(batch, 2, 1, CHUNK):
-        pass
-    kept.end_step(False, is_scaled=False)
+    kept.end_step([batch], 1, 2, False, is_scaled=False)
     assert "gradient not finite, no update: " + ", ".join(batch.ids) in caplog.text
     assert [p.name for p in kept.saved] == ["step-2-rank-0.pt"] and kept.in_a_row == 1
 
@@ -126,19 +120,15 @@ def test_no_more_files_are_kept_than_asked_for_and_a_full_disk_hides_nothing(
     corpus: Path, streaming_exp: Path, tmp_path: Path, batch: Batch, caplog, monkeypatch
 ) -> None:
     kept = keeper(corpus, streaming_exp, tmp_path, keep_failed_batches=1)
-    small = dataclasses.replace(batch, skipped=[])
     for step in (1, 2):
-        with pytest.raises(KeyError), kept.watch(small, step, 1, CHUNK):
-            raise KeyError
+        kept.keep(batch, 1, step, "a defect")
     assert [p.name for p in (tmp_path / "failed").iterdir()] == ["step-1-rank-0.pt"]
-    full = keeper(corpus, streaming_exp, tmp_path / "full")
 
     def no_space(*_) -> None:
         raise UserError("could not be written (No space left on device)")
 
     monkeypatch.setattr("xlsr_transducer.training.failed_batch.save_atomically", no_space)
-    with pytest.raises(KeyError), full.watch(small, 1, 1, CHUNK):
-        raise KeyError
+    keeper(corpus, streaming_exp, tmp_path / "full").keep(batch, 1, 1, "a defect")
     assert "No space left" in caplog.text
 
 

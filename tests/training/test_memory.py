@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.tiny_recipe import SMALL, run_train
-from tests.support.train_driver import read_trace
+from tests.support.tiny_recipe import run_train
 from xlsr_transducer.core.errors import UserError, is_out_of_memory
 from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.model.transducer import Transducer
@@ -196,23 +192,3 @@ def test_a_scan_reserves_memory_for_the_moments_of_layers_that_are_still_frozen(
     run_train(corpus, tmp_path, "--num-epochs=1", *options)
     run_train(corpus, tmp_path, "--num-epochs=2", "--resume=auto", *options)
     assert all(found == expected for found, expected in reserved) and len(set(reserved)) == 2
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without processes")
-def test_a_process_whose_batch_does_not_fit_keeps_step_with_the_other(
-    corpus: Path, tmp_path: Path
-) -> None:
-    """It adds nothing to the step's gradient; both count the batch, and go on alike."""
-    options = ["--data-dir", str(corpus), "--exp-dir", str(tmp_path), "--world-size=2",
-               "--num-epochs=1", *SMALL, "--max-duration=15"]  # fmt: skip
-    environment = {**os.environ, "TRACE": str(tmp_path), "FAILURE": "oom 1 1"}
-    command = [sys.executable, "-m", "tests.support.train_driver", *options]
-    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, second = read_trace(tmp_path, 0), read_trace(tmp_path, 1)
-    assert len(first) == len(second) > 2
-    assert [losses for _, _, losses in first] == [losses for _, _, losses in second]
-    lost = second[1][1]
-    assert lost and all(name in log_of(tmp_path) for name in lost)
-    content = read_checkpoint(tmp_path / "epoch-1.pt")
-    assert content["progress"]["too_large"] == 1 and content["step"] == len(first)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.tiny_recipe import run_train
+from tests.support import sharding_driver
+from tests.support.tiny_recipe import SMALL, run_train
+from tests.support.train_driver import fork, run_together
 from tests.training.test_inf_check import tiny_model
 from xlsr_transducer.core.compat import has_fsdp2, load_tensors
 from xlsr_transducer.core.errors import UserError
@@ -19,7 +18,6 @@ from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model, read
 from xlsr_transducer.training.optim import OptimOptions
 from xlsr_transducer.training.sharding import check_sharding, gather, load_weights, whole
 
-TESTS = Path(__file__).resolve().parents[1]
 needs_fsdp2 = pytest.mark.skipif(not has_fsdp2(), reason="this PyTorch has no fully_shard")
 PLAIN = ("--dropout", "0", "--xlsr-dropout", "0", "--time-mask-prob", "0", "--average-period", "2",
          "--total-duration", "20", "--max-duration", "10", "--clip-grad", "1000")  # fmt: skip
@@ -29,20 +27,10 @@ PLAIN = ("--dropout", "0", "--xlsr-dropout", "0", "--time-mask-prob", "0", "--av
 def test_sharded_steps_equal_plain_ones_and_resume_from_a_gathered_checkpoint(
     tmp_path: Path,
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    words = [str(tmp_path / "store"), str(tmp_path / "out.pt")]
-    program = [sys.executable, str(TESTS / "support" / "sharding_driver.py")]
-    processes = [
-        subprocess.Popen([*program, str(rank), *words], env=environment, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=180)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    words = (tmp_path / "store", tmp_path / "out.pt")
+    log = tmp_path / "log.txt"
+    statuses = fork(sharding_driver.run, [(rank, *words) for rank in range(2)], log)
+    assert statuses == [0, 0], log.read_text()
     for found in load_tensors(tmp_path / "out.pt").values():  # of each optimizer
         _compare(found["plain"], found["sharded"])
 
@@ -62,7 +50,7 @@ def _compare(plain: dict, sharded: dict) -> None:
 
 
 @needs_fsdp2
-def test_two_sharded_processes_go_on_from_a_plain_checkpoint_as_one_plain_process_does(
+def test_two_sharded_processes_resume_a_plain_training_as_one_plain_process_does(
     corpus: Path, tmp_path: Path
 ) -> None:
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
@@ -70,9 +58,10 @@ def test_two_sharded_processes_go_on_from_a_plain_checkpoint_as_one_plain_proces
     sharded.mkdir()
     for name in ("epoch-1.pt", "xlsr_below_cut.pt"):
         shutil.copy(plain / name, sharded)
-    words = [*PLAIN, "--start-epoch", "2", "--world-size", "2", "--sharding", "fsdp2",
-             "--gradient-checkpointing", "1"]  # fmt: skip
-    assert run_train(corpus, sharded, *words) == 0
+    words = [f"--data-dir={corpus}", f"--exp-dir={sharded}", "--num-epochs=2", *SMALL, *PLAIN,
+             "--start-epoch=2", "--sharding=fsdp2", "--gradient-checkpointing=1"]  # fmt: skip
+    log = tmp_path / "log.txt"
+    assert run_together([(words, {})], 2, log) == [0, 0], log.read_text()
     expected, actual = (read_checkpoint(exp / "epoch-2.pt") for exp in (plain, sharded))
     assert expected.keys() == actual.keys()
     for part in ("model", "model_avg"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import StreamingOptions
 from xlsr_transducer.model.transducer import LossOptions
 from xlsr_transducer.training.extent import Extent, with_warm_step
+from xlsr_transducer.training.retention import remove_old
 from xlsr_transducer.training.state import Progress
 from xlsr_transducer.training.step import Stepper
 
@@ -219,6 +221,51 @@ def test_old_checkpoints_are_removed_and_the_last_can_be_averaged(
     load_model(CheckpointOptions(exp_dir=tmp_path, epoch=3, avg=1))
 
 
+def test_checkpoints_beyond_so_many_bytes_are_removed_but_not_the_newest_two(
+    tmp_path: Path,
+) -> None:
+    def write(name: str, step: int) -> None:
+        content = {"step": step, "model": torch.zeros(1000)}
+        save_atomically(content, tmp_path / f"{name}.pt")
+
+    def names() -> set[str]:
+        return {path.stem for path in tmp_path.glob("*.pt")}
+
+    for epoch in range(1, 6):
+        write(f"epoch-{epoch}", 10 * epoch)
+    for step in (8, 16, 24, 60):
+        write(f"checkpoint-{step}", step)
+    every, counts = names(), {"epoch": 20, "checkpoint": 30}
+    size = (tmp_path / "epoch-1.pt").stat().st_size / 1e9
+    for gigabytes in (0.0, 8.5 * size):  # one of a later step is another training's
+        remove_old(tmp_path, 50, counts, gigabytes)
+        assert names() == every
+    remove_old(tmp_path, 50, counts, 5.5 * size)
+    assert names() == every - {"checkpoint-8", "epoch-1", "epoch-2"}
+    remove_old(tmp_path, 50, counts, 1e-9)
+    kept = {"epoch-4", "epoch-5", "checkpoint-16", "checkpoint-24", "checkpoint-60"}
+    assert names() == kept
+
+
+def test_validations_within_an_epoch_change_no_weight_and_keep_the_best(
+    corpus: Path, tmp_path: Path, streaming_exp: Path
+) -> None:
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    for exp, more in ((plain, []), (watched, ["--valid-interval=2"])):
+        run_train(corpus, exp, "--num-epochs=1", "--max-duration=10", *more)
+    ends = [weights(exp / "epoch-1.pt") for exp in (plain, watched)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    logs = ["".join(p.read_text() for p in (exp / "log").iterdir()) for exp in (plain, watched)]
+    steps = read_checkpoint(plain / "epoch-1.pt")["step"]
+    found = [re.findall(r"step (\d+): valid simple .* WER (\S+) % of", log) for log in logs]
+    assert [int(step) for step, _ in found[0]] == [steps] and found[1][-1] == found[0][-1]
+    assert [int(step) for step, _ in found[1]] == [*range(2, steps + 1, 2), steps]
+    best = min(float(wer) for _, wer in found[1])
+    assert read_checkpoint(watched / "epoch-1.pt")["progress"]["best_wer"] == pytest.approx(
+        best, abs=0.01
+    )
+
+
 def test_mean_of_files_equals_a_float64_mean(tmp_path: Path) -> None:
     torch.manual_seed(0)
     values = torch.randn(5, 3, 4)
@@ -327,7 +374,7 @@ def test_a_damaged_state_is_told_with_the_name_of_the_file(
             run_train(corpus, tmp_path, "--resume", "auto", *STREAMING)
 
 
-def test_batches_repeat_for_a_seed_and_resume_behind_those_seen(corpus: Path) -> None:
+def test_batches_repeat_for_a_seed_and_resume_after_those_seen(corpus: Path) -> None:
     data = data_module(corpus, max_duration=10.0)
     ids = [b.ids for b in data.train_loader(["train"], epoch=3, seed=1)]
     assert ids == [b.ids for b in data.train_loader(["train"], epoch=3, seed=1)]

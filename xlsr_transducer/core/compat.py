@@ -208,10 +208,13 @@ def has_fsdp2() -> bool:
 
 
 def grad_scaler(enabled: bool) -> Any:
-    """Returns the loss scaler for float16 on a GPU, under its name in this PyTorch."""
+    """Returns the loss scaler for float16 on a GPU, under its name in this PyTorch.
+
+    It begins low, as gradients are of a sum over thousands of tokens.
+    """
     if hasattr(torch, "amp") and hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler("cuda", enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)
+        return torch.amp.GradScaler("cuda", init_scale=16.0, enabled=enabled)
+    return torch.cuda.amp.GradScaler(init_scale=16.0, enabled=enabled)
 
 
 def import_k2(wanted_by: str) -> ModuleType:

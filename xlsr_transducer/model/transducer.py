@@ -156,12 +156,18 @@ class Transducer(nn.Module):
         encoder_out, lens = self.encoder(x, x_lens, *chunk)
         # Autocast off: sums of log-probabilities over hundreds of frames need float32.
         with torch.autocast(x.device.type, enabled=False):
-            losses = self._losses(encoder_out.float(), lens, y, y_lens, options)
+            losses = self.losses(encoder_out.float(), lens, y, y_lens, options)
         return TransducerLosses(*[x.view(views, -1).mean(0) for x in losses])
 
-    def _losses(
+    def losses(
         self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor, options: LossOptions
     ) -> TransducerLosses:
+        """Returns the losses of encoded utterances.
+
+        Args:
+          encoder_out: (N, T, E) float32; lens: (N,) int64.
+          y, y_lens: as ``forward`` takes them.
+        """
         is_token = torch.arange(y.shape[1], device=y.device) < y_lens.unsqueeze(1)
         y = torch.where(is_token, y, torch.zeros_like(y))
         decoder_out = self.decoder_dropout(self.decoder(F.pad(y, (1, 0))))

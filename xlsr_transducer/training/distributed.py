@@ -1,11 +1,7 @@
 """Where this process runs, and what the processes of a training tell each other.
 
-Gradients are summed here, once per optimizer step, rather than by PyTorch's
-DistributedDataParallel. That one wants every parameter to take part in every backward, the same
-ones on every process, and as many backwards on each. Here layers thaw and are dropped, a process
-may have no batch of a step, and one may leave out a batch that does not fit into its memory. A
-sum over whatever gradients there are allows all that, needs no second copy of the model's hooks,
-and accumulates for free. What it gives up is sending while backward still computes.
+The processes and their errors follow torchrun's conventions; gradients are reduced by
+``DistributedDataParallel`` (step.py) or ``fully_shard`` (sharding.py).
 """
 
 from __future__ import annotations
@@ -13,19 +9,44 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.training.watchdog import Watchdog
+from xlsr_transducer.core.errors import INTERRUPTED, UserError
+from xlsr_transducer.core.options import Options, option
 
-# A dead process is noticed by the watchdog; until this, processes wait for one that is slow.
-PATIENCE = datetime.timedelta(hours=2)
-BUCKET = 2**24  # numbers that are sent at once
+# Seconds that a process with an error lives on, so that whoever looks after the processes sees the
+# cause before its consequences: the loss of another process is one, and what all processes find is
+# reported by the main one alone.
+LATER, MUCH_LATER = 0.5, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions(Options):
+    """Processes."""
+
+    world_size: int = option(
+        1,
+        "processes to start on this machine, one per GPU; torchrun starts its own",
+        at_least=1,
+        at_most=1024,
+    )
+    process_timeout: float = option(
+        1800.0,
+        "seconds that processes wait for one that does not answer, before the training stops",
+        above=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,90 +87,93 @@ class Process:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Gives every process the sum of all their gradients.
-
-        A parameter that has a gradient on some processes counts as zero on the others; one
-        that has none anywhere keeps none, so that the optimizer leaves it alone.
-
-        Args:
-          parameters: the same ones in the same order on every process.
-        """
-        if self.world_size == 1:
-            return
-        everything = list(parameters)
-        has = torch.tensor([float(p.grad is not None) for p in everything], device=self.device)
-        dist.all_reduce(has)
-        for bucket in _buckets([p for p, n in zip(everything, has.tolist()) if n > 0]):
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-            flat = torch.cat([g.reshape(-1) for g in gradients])
-            dist.all_reduce(flat)
-            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket])):
-                parameter.grad = part.view_as(parameter)
-
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites the tensors with those of the main process."""
+        """Overwrites the tensors, on any device, with those of the main process."""
         if self.world_size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor.detach(), src=0)
+                sent = tensor.detach().to(self.device)
+                dist.broadcast(sent, src=0)
+                tensor.detach().copy_(sent)
 
-    def text_from_main(self, text: str) -> str:
-        """What the main process gave."""
+    def from_main(self, value: Any = None) -> Any:
+        """Returns the value of the main process: tensors in dictionaries, lists and tuples, and
+        plain objects. What other processes give is ignored; they get the tensors on the CPU."""
         if self.world_size == 1:
-            return text
-        length = int(self.sum([len(text.encode()) if self.is_main else 0])[0])
-        coded = list(text.encode()) if self.is_main else [0] * length
-        sent = torch.tensor(coded, dtype=torch.uint8, device=self.device)
-        self.copy_from_main([sent])
-        return bytes(sent.tolist()).decode()
+            return value
+        box = [map_tensors(lambda tensor: tensor.to("meta"), value) if self.is_main else None]
+        dist.broadcast_object_list(box, src=0)
+        if not self.is_main:
+            value = map_tensors(lambda shape: torch.empty_like(shape, device="cpu"), box[0])
+        tensors: list[Tensor] = []
+        map_tensors(tensors.append, value)
+        self.copy_from_main(tensors)
+        return value
 
 
-def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters in groups of about ``BUCKET`` numbers."""
-    bucket: list[nn.Parameter] = []
-    for parameter in parameters:
-        bucket.append(parameter)
-        if sum(p.numel() for p in bucket) >= BUCKET:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Returns ``value`` with ``function`` of each tensor in its dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(function, item) for item in value)
+    return value
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Process]:
+def joined(timeout: float) -> Iterator[Process]:
     """This process among those of its training, as torchrun or ``launch`` describe them in the
     environment; alone without such a description.
 
-    An exception ends the other processes too, with its message. With several processes, the
-    block's end waits for all of them.
+    Of several processes, one that raises an exception reports it and ends at once, and whoever
+    started the processes ends the others. The block's end waits for all of them.
+
+    Args:
+      timeout: seconds that processes wait for one that does not answer.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = this_device()
     if world_size == 1:
-        yield Process(0, 1, device)
+        yield Process(0, 1, this_device())
         return
-    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=PATIENCE))
-    # torchrun may keep the store when it starts the processes again: the addresses that those
-    # before left there would be waited for.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore(f"attempt-{attempt}", store),
-        rank=rank,
-        world_size=world_size,
-        timeout=PATIENCE,
-    )
-    process = Process(rank, world_size, device)
-    # Unlike its address, this is new whenever torchrun starts the processes again.
-    token = int(process.sum([torch.seed() % 2**31 if rank == 0 else 0])[0])
-    watchdog = Watchdog(rank, world_size, token)
-    with watchdog.reporting():
-        yield process
+    try:
+        device = this_device()
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(seconds=timeout),
+        )
+        yield Process(rank, world_size, device)
         dist.barrier()
-    watchdog.stop()
-    dist.barrier()  # nobody leaves while another still looks after it
-    dist.destroy_process_group()
+        dist.destroy_process_group()
+    except BaseException as e:
+        _leave(e, rank)
+
+
+def _leave(error: BaseException, rank: int) -> None:
+    """Reports the error in log and torchrun's error file, and ends this process.
+
+    Nothing is waited for: a collective operation may never end.
+    """
+    is_plain = isinstance(error, (UserError, OSError))
+    status = 2 if is_plain else 1
+    if isinstance(error, KeyboardInterrupt):
+        status = INTERRUPTED
+        if rank == 0:
+            print("interrupted", file=sys.stderr)
+    else:
+        if isinstance(error, Exception):
+            get_error_handler().record_exception(error)
+        time.sleep(LATER * (rank > 0) + MUCH_LATER * has_lost_another(error))
+        message = " ".join(str(error).split()) if is_plain else traceback.format_exc()
+        logging.error(f"process {rank} failed: {message}")
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def has_lost_another(error: BaseException) -> bool:
+    """Whether a collective operation failed, as another process ended or does not answer."""
+    return isinstance(error, RuntimeError) and re.search("gloo|NCCL", str(error)) is not None
 
 
 def this_device() -> torch.device:

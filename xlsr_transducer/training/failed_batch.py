@@ -1,18 +1,15 @@
 """A failed batch: kept as plain tensors, with all that is needed to repeat it.
 
-``python -m local.replay_batch FILE`` repeats it. A file holds the batch, step, epoch, chunk
-settings and options of the loss, the random state before the forward, which parameters were
-trained, which modules were in training mode and which layers left out, and the model's
-configuration and weights; of a sharded training no weights, so that a checkpoint must be given.
-One batch of XLS-R 300M is a file of 1.3 GB, so that only the first few of a run are kept.
+``python -m local.replay_batch FILE`` repeats it. A file holds the batch and its place, the
+options of the training, and the model's configuration and weights; of a sharded training no
+weights, so that a checkpoint must be given. One batch of XLS-R 300M is a file of 1.3 GB, so that
+only the first few of a run are kept.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.compat import repeatable
-from xlsr_transducer.core.errors import UserError, is_out_of_memory
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.core.tensor_files import load_verified, save_atomically
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import model_content
-from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, build_model
 from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerLosses
+from xlsr_transducer.training.gradient import Objective, finite
 from xlsr_transducer.training.inf_check import InfCheck
-from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
+from xlsr_transducer.training.lora import load_lora_state, lora_state
+from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 from xlsr_transducer.training.sharding import gather, is_sharded
 
-KIND = "failed batch 1"
+KIND = "failed batch 2"
 FEW = 3  # utterances of a batch whose loss may not be finite before the batch counts as failed
 
 
@@ -54,32 +52,6 @@ class FailureOptions(Options):
     )
 
 
-def random_state() -> dict[str, Tensor]:
-    """The state of torch's generators on this process's devices."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Tensor]) -> None:
-    """Puts back what ``random_state`` took."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """One forward and backward: everything but the weights."""
-
-    batch: Batch
-    step: int
-    epoch: int
-    chunk: ChunkSettings
-    random: dict[str, Tensor]  # before the forward
-
-
 class FailedBatches:
     """Keeps the failed batches of a training run in ``exp_dir/failed``."""
 
@@ -87,73 +59,52 @@ class FailedBatches:
         self,
         exp_dir: Path,
         model: Transducer,
-        config: ModelConfig,
+        objective: Objective,
         tokenizer: Tokenizer,
-        loss: LossOptions,
-        autocast: torch.dtype | None,
         options: FailureOptions,
         rank: int = 0,
     ):
-        self.folder = exp_dir / "failed"
-        self.model, self.config, self.tokenizer = model, config, tokenizer
-        self.loss, self.autocast, self.options, self.rank = loss, autocast, options, rank
-        self.attempts: list[Attempt] = []  # of the current step
+        self.folder, self.rank = exp_dir / "failed", rank
+        self.model, self.objective, self.tokenizer = model, objective, tokenizer
+        self.options = options
         self.has_failed = False  # the current step, so far
         self.in_a_row = 0  # steps that failed
         self.saved: list[Path] = []
 
-    @contextlib.contextmanager
-    def watch(
-        self, batch: Batch, step: int, epoch: int, chunk: ChunkSettings
-    ) -> Iterator[Attempt]:
-        """Around forward and backward: an exception out of it saves the batch and goes on."""
-        attempt = Attempt(batch, step, epoch, chunk, random_state())
-        self.attempts.append(attempt)
-        try:
-            yield attempt
-        except Exception as e:
-            if is_out_of_memory(e):  # says how large a batch was, and nothing else
-                raise
-            reason = f"{type(e).__name__}: {e}"
-            logging.error(f"step {step}: {reason}; batch {', '.join(batch.ids)}")
-            self.save(attempt, reason)
-            raise
+    def name_losses(self, batch: Batch, is_finite: Tensor, epoch: int, step: int) -> None:
+        """Names the utterances whose loss is not finite, as ``is_finite`` (N,) bool tells.
 
-    def check_losses(self, attempt: Attempt, losses: TransducerLosses) -> Tensor:
-        """Which utterances count: (N,) bool. The others are named in the log.
-
-        A batch fails if more than a few of its losses are not finite, or all of them.
+        A batch fails if they are more than a few, or all of it.
         """
-        is_finite = torch.stack([torch.isfinite(x) for x in losses]).all(0)
-        finite = is_finite.tolist()
-        bad = [i for i, ok in zip(attempt.batch.ids, finite) if not ok]
-        if bad:
-            logging.warning(
-                f"step {attempt.step}: loss not finite, left out: {len(bad)} of {len(finite)} "
-                f"utterances: {', '.join(bad)}"
-            )
-        if len(bad) > FEW or len(bad) == len(finite):
+        bad = [i for i, ok in zip(batch.ids, is_finite.tolist()) if not ok]
+        if not bad:
+            return
+        logging.warning(
+            f"step {step}: loss not finite, left out: {len(bad)} of {len(batch.ids)} "
+            f"utterances: {', '.join(bad)}"
+        )
+        if len(bad) > FEW or len(bad) == len(batch.ids):
             self.has_failed = True
-            self.save(attempt, f"loss not finite: {', '.join(bad)}")
-        return is_finite
+            self.keep(batch, epoch, step, f"loss not finite: {', '.join(bad)}")
 
-    def end_step(self, gradient_is_finite: bool, is_scaled: bool) -> None:
-        """Behind the backward of a step's batches, and before the next step.
+    def end_step(
+        self, batches: list[Batch], epoch: int, step: int, is_finite: bool, is_scaled: bool
+    ) -> None:
+        """Names the utterances of a step whose gradient is not finite, and counts such steps.
 
         Args:
-          is_scaled: float16 with a loss scale, which an overflow lowers; so it is no failure.
+          batches: of the step. is_scaled: float16 with a loss scale, which an overflow lowers; so
+            it is no failure.
 
         Raises:
           UserError: too many steps failed in a row.
         """
-        attempts, self.attempts = self.attempts, []
-        if attempts and not gradient_is_finite:
-            names = ", ".join(name for a in attempts for name in a.batch.ids)
-            logging.warning(f"step {attempts[-1].step}: gradient not finite, no update: {names}")
+        if batches and not is_finite:
+            names = ", ".join(name for batch in batches for name in batch.ids)
+            logging.warning(f"step {step}: gradient not finite, no update: {names}")
             if not is_scaled:
-                self.save(attempts[-1], f"gradient not finite, in one of: {names}")
-        self.has_failed |= not gradient_is_finite
-        self.in_a_row = self.in_a_row + 1 if self.has_failed else 0
+                self.keep(batches[-1], epoch, step, f"gradient not finite, in one of: {names}")
+        self.in_a_row = self.in_a_row + 1 if self.has_failed or not is_finite else 0
         self.has_failed = False
         if self.in_a_row >= self.options.max_failed_in_a_row:
             raise UserError(
@@ -161,13 +112,13 @@ class FailedBatches:
                 f"go back to an earlier checkpoint with a lower rate; {self._advice()}"
             )
 
-    def save(self, attempt: Attempt, reason: str) -> None:
+    def keep(self, batch: Batch, epoch: int, step: int, reason: str) -> None:
         """Writes the batch, unless enough of them are kept; a full disk does not hide why."""
-        path = self.folder / f"step-{attempt.step}-rank-{self.rank}.pt"
+        path = self.folder / f"step-{step}-rank-{self.rank}.pt"
         if path in self.saved or len(self.saved) >= self.options.keep_failed_batches:
             return
         try:
-            save_atomically(self._content(attempt, reason), path)
+            save_atomically(self._content(batch, epoch, step, reason), path)
         except UserError as e:
             logging.error(f"the failed batch could not be kept: {e}")
             return
@@ -179,35 +130,29 @@ class FailedBatches:
             return "no failed batch was kept"
         return f"repeat it with: python -m local.replay_batch {self.saved[-1]} --inf-check 1"
 
-    def _content(self, attempt: Attempt, reason: str) -> dict[str, Any]:
+    def _content(self, batch: Batch, epoch: int, step: int, reason: str) -> dict[str, Any]:
         # The processes would have to gather divided weights together, but one has failed.
         weights = {} if is_sharded(self.model) else gather(self.model.state_dict())
-        names = [f.name for f in dataclasses.fields(Batch) if f.name != "place"]
-        batch = {name: getattr(attempt.batch, name) for name in names}
-        batch = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in batch.items()}
+        o = self.objective
         return {
-            **model_content(self.config, self.tokenizer, weights),
+            **model_content(o.config, self.tokenizer, weights),
             "kind": KIND,
             "reason": reason,
-            "batch": batch,
-            "step": attempt.step,
-            "epoch": attempt.epoch,
-            "chunk": list(dataclasses.astuple(attempt.chunk)),
-            "random": attempt.random,
-            "loss": dataclasses.asdict(self.loss),
-            "autocast": str(self.autocast).replace("torch.", "") if self.autocast else "",
+            "batch": {**vars(batch), "skipped": [], "place": None},
+            "index": batch.place.index,
+            "step": step,
+            "epoch": epoch,
+            "optim": dataclasses.asdict(o.optim),
+            "loss": dataclasses.asdict(o.loss),
+            "seed": o.seed,
+            "autocast": str(o.autocast).replace("torch.", "") if o.autocast else "",
             "lora": lora_state(self.model),
-            "trained": [n for n, p in self.model.named_parameters() if p.requires_grad],
-            "training": [n for n, m in self.model.named_modules() if m.training],
-            "left_out": [
-                n for n, m in self.model.named_modules() if getattr(m, "is_dropped", False)
-            ],
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What repeating a failed batch gave."""
+    """The results of repeating a failed batch."""
 
     losses: TransducerLosses
     total: Tensor  # () per token, of the utterances whose loss is finite
@@ -233,46 +178,33 @@ def replay(content: dict[str, Any], device: torch.device, inf_check: bool = Fals
       UserError: what ``inf_check`` found.
       Exception: the one that the batch failed with, if it comes again.
     """
-    model = _model_of(content).to(device)
-    if inf_check:
-        InfCheck(model, gradients=content["autocast"] != "float16")
-    batch = Batch(**content["batch"]).to(device)
-    set_random_state(content["random"])
-    with repeatable():
-        return _forward_backward(model, batch, content)
-
-
-def _model_of(content: dict[str, Any]) -> Transducer:
-    """The model as it was before the failed forward."""
-    model = build_model(ModelConfig.from_dict(content["config"]))
+    objective, batch = objective_of(content), Batch(**content["batch"]).to(device)
+    model = build_model(objective.config)
     model.load_state_dict(content["model"])
-    for name, parts in content["lora"].items():
-        parent, _, child = name.rpartition(".")
-        layer = model.get_submodule(parent)
-        lora = LoraLinear(getattr(layer, child), len(parts["lora_a"]), parts["alpha"])
-        setattr(layer, child, lora)
+    prepare_lora(model, objective.optim)
     load_lora_state(model, content["lora"])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in content["trained"])
-    for name, module in model.named_modules():
-        module.training = name in content["training"]
-        if hasattr(module, "is_dropped"):
-            module.is_dropped = name in content["left_out"]
-    return model
-
-
-def _forward_backward(model: Transducer, batch: Batch, content: dict[str, Any]) -> Replay:
-    options = LossOptions(**content["loss"])
-    chunk = ChunkSettings(*content["chunk"])
-    dtype = getattr(torch, content["autocast"]) if content["autocast"] else None
-    with torch.autocast(batch.inputs.device.type, dtype=dtype, enabled=dtype is not None):
-        losses = model(
-            batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, options, chunk
-        )
-    is_finite = torch.stack([torch.isfinite(x) for x in losses]).all(0)
-    total = options.weighted(losses, content["step"]).masked_fill(~is_finite, 0.0).sum()
-    total = total / (batch.token_lens * is_finite).sum().clamp(min=1)
-    total.backward()
+    model.to(device)
+    epoch, step = content["epoch"], content["step"]
+    objective.prepare(model, step)
+    if inf_check:
+        InfCheck(model, gradients=objective.autocast != torch.float16)
+    with repeatable():
+        losses = objective.losses(model, batch, epoch, content["index"], step)
+        is_finite = finite(losses)
+        total = objective.total(losses, is_finite, step)
+        total.backward()
+    tokens = (batch.token_lens * is_finite).sum().clamp(min=1)
     trained = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(trained, float("inf"))
-    return Replay(TransducerLosses(*[x.detach() for x in losses]), total.detach(), norm)
+    norm = nn.utils.clip_grad_norm_(trained, float("inf")) / tokens
+    return Replay(TransducerLosses(*[x.detach() for x in losses]), total.detach() / tokens, norm)
+
+
+def objective_of(content: dict[str, Any]) -> Objective:
+    """Returns the objective of the training that a failed batch is of."""
+    return Objective(
+        ModelConfig.from_dict(content["config"]),
+        OptimOptions(**content["optim"]),
+        LossOptions(**content["loss"]),
+        content["seed"],
+        getattr(torch, content["autocast"]) if content["autocast"] else None,
+    )

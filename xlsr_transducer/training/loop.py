@@ -5,27 +5,31 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from xlsr_transducer.core.compat import grad_scaler
 from xlsr_transducer.core.errors import UserError, is_out_of_memory
+from xlsr_transducer.core.files import locked
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.core.tensor_files import remove_unfinished, save_atomically
 from xlsr_transducer.data.datamodule import DataModule
-from xlsr_transducer.model.checkpoint import (
-    BEST,
-    model_content,
-    numbered_files,
-)
+from xlsr_transducer.model.checkpoint import BEST, model_content
 from xlsr_transducer.model.config import ModelConfig
 from xlsr_transducer.model.transducer import LossOptions, Transducer
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent, note_changes, summary_of, with_warm_step
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
+from xlsr_transducer.training.gradient import Objective
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
-from xlsr_transducer.training.memory import MemoryOptions, recompute_layers, scan_for_oom
+from xlsr_transducer.training.memory import (
+    MemoryOptions,
+    OutOfMemory,
+    recompute_layers,
+    scan_for_oom,
+)
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
 from xlsr_transducer.training.resume import (
@@ -34,11 +38,14 @@ from xlsr_transducer.training.resume import (
     newest_checkpoint,
     read_resumable,
 )
+from xlsr_transducer.training.retention import remove_old
 from xlsr_transducer.training.sharding import SHARDING, check_sharding, is_sharded, shard, whole
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import Stepper, StepReport
-from xlsr_transducer.training.validate import validate
+from xlsr_transducer.training.validate import Validation, validate
 from xlsr_transducer.training.watch import Watch
+
+SAVING = "saving.lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +55,13 @@ class LoopOptions(Options):
     exp_dir: Path = option(Path("exp"), "where checkpoints, logs and curves go")
     num_epochs: int = option(30, "last epoch to train", at_least=1)
     resume: str | None = option(
-        None, "auto: go on behind the newest intact checkpoint in --exp-dir, if any", (AUTO,)
+        None, "auto: continue from the newest intact checkpoint in --exp-dir, if any", (AUTO,)
     )
     start_epoch: int = option(
         1, "epoch to start with; above 1 it loads the epoch before", at_least=1
     )
     start_batch: int = option(
-        0, "if above 0: load checkpoint-N.pt and go on behind step N", at_least=0
+        0, "if above 0: load checkpoint-N.pt and continue after step N", at_least=0
     )
     save_every_n: int = option(
         4000, "steps between checkpoints within an epoch; 0: none", at_least=0
@@ -64,6 +71,14 @@ class LoopOptions(Options):
         20,
         "of the epochs' checkpoints, how many are kept, one more than --avg needs; 0: all",
         at_least=0,
+    )
+    keep_gigabytes: float = option(
+        60.0,
+        "size of all these checkpoints in GB, beyond which the oldest are removed; 0: no bound",
+        at_least=0,
+    )
+    valid_interval: int = option(
+        0, "steps between validations within an epoch; 0: at its end only", at_least=0
     )
     average_period: int = option(
         100, "steps between updates of the running mean of the weights; 0: no mean", at_least=0
@@ -98,6 +113,17 @@ class LoopOptions(Options):
         return torch.bfloat16 if wants_bf16 else None
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """The options of a training beside those of model and data."""
+
+    loop: LoopOptions
+    optim: OptimOptions
+    loss: LossOptions
+    failure: FailureOptions
+    memory: MemoryOptions
+
+
 class Trainer:
     """Trains one model: epochs of steps, each epoch ending in a validation and a checkpoint."""
 
@@ -107,41 +133,30 @@ class Trainer:
         config: ModelConfig,
         data: DataModule,
         splits: dict[str, list[str]],
-        loop: LoopOptions,
-        optim: OptimOptions,
-        loss: LossOptions,
+        options: TrainOptions,
         process: Process,
-        failure: FailureOptions,
-        memory: MemoryOptions,
     ):
+        """
+        Args:
+          model: with the weights to begin with on the main process, and any on the others.
+        """
+        loop, optim = options.loop, options.optim
+        process.copy_from_main(p.data for p in model.parameters())
         if loop.sharding == "fsdp2":
             check_sharding(optim, loop.use_fp16, process.world_size)
             set_trainable(model, optim, step=0)
             shard(model, process.world_size, process.device)
         model = model.to(process.device)
         self.config, self.data, self.splits = config, data, splits
-        self.loop, self.optim, self.loss, self.process = loop, optim, loss, process
-        self.memory = memory
-        recompute_layers(model, memory.gradient_checkpointing)
-        self.autocast = loop.autocast_dtype(process.device)
+        self.loop, self.memory, self.process = loop, options.memory, process
+        recompute_layers(model, self.memory.gradient_checkpointing)
+        self.options, self.autocast = options, loop.autocast_dtype(process.device)
         scaler = grad_scaler(self.autocast == torch.float16)
         self.state = TrainingState.initial(
-            model, make_optimizer(model, optim), scaler, process, loop.average_period > 0
+            model, make_optimizer(model, optim), scaler, loop.average_period > 0
         )
-        # Whether this process has to do with the running mean and with checkpoints.
-        self.keeps_state = process.is_main or is_sharded(model)
         self.interrupt = Interrupt()
-        self.failed = FailedBatches(
-            loop.exp_dir,
-            model,
-            config,
-            data.tokenizer,
-            loss,
-            self.autocast,
-            failure,
-            process.rank,
-        )
-        if failure.inf_check:
+        if options.failure.inf_check:
             InfCheck(model, gradients=not loop.use_fp16)
 
     def run(self) -> int:
@@ -157,7 +172,7 @@ class Trainer:
         extent = Extent.of(
             summary, self.data.options, self.loop.num_epochs, self.process.world_size
         )
-        self.loss = self.failed.loss = with_warm_step(self.loss, extent, progress)
+        self.loss = with_warm_step(self.options.loss, extent, progress)
         note_changes(extent, self.loss.warm_step, progress)
         self.watch = Watch(
             self.loop.exp_dir,
@@ -166,32 +181,37 @@ class Trainer:
             self.process,
             self.loop.tensorboard,
         )
-        self.stepper = Stepper(
-            self.state,
-            self.config,
-            self.optim,
-            self.loss,
-            self.process,
-            self.loop.seed,
-            self.autocast,
-            extent.seconds,
-            self.failed,
-            self.memory,
-        )
-        if not is_sharded(self.state.model):
-            self.process.copy_from_main(self.state.model.parameters())
+        self.stepper = self._make_stepper(extent.seconds)
         self._scan()
         status = 0
         with self.interrupt:
-            while progress.epoch <= self.loop.num_epochs and not status:
-                if not (self._train_epoch() and self._finish_epoch()):
-                    status = self.process.largest(self.interrupt.status)
-            if status:
-                self._save_numbered()
+            try:
+                while progress.epoch <= self.loop.num_epochs and not status:
+                    if not (self._train_epoch() and self._finish_epoch()):
+                        status = self.process.largest(self.interrupt.status)
+                if status:
+                    self._save_numbered()
+            except OutOfMemory:
+                self._save_alone()
+                raise
         self.watch.close()
         if not status:
             logging.info(f"done; best validation WER {progress.best_wer:.2f} %")
         return status
+
+    def _make_stepper(self, total_seconds: float) -> Stepper:
+        objective = Objective(
+            self.config, self.options.optim, self.loss, self.loop.seed, self.autocast
+        )
+        failed = FailedBatches(
+            self.loop.exp_dir,
+            self.state.model,
+            objective,
+            self.data.tokenizer,
+            self.options.failure,
+            self.process.rank,
+        )
+        return Stepper(self.state, objective, self.process, total_seconds, failed, self.memory)
 
     def _scan(self) -> None:
         """Tries the largest batches, if that is wanted."""
@@ -199,7 +219,7 @@ class Trainer:
         if self.process.device.type == "cuda" if wanted is None else wanted:
             epoch = self.state.progress.epoch
             batches = self.data.largest_batches(self.splits["train"], epoch, self.loop.seed)
-            scan_for_oom(self.stepper, batches)
+            scan_for_oom(self.stepper.fits, batches)
 
     def _train_epoch(self) -> bool:
         """Whether it came to the epoch's end."""
@@ -224,7 +244,7 @@ class Trainer:
         return True
 
     def _after_step(self, report: StepReport) -> None:
-        """What is due behind a step: running mean, log line, checkpoint."""
+        """Does what is due after a step: running mean, log line, validation, checkpoint."""
         state, step = self.state, self.state.progress.step
         state.epoch_sums.merge(report.sums)
         is_to_save = _is_due(step, self.loop.save_every_n)
@@ -232,13 +252,15 @@ class Trainer:
             state.average()
         if self.process.is_main:
             self.watch.step(report, _is_due(step, self.loop.log_interval))
+        if _is_due(step, self.loop.valid_interval):
+            self._validate()
         if is_to_save:
             self._save_numbered()
 
     def _finish_epoch(self) -> bool:
-        """Validates, keeps the best, saves the epoch, and moves on.
+        """Validates, saves the epoch, and moves on.
 
-        The epoch's checkpoint comes last: a training that dies before goes back behind the
+        The epoch's checkpoint comes last: a training that dies before it resumes from the
         epoch's last checkpoint and does all of this again.
 
         Returns:
@@ -251,6 +273,20 @@ class Trainer:
                 f"none of the utterances of epoch {epoch} could be read, for the reasons above; "
                 "is the disk with the features or the audio still there?"
             )
+        valid = self._validate()
+        if valid is None:
+            return False
+        if self.process.is_main:
+            self.watch.epoch(epoch, train, valid)
+        p.epoch, p.batches = epoch + 1, 0
+        self.state.epoch_sums = LossSums()
+        self.state.average()
+        self._save(f"epoch-{epoch}.pt")
+        return True
+
+    def _validate(self) -> Validation | None:
+        """Validates, and keeps the weights if they are the best so far; None: interrupted."""
+        progress = self.state.progress
         with whole(self.state.model):
             valid = validate(
                 self.state.model,
@@ -258,56 +294,83 @@ class Trainer:
                 self.splits["val"],
                 self.loss,
                 self.config.streaming.default(),
+                self.autocast,
                 self.process,
                 self.interrupt,
             )
         if not valid.is_complete:
-            return False
+            return None
         if self.process.is_main:
-            self.watch.epoch(epoch, train, valid)
-        is_best = valid.wer < p.best_wer
-        p.best_wer = min(valid.wer, p.best_wer)
-        p.epoch, p.batches = epoch + 1, 0
-        self.state.epoch_sums = LossSums()
-        self.state.average()
-        if is_best:
+            self.watch.validation(valid)
+        if valid.wer < progress.best_wer:
+            progress.best_wer = valid.wer
             self._save(BEST, is_whole=False)
-        self._save(f"epoch-{epoch}.pt")
-        self._remove_old("epoch", epoch, self.loop.keep_last_epochs)
-        return True
+        return valid
 
     def _save_numbered(self) -> None:
-        step = self.state.progress.step
-        self._save(f"checkpoint-{step}.pt")
-        self._remove_old("checkpoint", step, self.loop.keep_last_k)
-
-    def _remove_old(self, stem: str, newest: int, count: int) -> None:
-        """Keeps the last ``count`` files up to ``newest``, or all if that is 0; later ones are
-        another training's."""
-        if not (self.process.is_main and count > 0):
-            return
-        saved = numbered_files(self.loop.exp_dir, stem)
-        for number in sorted(n for n in saved if n <= newest)[:-count]:
-            saved[number].unlink()
+        self._save(f"checkpoint-{self.state.progress.step}.pt")
 
     def _save(self, name: str, is_whole: bool = True) -> None:
-        """Writes a checkpoint; ``is_whole``: with all that a training needs to go on."""
-        if not self.keeps_state:
+        """Writes a checkpoint; ``is_whole``: with all that a training needs to resume."""
+        is_main = self.process.is_main
+        if not (is_main or is_sharded(self.state.model)):
             return
-        is_main = self.process.is_main  # of a sharded model, the others take part in gathering
-        content = model_content(self.config, self.data.tokenizer, self.state.weights(is_main))
-        if is_whole:
-            content.update(self.state.content(is_main))
+        content = self._content(is_main, is_whole)  # of shards, every process has a part
         if is_main:
             save_atomically(content, self.loop.exp_dir / name)
+        if is_main and is_whole:
+            counts = {"epoch": self.loop.keep_last_epochs, "checkpoint": self.loop.keep_last_k}
+            step = self.state.progress.step
+            remove_old(self.loop.exp_dir, step, counts, self.loop.keep_gigabytes)
 
-    def restore(self, path: Path) -> None:
-        """Continues from what a checkpoint of this run holds.
+    def _content(self, keep: bool, is_whole: bool) -> dict[str, Any]:
+        content = model_content(self.config, self.data.tokenizer, self.state.weights(keep))
+        return {**content, **(self.state.content(keep) if is_whole else {})}
+
+    def _save_alone(self) -> None:
+        """Saves the state after the last step, on whichever process ran out of memory first.
+
+        All have the same, unless it is sharded; then the checkpoint before is what is left.
+        """
+        if is_sharded(self.state.model):
+            return
+        path = self.loop.exp_dir / f"checkpoint-{self.state.progress.step}.pt"
+        try:
+            with locked(path.with_name(SAVING), "another process saves the training"):
+                save_atomically(self._content(True, True), path)
+        except UserError as e:
+            logging.warning(str(e))
+
+    def resume(self) -> None:
+        """Resumes from the checkpoint that the options name, if any.
+
+        The main process reads the file and sends what it holds to the others.
+        """
+        path, content = self.process.from_main(self._start() if self.process.is_main else None)
+        if path:
+            self.restore(path, content)
+
+    def _start(self) -> tuple[Path | None, dict[str, Any]]:
+        """The checkpoint to resume from, and its content."""
+        folder, loop = self.loop.exp_dir, self.loop
+        remove_unfinished(folder)
+        newest = newest_checkpoint(folder) if loop.resume else None
+        if newest:
+            return newest
+        if loop.start_batch > 0:
+            path = folder / f"checkpoint-{loop.start_batch}.pt"
+        elif loop.start_epoch > 1:
+            path = folder / f"epoch-{loop.start_epoch - 1}.pt"
+        else:
+            return None, {}
+        return path, read_resumable(path)
+
+    def restore(self, path: Path, content: dict[str, Any]) -> None:
+        """Continues from what the checkpoint ``path`` of this run holds.
 
         Raises:
           UserError: it is damaged, or of a training with other options; names file and options.
         """
-        content = read_resumable(path)
         saved = ModelConfig.from_dict(content["config"], str(path))
         check_same_model(path, saved, self.config)
         if content["tokens"] != self.data.tokenizer.tokens:
@@ -322,24 +385,6 @@ class Trainer:
             raise UserError(f"{path}: its state of a training is not understood ({e})") from e
         p = self.state.progress
         logging.info(f"resumed from {path}: epoch {p.epoch}, step {p.step}")
-
-    def resume(self) -> None:
-        """Goes on where the options say; at the beginning if they say nothing."""
-        folder, loop = self.loop.exp_dir, self.loop
-        start = None
-        if self.process.is_main:
-            remove_unfinished(folder)
-        if loop.resume:
-            # The main process looks: the checksums of large files take a while.
-            newest = newest_checkpoint(folder) if self.process.is_main else None
-            name = self.process.text_from_main(newest.name if newest else "")
-            start = folder / name if name else None
-        if start is None and loop.start_batch > 0:
-            start = folder / f"checkpoint-{loop.start_batch}.pt"
-        elif start is None and loop.start_epoch > 1:
-            start = folder / f"epoch-{loop.start_epoch - 1}.pt"
-        if start:
-            self.restore(start)
 
 
 def _is_due(step: int, interval: int) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -14,13 +13,14 @@ from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.model.transducer import Transducer
 
-if TYPE_CHECKING:
-    from xlsr_transducer.training.step import Stepper
-
 ADVICE = (
     "lower --max-duration, bound --max-frames-tokens, or give --gradient-checkpointing 1, and "
     "resume with --resume auto"
 )
+
+
+class OutOfMemory(UserError):
+    """A batch does not fit into the memory of one of several processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,8 @@ class MemoryOptions(Options):
     )
     max_skipped_batches: int = option(
         10,
-        "batches that do not fit into memory and are left out, before the training stops",
+        "batches that do not fit into memory and are left out, before the training stops (of one "
+        "process; several stop at the first)",
         at_least=0,
     )
 
@@ -56,8 +57,8 @@ def describe(batch: Batch) -> str:
     )
 
 
-def scan_for_oom(stepper: Stepper, batches: Iterable[Batch]) -> None:
-    """Runs forward and backward of each batch, and leaves everything as it was.
+def scan_for_oom(fits: Callable[[Batch], bool], batches: Iterable[Batch]) -> None:
+    """Runs forward and backward of each batch by ``fits`` (see ``Stepper``).
 
     Raises:
       UserError: one does not fit into memory.
@@ -66,7 +67,7 @@ def scan_for_oom(stepper: Stepper, batches: Iterable[Batch]) -> None:
         for batch in batches:
             if not batch.ids:
                 continue
-            if not stepper.fits(batch):
+            if not fits(batch):
                 raise UserError(
                     f"a batch of {describe(batch)}, does not fit into memory: {ADVICE} "
                     f"({', '.join(batch.ids[:5])} ...)"

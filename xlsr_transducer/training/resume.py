@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from, and the command that makes it do so."""
+"""The checkpoint that a training resumes from, and the command that does it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ FREE = {
 }  # fmt: skip
 
 
-def newest_checkpoint(exp_dir: Path) -> Path | None:
-    """The intact ``epoch-N.pt`` or ``checkpoint-N.pt`` of most steps; None if there is no file.
+def newest_checkpoint(exp_dir: Path) -> tuple[Path, dict] | None:
+    """The intact ``epoch-N.pt`` or ``checkpoint-N.pt`` of most steps and its content; None if
+    there is no file.
 
     Raises:
       UserError: there are files, but none can be resumed from.
@@ -41,8 +42,7 @@ def newest_checkpoint(exp_dir: Path) -> Path | None:
     # Their checksums are not looked at yet: that takes as long as reading them.
     for path in sorted(found, key=lambda p: step_of(p) or 0)[::-1]:
         try:
-            read_resumable(path)
-            return path
+            return path, read_resumable(path)
         except UserError as e:
             logging.warning(f"passed over: {e}")
     if found:
@@ -137,7 +137,7 @@ def _flag(group: str, name: str) -> str:
 
 
 def resume_command(argv: Sequence[str]) -> str:
-    """The command that goes on with a training that was started with ``argv``."""
+    """Returns the command that resumes a training that was started with ``argv``."""
     words = list(argv) if "--resume" in argv else [*argv, "--resume", AUTO]
     if "WORLD_SIZE" in os.environ and "--world-size" not in argv:
         return f"the same torchrun command, ending in {shlex.join(words)}"

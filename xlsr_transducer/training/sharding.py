@@ -1,15 +1,15 @@
-"""``--sharding fsdp2``: parameters, gradients and optimizer state divided among the processes.
+"""``--sharding fsdp2``: parameters, gradients and optimizer state divided among processes.
 
 For networks that one GPU cannot train, such as XLS-R 1B and 2B: PyTorch's ``fully_shard`` on each
 transformer layer, and on the rest together. A layer's parameters are whole only while it computes.
-Checkpoints are gathered and look like any other, so that every command reads them, and a
-training may go on with sharding or without.
+Checkpoints are gathered tensor by tensor and look like any other, so that every command reads
+them, and a training may resume with sharding or without. ``torch.distributed.checkpoint`` is not
+used: it would gather model and optimizer, by other names, but not the running mean.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from xlsr_transducer.core.compat import has_fsdp2
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.datamodule import Batch
-from xlsr_transducer.model.config import ModelConfig
 from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.training.distributed import map_tensors
 from xlsr_transducer.training.optim import OptimOptions
 
 SHARDING = ("none", "fsdp2")
@@ -95,39 +94,18 @@ def whole(model: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def dummy_batch(batch: Batch, config: ModelConfig) -> Batch:
-    """A second of silence for a batch without utterances.
-
-    With divided parameters every process must compute whenever one does.
-    """
-    is_audio = config.features.cut == "waveform"
-    shape = (1, 16000) if is_audio else (1, 50, config.features.feature_dim)
-    one = torch.ones(1, dtype=torch.int64)
-    return dataclasses.replace(
-        batch,
-        inputs=torch.zeros(shape),
-        input_lens=one * shape[1],
-        tokens=one.unsqueeze(1),
-        token_lens=one,
-        ids=["(silence, as this process has no batch)"],
-        texts=[""],
-    )
-
-
 def gather(value: Any, keep: bool = True) -> Any:
     """Returns the same with every divided tensor whole, and all tensors on the CPU.
 
     Every process must call it with the same structure of dictionaries and lists. Without
     ``keep`` this one takes part, tensor by tensor, and gets empty tensors.
     """
-    if isinstance(value, Tensor):
-        value = value.full_tensor() if _is_divided(value) else value
-        return (value if keep else value.new_zeros(0)).detach().cpu()
-    if isinstance(value, dict):
-        return {key: gather(item, keep) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(gather(item, keep) for item in value)
-    return value
+
+    def whole_tensor(tensor: Tensor) -> Tensor:
+        tensor = tensor.full_tensor() if _is_divided(tensor) else tensor
+        return (tensor if keep else tensor.new_zeros(0)).detach().cpu()
+
+    return map_tensors(whole_tensor, value)
 
 
 def divided_like(value: Tensor, like: Tensor) -> Tensor:
@@ -158,8 +136,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     if [_kind(group) for group in groups] != [_kind(group) for group in saved]:
         raise UserError(
             "the checkpoint has the state of another optimizer, or of other groups of parameters: "
-            "go on with its --optimizer, --layer-lr-decay, --encoder-lr-scale and --weight-decay, "
-            "or begin anew from its weights with --init-from"
+            "resume with its --optimizer, --layer-lr-decay, --encoder-lr-scale, --weight-decay, or "
+            "begin anew from its weights with --init-from"
         )
     own = [{k: v for k, v in group.items() if k not in _STATE_OF_GROUPS} for group in groups]
     parameters = [p for group in groups for p in group["params"]]

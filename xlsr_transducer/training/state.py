@@ -1,7 +1,7 @@
 """The state of a training: all that changes from step to step, and what a checkpoint keeps of it.
 
 Random numbers are not part of it: every batch draws them anew from the seed, the epoch and the
-batch's place there (``seed_batch``). So a resumed training draws what an uninterrupted one would
+batch's place there (``Objective``). So a resumed training draws what an uninterrupted one would
 have drawn, on any number of processes.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
 from typing import Any
 
 import torch
@@ -19,13 +18,11 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.datamodule import Part
 from xlsr_transducer.model.averaging import Weights, take_into_mean
 from xlsr_transducer.model.transducer import Transducer
-from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.sharding import (
     divided_like,
     gather,
-    is_sharded,
     load_optimizer,
     load_weights,
 )
@@ -107,21 +104,17 @@ class TrainingState:
         model: Transducer,
         optimizer: torch.optim.Optimizer,
         scaler: Any,
-        process: Process,
         has_mean: bool = True,
     ) -> TrainingState:
-        """Before the first step.
-
-        The main process alone keeps the running mean, unless each keeps its part of the model.
+        """Before the first step. Every process has all of it, so that any of them can save it.
 
         Args:
           has_mean: whether there is a running mean.
         """
-        keeps_mean = has_mean and (process.is_main or is_sharded(model))
         mean = {
             name: torch.zeros_like(value, dtype=torch.float64)
             for name, value in model.state_dict().items()
-            if value.is_floating_point() and keeps_mean
+            if value.is_floating_point() and has_mean
         }
         return cls(model, optimizer, scaler, mean, Progress(), LossSums())
 
@@ -166,8 +159,3 @@ class TrainingState:
             value.copy_(divided_like(content["model_avg"][name], value))
         self.progress = Progress(**content["progress"])
         self.epoch_sums = LossSums(**content["epoch_sums"])
-
-
-def seed_batch(seed: int, epoch: int, index: int) -> None:
-    """Seeds the random numbers that a batch will draw: dropout, masks, dropped layers."""
-    torch.manual_seed(random.Random(f"{seed} {epoch} {index}").getrandbits(63))

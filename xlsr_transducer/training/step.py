@@ -1,41 +1,39 @@
 """One optimizer step: losses of its batches, the gradient over all processes, the update.
 
 The gradient is that of the loss per token over all batches of the step, whichever process had
-them. So the step is the same for any number of processes.
+them. So the step is the same for any number of processes. Each backpropagates the sum of its
+losses; processes take the mean of their gradients in the last backward of the step; how many
+tokens the step had is known only then, as some utterances cannot be read, and divides the result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from xlsr_transducer.core.errors import UserError, is_out_of_memory
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.config import ModelConfig
-from xlsr_transducer.model.masking import drop_layers
-from xlsr_transducer.model.transducer import LossOptions
-from xlsr_transducer.training.distributed import Process
-from xlsr_transducer.training.failed_batch import Attempt, FailedBatches
-from xlsr_transducer.training.memory import ADVICE, MemoryOptions, describe
+from xlsr_transducer.training.distributed import Process, has_lost_another
+from xlsr_transducer.training.failed_batch import FailedBatches
+from xlsr_transducer.training.gradient import Objective, dummy_batch, finite
+from xlsr_transducer.training.memory import ADVICE, MemoryOptions, OutOfMemory, describe
 from xlsr_transducer.training.metrics import LossSums
-from xlsr_transducer.training.optim import (
-    OptimOptions,
-    limit_gradient,
-    set_learning_rate,
-    set_trainable,
-)
-from xlsr_transducer.training.sharding import dummy_batch, is_sharded
-from xlsr_transducer.training.state import TrainingState, seed_batch
+from xlsr_transducer.training.optim import clip_gradient, set_learning_rate
+from xlsr_transducer.training.sharding import is_sharded
+from xlsr_transducer.training.state import TrainingState
 
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What a step has to tell."""
+    """The results of a step."""
 
     sums: LossSums  # over all processes
     grad_norm: float
@@ -49,12 +47,8 @@ class Stepper:
     def __init__(
         self,
         state: TrainingState,
-        config: ModelConfig,
-        optim: OptimOptions,
-        loss: LossOptions,
+        objective: Objective,
         process: Process,
-        seed: int,
-        autocast_dtype: torch.dtype | None,
         total_seconds: float,
         failed: FailedBatches,
         memory: MemoryOptions,
@@ -63,123 +57,174 @@ class Stepper:
         Args:
           total_seconds: of audio in the whole training, which the schedule spans.
         """
-        self.state, self.config, self.optim, self.loss = state, config, optim, loss
-        self.process, self.seed, self.total_seconds = process, seed, total_seconds
-        self.autocast_dtype, self.failed, self.memory = autocast_dtype, failed, memory
+        self.state, self.objective, self.process = state, objective, process
+        self.total_seconds, self.failed, self.memory = total_seconds, failed, memory
         self.sums = LossSums()
+        self.batches: list[Batch] = []  # that this process had of the step
         self.is_sharded = is_sharded(state.model)
+        self.engine: nn.Module | None = None  # what computes: the model, or a wrapper of it
+        self.trained: list[bool] = []  # of each parameter, when ``engine`` was made
+        self.prepared = -1  # the step that the model is prepared for
 
     def add(self, batch: Batch) -> None:
         """Adds the gradient of a batch; one without utterances adds none.
 
-        One that does not fit into memory takes with it what this process had of the step: its
-        backward has added to some gradients and not to others.
+        One that does not fit into memory takes with it what the step had before: its backward has
+        added to some gradients and not to others.
+
+        Raises:
+          OutOfMemory: one of several processes has a batch that does not fit.
         """
         for line in batch.skipped:
             logging.warning(f"skipped, cannot be read: {line}")
         self.sums.unread += len(batch.skipped)
-        # The gradients of shards come as means over the processes.
-        weight = float(self.process.world_size if self.is_sharded else 1)
-        if not batch.ids:
-            if not self.is_sharded:
-                return
-            batch, weight = dummy_batch(batch, self.config), 0.0
-        progress = self.state.progress
-        set_trainable(self.state.model, self.optim, progress.step)
-        layerdrop = self.config.encoder.layerdrop
-        drop_layers(self.state.model.encoder.xlsr, layerdrop, self.seed, progress.step)
-        if not self._backward(batch, progress.step, weight):
-            lost = self._forget()
-            self.sums.too_large += len(lost)
-            for attempt in lost:
-                logging.warning(
-                    f"step {progress.step}: left out, does not fit into memory: "
-                    f"{describe(attempt.batch)}: {', '.join(attempt.batch.ids)}"
-                )
+        progress, is_dummy = self.state.progress, not batch.ids
+        if is_dummy and self.process.world_size == 1:
+            return
+        if is_dummy:  # the other processes wait for this one's part
+            batch = dummy_batch(batch, self.objective.config)
+        else:
+            self.batches.append(batch)
+        if self.prepared != progress.step:
+            self.objective.prepare(self.state.model, progress.step)
+            self.prepared = progress.step
+        try:
+            with self._engine_for(batch) as engine:
+                sums = self._backward(engine, batch, progress.step, 0.0 if is_dummy else 1.0)
+        except Exception as e:
+            if has_lost_another(e):
+                raise
+            if not is_out_of_memory(e):
+                reason = f"{type(e).__name__}: {e}"
+                logging.error(f"step {progress.step}: {reason}; batch {', '.join(batch.ids)}")
+                self.failed.keep(batch, progress.epoch, progress.step, reason)
+                raise
+            if self.process.world_size > 1:  # the others wait for this one's part
+                raise OutOfMemory(
+                    f"step {progress.step}: {describe(batch)}, does not fit into memory: {ADVICE}"
+                ) from e
+        else:
+            if not is_dummy:
+                self.sums.merge(sums)
+            return
+        self._leave_out()
+
+    @contextlib.contextmanager
+    def _engine_for(self, batch: Batch) -> Iterator[nn.Module]:
+        """Inside, forward and backward of a batch: the step's last one adds up over processes."""
+        model = self.state.model
+        if self.process.world_size == 1 or self.is_sharded:
+            yield model
+            return
+        trained = [parameter.requires_grad for parameter in model.parameters()]
+        if trained != self.trained:
+            self.engine = None  # the old one's hooks go before new ones come
+            self.engine = DistributedDataParallel(
+                model,
+                find_unused_parameters=self.objective.config.encoder.layerdrop > 0,
+                gradient_as_bucket_view=True,
+            )
+            self.trained = trained
+        with contextlib.nullcontext() if batch.place.is_last else self.engine.no_sync():
+            yield self.engine
+
+    def _backward(
+        self,
+        engine: nn.Module,
+        batch: Batch,
+        step: int,
+        weight: float = 1.0,
+        chunk: ChunkSettings | None = None,
+    ) -> LossSums:
+        """Adds the gradient of the sum of a batch's losses, times ``weight``; returns its sums.
+
+        Args:
+          chunk: None: the setting that is drawn for ``step``.
+        """
+        epoch, objective = self.state.progress.epoch, self.objective
+        here = batch.to(self.process.device)
+        losses = objective.losses(engine, here, epoch, batch.place.index, step, chunk)
+        is_finite = finite(losses)
+        if weight:
+            self.failed.name_losses(batch, is_finite, epoch, step)
+        sums = LossSums()
+        sums.add(losses, is_finite, here.token_lens, batch.seconds)
+        self.state.scaler.scale(objective.total(losses, is_finite, step) * weight).backward()
+        return sums
+
+    def _leave_out(self) -> None:
+        """Drops what the step has so far, as its last batch does not fit into memory."""
+        self.sums.too_large += len(self.batches)
+        for lost in self.batches:
+            logging.warning(
+                f"step {self.state.progress.step}: left out, does not fit into memory: "
+                f"{describe(lost)}: {', '.join(lost.ids)}"
+            )
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops the gradients and losses of the step."""
+        self.batches = []
+        self.sums = LossSums(unread=self.sums.unread, too_large=self.sums.too_large)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        if self.process.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def fits(self, batch: Batch) -> bool:
         """Whether forward and backward of a batch fit into memory with every chunk setting, when
         all that will be trained is trained, beside the optimizer's state; leaves nothing."""
-        state = self.state
-        step = max(state.progress.step, self.optim.freeze_encoder_steps)
-        set_trainable(state.model, self.optim, step)
-        drop_layers(state.model.encoder.xlsr, 0.0, self.seed, step)
+        state, objective = self.state, self.objective
+        step = max(state.progress.step, objective.optim.freeze_encoder_steps)
+        objective.prepare(state.model, step, drops_layers=False)
         reserved = torch.empty(self._moments_to_come(), device=self.process.device)
-        has_fitted = True
-        for chunk in self.config.streaming.costly_settings():
-            has_fitted = has_fitted and self._backward(batch, step, chunk=chunk)
+        try:
+            for chunk in objective.config.streaming.costly_settings():
+                self._backward(state.model, batch, step, chunk=chunk)
+                self._forget()
+        except Exception as e:
+            if not is_out_of_memory(e):
+                raise
+            return False
+        finally:
             self._forget()
-        del reserved
-        return has_fitted
+            del reserved
+        return True
 
     def _moments_to_come(self) -> int:
         """Numbers that the optimizer will keep of parameters of which it has none yet."""
         has_state = self.state.optimizer.state
         new = [p for p in self.state.model.parameters() if p.requires_grad and p not in has_state]
-        return (
-            2 * sum(p.numel() for p in new) // (self.process.world_size if self.is_sharded else 1)
-        )
-
-    def _backward(
-        self, batch: Batch, step: int, weight: float = 1.0, chunk: ChunkSettings | None = None
-    ) -> bool:
-        """Adds the gradient of a batch, times ``weight``; of weight 0 it is not reported.
-
-        Args:
-          chunk: None: the setting that is drawn for ``step``.
-
-        Returns:
-          False if memory ran out, which leaves a part of the gradient.
-        """
-        epoch = self.state.progress.epoch
-        seed_batch(self.seed, epoch, batch.place.index)
-        chunk = chunk or self.config.streaming.draw(self.seed, step)
-        try:
-            with self.failed.watch(batch, step, epoch, chunk) as attempt:
-                loss, sums = self._loss(batch.to(self.process.device), attempt)
-                loss = loss * weight / max(batch.place.tokens, 1)
-                self.state.scaler.scale(loss).backward()
-        except RuntimeError as e:
-            if not is_out_of_memory(e):
-                raise
-            if self.is_sharded:  # the other processes wait for this one's shares
-                raise UserError(
-                    f"step {step}: {describe(batch)}, do not fit into memory: {ADVICE}"
-                ) from e
-            return False
-        if weight:
-            self.sums.merge(sums)
-        return True
-
-    def _forget(self) -> list[Attempt]:
-        """Drops what this process has of the step, and returns which batches it had."""
-        lost, self.failed.attempts = self.failed.attempts, []
-        unread, too_large = self.sums.unread, self.sums.too_large
-        self.sums = LossSums(unread=unread, too_large=too_large)
-        self.state.optimizer.zero_grad(set_to_none=True)
-        if self.process.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return lost
+        parts = self.process.world_size if self.is_sharded else 1
+        return 2 * sum(p.numel() for p in new) // parts
 
     def update(self, last: Batch, is_asked_to_end: bool = False) -> StepReport:
-        """The update behind the step's last batch.
+        """The update after the step's last batch.
 
         Args:
-          is_asked_to_end: whether this process is to end behind the step.
+          is_asked_to_end: whether this process is to end after the step.
+
+        Raises:
+          UserError: too many batches did not fit, or too many steps failed in a row.
         """
         state, progress = self.state, self.state.progress
         sums, self.sums = self.sums.over_all(self.process), LossSums()
-        if not self.is_sharded:
-            self.process.sum_gradients(state.model.parameters())
         rate = set_learning_rate(
-            state.optimizer, self.optim, progress.seconds / self.total_seconds
+            state.optimizer, self.objective.optim, progress.seconds / self.total_seconds
         )
         grad_norm = 0.0
-        if any(p.grad is not None for p in state.model.parameters()):
-            self._divide(max(sums.tokens, 1) / max(last.place.tokens, 1))
-            grad_norm = self._move()
+        if sums.utterances:
+            gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, self.process.world_size / max(sums.tokens, 1))
+            grad_norm = self._change_weights()
         sums.lost_updates = int(not math.isfinite(grad_norm))
-        self.failed.end_step(math.isfinite(grad_norm), state.scaler.is_enabled())
+        batches, self.batches = self.batches, []
+        self.failed.end_step(
+            batches,
+            progress.epoch,
+            progress.step,
+            math.isfinite(grad_norm),
+            state.scaler.is_enabled(),
+        )
         state.optimizer.zero_grad(set_to_none=True)
         self._count_too_large(sums.too_large)
         progress.step += 1
@@ -187,18 +232,18 @@ class Stepper:
         progress.seconds += sums.seconds
         return StepReport(sums, grad_norm, rate, self.process.any(is_asked_to_end))
 
-    def _move(self) -> float:
+    def _change_weights(self) -> float:
         """Changes the weights, unless the gradient is not finite; returns its norm."""
         state = self.state
         state.scaler.unscale_(state.optimizer)
-        grad_norm = limit_gradient(state.model, self.optim)
+        grad_norm = clip_gradient(state.model, self.objective.optim)
         if math.isfinite(grad_norm) or state.scaler.is_enabled():
             state.scaler.step(state.optimizer)
         state.scaler.update()
         return grad_norm
 
     def _count_too_large(self, batches: int) -> None:
-        """Counts the batches of a step, over all processes, that did not fit into memory."""
+        """Counts the batches of a step that did not fit into memory."""
         progress, most = self.state.progress, self.memory.max_skipped_batches
         progress.too_large += batches
         if batches and progress.too_large > most:
@@ -206,28 +251,3 @@ class Stepper:
                 f"{progress.too_large} batches did not fit into memory and were left out, more "
                 f"than --max-skipped-batches {most}: {ADVICE}"
             )
-
-    def _divide(self, divisor: float) -> None:
-        """Corrects the gradients by the share of the tokens that had a loss."""
-        if divisor != 1.0:
-            for parameter in self.state.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.div_(divisor)
-
-    def _loss(self, batch: Batch, attempt: Attempt) -> tuple[Tensor, LossSums]:
-        """The sum of the losses to go down, and the sums to report."""
-        dtype = self.autocast_dtype
-        with torch.autocast(self.process.device.type, dtype=dtype, enabled=dtype is not None):
-            losses = self.state.model(
-                batch.inputs,
-                batch.input_lens,
-                batch.tokens,
-                batch.token_lens,
-                self.loss,
-                attempt.chunk,
-            )
-        is_finite = self.failed.check_losses(attempt, losses)
-        total = self.loss.weighted(losses, attempt.step)
-        sums = LossSums()
-        sums.add(losses, is_finite, batch.token_lens, batch.seconds)
-        return torch.where(is_finite, total, torch.zeros_like(total)).sum(), sums

@@ -13,6 +13,7 @@ from xlsr_transducer.model.transducer import LossOptions, Transducer
 from xlsr_transducer.recognition.scoring import Transcript, error_rate
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.training.distributed import Process
+from xlsr_transducer.training.gradient import autocast, finite
 from xlsr_transducer.training.interrupt import Interrupt
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.samples import MOST_SAMPLES, Lattice, lattice_of
@@ -20,7 +21,7 @@ from xlsr_transducer.training.samples import MOST_SAMPLES, Lattice, lattice_of
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a validation found."""
+    """The results of a validation."""
 
     sums: LossSums
     wer: float  # percent
@@ -37,17 +38,18 @@ def validate(
     splits: list[str],
     loss: LossOptions,
     chunk: ChunkSettings,
+    autocast_dtype: torch.dtype | None,
     process: Process,
     interrupt: Interrupt,
 ) -> Validation:
-    """Losses per token and WER over whole splits.
+    """Losses per token and WER over whole splits, in the precision of the training.
 
     The processes share the batches, and all get the result over all of them; samples and
     lattice are each process's own.
     """
     device = process.device
     search = make_search(SearchOptions(), model.decoder, model.joiner)
-    settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
+    settings = dataclasses.astuple(chunk)
     sums, transcripts, lattice = LossSums(), [], None
     model.eval()
     for batch in data.valid_loader(splits, process.rank, process.world_size):
@@ -58,13 +60,15 @@ def validate(
         if not batch.ids:
             continue
         batch = batch.to(device)
-        losses = model(batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, loss, chunk)
-        is_finite = torch.stack([torch.isfinite(x) for x in losses]).all(0)
+        with autocast(device, autocast_dtype):
+            out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
+        out = out.float()
+        losses = model.losses(out, lens, batch.tokens, batch.token_lens, loss)
+        is_finite = finite(losses)
         bad = [i for i, ok in zip(batch.ids, is_finite.tolist()) if not ok]
         if bad:
             logging.warning(f"validation: loss not finite: {', '.join(bad)}")
         sums.add(losses, is_finite, batch.token_lens, batch.seconds)
-        out, lens = model.encoder(batch.inputs, batch.input_lens, *settings)
         state = search.advance(out, lens, search.init_state(len(batch.ids), device))
         results = search.results(state)
         for name, text, hypothesis in zip(batch.ids, batch.texts, results):

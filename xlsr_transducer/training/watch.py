@@ -1,4 +1,4 @@
-"""What a run says of itself: log lines, tensorboard, history, curves and pictures."""
+"""What a run reports: log lines, tensorboard, history, curves and pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GIB = 2.0**30
 
 
 class Watch:
-    """Tells of the training on the process that has it; keeps what came since it last told."""
+    """Reports the training; keeps the sums since the last log line."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Watch:
         self.sums = LossSums()
         self.board: SummaryWriter | None = None
         if tensorboard and process.is_main:
-            # What a killed training noted behind its checkpoint is done, and noted, again.
+            # What a killed training noted after its checkpoint is done, and noted, again.
             step = state.progress.step
             purge_step = step + 1 if step > 0 else None
             self.board = SummaryWriter(exp_dir / "tensorboard", purge_step=purge_step)
@@ -69,12 +69,19 @@ class Watch:
         self._add_scalars(scalars)
         self.sums = LossSums()
 
+    def validation(self, valid: Validation) -> None:
+        """Log line and scalars of a validation."""
+        step = self.state.progress.step
+        logging.info(
+            f"step {step}: valid {valid.sums.describe()}, WER {valid.wer:.2f} % of {valid.words} "
+            "words"
+        )
+        scalars = {f"valid/{name}": value for name, value in valid.sums.per_token().items()}
+        self._add_scalars({**scalars, "valid/wer": valid.wer})
+
     def epoch(self, epoch: int, train: LossSums, valid: Validation) -> None:
         """Log line, history and pictures of an epoch."""
-        logging.info(
-            f"epoch {epoch} done: train {train.describe()}; valid {valid.sums.describe()}, "
-            f"WER {valid.wer:.2f} % of {valid.words} words"
-        )
+        logging.info(f"epoch {epoch} done: train {train.describe()}")
         step = self.state.progress.step
         record = {
             "epoch": epoch,
@@ -89,8 +96,6 @@ class Watch:
         if valid.lattice:
             picture = self.exp_dir / "alignment.png"
             figures["alignment"] = draw_lattice(valid.lattice, f"epoch {epoch}", picture)
-        scalars = {f"valid/{name}": value for name, value in valid.sums.per_token().items()}
-        self._add_scalars({**scalars, "valid/wer": valid.wer})
         if self.board:
             self.board.add_text("samples", sample_table(valid.samples), step)
             for name, figure in figures.items():

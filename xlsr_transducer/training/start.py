@@ -1,0 +1,163 @@
+"""The start of a training: features, pretrained XLSR, another training's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch
+
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.options import Options, flag_of, option
+from xlsr_transducer.data.features import find_features
+from xlsr_transducer.model.averaging import Weights
+from xlsr_transducer.model.checkpoint import read_checkpoint
+from xlsr_transducer.model.config import ModelConfig, StreamingOptions, check_features
+from xlsr_transducer.model.feature_info import FeatureInfo
+from xlsr_transducer.model.normalize import check_mode
+from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.wav2vec2 import Wav2Vec2
+from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
+from xlsr_transducer.model.xlsr_config import XlsrConfig
+
+XLSR = "encoder.xlsr."
+WAVEFORM = "waveform"
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions(Options):
+    """Input of the model."""
+
+    features: str | None = option(None, "folder in DATA/features (default: the only one)")
+    cut: str | None = option(None, "cut of the features; 'waveform' trains from audio")
+    xlsr: str | None = option(None, "XLSR weights (default: those that made the features)")
+    normalize: str | None = option(
+        None, "of the waveform, with --cut waveform (default: cumulative)"
+    )
+    feature_dim: int | None = option(None, "checked against the features", at_least=1)
+    lang_dir: Path | None = option(None, "BPE model (default: the only one in DATA)")
+    init_from: Path | None = option(None, "start from this checkpoint's weights")
+    use_xlsr_encoder: bool = option(True, "the one encoder there is")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.use_xlsr_encoder:
+            raise UserError("--use-xlsr-encoder 0: this recipe has no other encoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInput:
+    """The input of the model."""
+
+    folder: Path | None  # of the features; None: the waveform
+    features: FeatureInfo
+    xlsr: XlsrConfig
+
+
+def read_input(
+    options: InputOptions, data_dir: Path, streaming: StreamingOptions
+) -> tuple[ModelInput, XlsrCheckpoint]:
+    """Finds the features and reads their XLSR.
+
+    Raises:
+      UserError: something is missing, or an option contradicts the features.
+    """
+    if options.cut == WAVEFORM:
+        if not options.xlsr:
+            raise UserError("--cut waveform needs --xlsr, the pretrained network")
+        network, path = load_xlsr(options.xlsr), Path(options.xlsr)
+        normalize = check_mode(options.normalize or "cumulative")
+        source = str(path.resolve()) if path.exists() else options.xlsr
+        features = FeatureInfo(source, network.sha256, WAVEFORM, normalize, feature_dim=1)
+        folder = None
+    else:
+        folder = find_features(data_dir, options.features)
+        features = FeatureInfo.load(folder)
+        network = load_xlsr(options.xlsr or features.xlsr)
+    for name in ("cut", "normalize", "feature_dim"):
+        given, actual = getattr(options, name), getattr(features, name)
+        if given not in (None, actual):
+            raise UserError(
+                f"{flag_of(name)} {given} contradicts the features in {folder}: {actual}"
+            )
+    if network.sha256 != features.sha256:
+        raise UserError(
+            f"--xlsr {network.source} is not the network that made the features in {folder}"
+        )
+    check_features(features, streaming)
+    return ModelInput(folder, features, network.config), network
+
+
+def load_pretrained(model: Transducer, network: XlsrCheckpoint) -> None:
+    """Gives the model's part of XLSR the pretrained weights."""
+    part = model.encoder.xlsr
+    part.load_state_dict({name: network.weights[name] for name in part.state_dict()})
+
+
+def size_of(model: Transducer) -> str:
+    """Returns how many parameters the model has, for the log."""
+    total = sum(p.numel() for p in model.parameters())
+    of_xlsr = sum(p.numel() for p in model.encoder.xlsr.parameters())
+    return f"{total / 1e6:.2f} M parameters, of which XLSR {of_xlsr / 1e6:.2f} M"
+
+
+def take_weights(
+    model: Transducer, config: ModelConfig, xlsr: XlsrCheckpoint, path: Path, tokens: list[str]
+) -> None:
+    """Loads what the checkpoint ``path`` has of ``model``; the rest keeps its values.
+
+    An exported ``pretrained.pt`` holds the whole of XLSR: the part above the cut is taken. The
+    part below must be the one that made the features.
+
+    Raises:
+      UserError: the file is damaged, or does not fit the model; names the file and why.
+    """
+    where = f"--init-from {path}"
+    content = read_checkpoint(path)
+    if content.get("tokens") != tokens:
+        raise UserError(f"{where}: was trained with another BPE model")
+    source = ModelConfig.from_dict(content["config"], str(path))
+    given: Weights = content["model"]
+    below = _below_cut(config)
+    _require_same_below(where, given, below, source, xlsr)
+    own = model.state_dict()
+    weights = {name: value for name, value in given.items() if name not in below}
+    extra = sorted(weights.keys() - own.keys())
+    if extra:
+        raise UserError(f"{where}: made with other options: {extra[0]} is new")
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            shapes = f"{list(value.shape)} and {list(own[name].shape)}"
+            raise UserError(f"{where}: made with other options: {name} has the shapes {shapes}")
+    model.load_state_dict({**own, **weights})
+
+
+def _below_cut(config: ModelConfig) -> set[str]:
+    """The names of XLSR's weights below the cut, which the model in training does not have."""
+    if config.features.cut == "waveform":
+        return set()
+    return {XLSR + name for name in Wav2Vec2(config.xlsr, end=config.features.cut).state_dict()}
+
+
+def _require_same_below(
+    where: str, given: Weights, below: set[str], source: ModelConfig, xlsr: XlsrCheckpoint
+) -> None:
+    """Checks that the part of XLSR that computes the input is the one of the file's training."""
+    for name in sorted(below & given.keys()):
+        if name.endswith("masked_spec_embed"):  # features are computed without masks
+            continue
+        if not torch.equal(given[name], xlsr.weights[name[len(XLSR) :]]):
+            raise UserError(
+                f"{where}: its XLSR below the cut is not the one that made the features, as "
+                f"{name} differs; make the features with its XLSR, or train with --cut waveform"
+            )
+    is_whole = any(name.startswith(f"{XLSR}feature_extractor.") for name in given)
+    if is_whole or source.features.sha256 == xlsr.sha256:
+        return
+    if any(name.startswith(XLSR) for name in given):
+        raise UserError(
+            f"{where}: holds layers of another XLSR ({source.features.xlsr}) without the part "
+            "below them; give --xlsr and features of that one"
+        )
+    logging.warning(f"{where}: was trained on features of another XLSR, {source.features.xlsr}")

@@ -126,7 +126,10 @@ def median_and_min(seconds: list[float]) -> str:
 
 
 def ratio_table(args: argparse.Namespace, encoder: StreamingXLSREncoder) -> str:
-    """One utterance, by a plain ``encoder`` with every kind of layers, everything in turn, ``--repeats`` rounds after one that does not count."""
+    """Returns times of one utterance, by a plain ``encoder`` with every kind of layers, in turn.
+
+    There are ``--repeats`` rounds after one that does not count.
+    """
     theirs = make_hugging_face(args)
     wave = 0.05 * torch.randn(int(args.seconds * SAMPLING_RATE), device=args.device)
     lens = torch.tensor([len(wave)], device=args.device)

@@ -1,4 +1,4 @@
-"""What a training step is made of, and how much audio a device trains on in an hour.
+"""The time of a training step by its parts, and hours of audio that a device trains on per hour.
 
     python -m benchmarks.train --data-dir data/demo_corpus --features frontend-cumulative
     python -m benchmarks.train --size 300m --minutes 60 --cuts frontend waveform \\

@@ -172,7 +172,9 @@ def _fill(
     files = [(file_state(cut), content_digest(cut)) for cut in shard.cuts]
     cuts = {i: MonoCut.from_dict(copy.deepcopy(cut)) for i, cut in enumerate(shard.cuts)}
     lengths = {i: num_samples(cut) for i, cut in cuts.items()}
-    batches = make_batches({i: n for i, n in lengths.items() if n >= RECEPTIVE_FIELD}, max_duration)
+    batches = make_batches(
+        {i: n for i, n in lengths.items() if n >= RECEPTIVE_FIELD}, max_duration
+    )
     storage = NumpyFilesWriter(folder)
     unreadable: dict[int, str] = {}  # position -> reason
     written: dict[int, tuple[Future, Sequence[int]]] = {}  # position -> key and shape

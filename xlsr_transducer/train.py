@@ -39,14 +39,7 @@ from xlsr_transducer.training.start import InputOptions, load_weights, read_inpu
 
 OF_MODEL = (EncoderOptions, TransducerOptions, StreamingOptions)
 OF_TRAINER = (LoopOptions, OptimOptions, LossOptions, FailureOptions, MemoryOptions)
-OPTION_GROUPS = (
-    InputOptions,
-    ProcessOptions,
-    DataOptions,
-    AugmentOptions,
-    *OF_TRAINER,
-    *OF_MODEL,
-)
+OPTION_GROUPS = (InputOptions, ProcessOptions, DataOptions, AugmentOptions, *OF_TRAINER, *OF_MODEL)
 
 
 def get_parser() -> Parser:
@@ -74,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace, options: dict[type, Any], process: Process) -> int:
-    """The exit status: 0 if the training came to its end, or that of the signal that ended it."""
+    """Trains; returns 0, or the exit status of the signal that ended it before."""
     if not args.resume and args.start_epoch <= 1 and args.start_batch <= 0:
         require_unused(args.exp_dir)
     set_up_logging(args.exp_dir, "train", process.rank)
@@ -94,19 +87,13 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     if network:
         load_weights(model, config, network, args.init_from, tokenizer.tokens)
     prepare_lora(model, options[OptimOptions])
-    data = DataModule(
-        options[DataOptions],
-        source.folder,
-        tokenizer,
-        options[AugmentOptions],
-        has_ctc,
-        args.exp_dir / "plan",
-    )
+    given = (options[DataOptions], source.folder, tokenizer, options[AugmentOptions])
+    data = DataModule(*given, has_ctc, args.exp_dir / "plan")
     logging.info(f"{process.describe()}, {size_of(model)}")
     settings = TrainOptions(*(options[cls] for cls in OF_TRAINER))
     trainer = Trainer(model, config, data, load_splits(args.data_dir), settings, process)
     trainer.resume()
-    if network:  # only now: options that contradict the checkpoint leave nothing behind
+    if network:  # only now: options that contradict the checkpoint change no file
         shown = {c.__name__: dataclasses.asdict(options[c]) for c in options if c not in OF_MODEL}
         save_settings(args.exp_dir, {"conf": args.conf, "model": config.to_dict(), **shown})
         save_below_cut(network, config, args.exp_dir)

@@ -302,7 +302,8 @@ def test_an_int8_utterance_in_a_batch_equals_the_utterance_alone(folder, waves):
 
 def test_int8_files_are_smaller_and_close(job, folder, waves):
     expected = list(recognise(offline(job.loaded, job.chunk), waves, GREEDY))
-    found = list(recognise(onnx_models.load_offline(three(encoder(folder, ".int8"))), waves, GREEDY))
+    int8 = onnx_models.load_offline(three(encoder(folder, ".int8")))
+    found = list(recognise(int8, waves, GREEDY))
     assert 5e-5 < largest_difference(job, expected, found) < 1.0
     assert encoder(folder, ".int8").stat().st_size < 0.6 * encoder(folder).stat().st_size
     assert all(o.tokens for o in onnx_format.run_whole([folder / "model.int8.onnx"], waves[:1]))

@@ -39,7 +39,7 @@ def options(corpus: Path, exp: Path, *more: str) -> list[str]:
 
 
 def trainings(corpus: Path, folder: Path, *more: str) -> list[tuple[list[str], dict[str, str]]]:
-    """What is trained by one process and by two."""
+    """The trainings of one process and of two."""
     found = []
     for name, environment, given in (
         ("steps", WIDE, THAWS),

@@ -96,7 +96,7 @@ def test_what_no_module_computed_is_told_by_the_module_before_it() -> None:
 
     model = Between()
     InfCheck(model)
-    with pytest.raises(UserError, match="output of second .*already: look behind first"):
+    with pytest.raises(UserError, match="output of second .*already: look after first"):
         model(torch.ones(3, 2))
 
 

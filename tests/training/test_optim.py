@@ -1,4 +1,4 @@
-"""What is trained and how fast: ScaledAdam against its formulas, rates of layers, options."""
+"""Parameters and rates: ScaledAdam against its formulas, rates of layers, options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
 from xlsr_transducer.training.optim import (
     OptimOptions,
-    limit_gradient,
+    clip_gradient,
     make_optimizer,
     rate_scales,
     set_learning_rate,
@@ -221,7 +221,7 @@ def test_a_resumed_optimizer_has_its_moments_back_and_the_rates_of_its_options()
     for parameter in model.parameters():
         assert torch.equal(other.state[parameter]["exp_avg"], saved.state[parameter]["exp_avg"])
     for options in (OptimOptions("scaled_adam"), OptimOptions(layer_lr_decay=0.9)):
-        with pytest.raises(UserError, match="other groups of parameters: go on with its --opt"):
+        with pytest.raises(UserError, match="other groups of parameters: resume with its --opt"):
             load_optimizer(make_optimizer(model, options), saved.state_dict())
 
 
@@ -240,7 +240,7 @@ def test_frozen_layers_keep_their_values_until_they_thaw(optimizer: str) -> None
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.ones_like(parameter)
-        assert limit_gradient(model, options) > 2.0
+        assert clip_gradient(model, options) > 2.0
         made.step()
         layers = {name for name in changed() if name.startswith("encoder.xlsr.")}
         assert bool(layers) == (step >= 2)
@@ -254,7 +254,7 @@ def test_the_gradient_is_shortened_for_adamw_and_left_to_scaled_adam() -> None:
         model = small_model()
         model.joiner.output_linear.bias.grad = torch.zeros(12)
         model.joiner.output_linear.bias.grad[3] = 10.0
-        assert limit_gradient(model, options) == pytest.approx(10.0)
+        assert clip_gradient(model, options) == pytest.approx(10.0)
         assert float(model.joiner.output_linear.bias.grad.norm()) == pytest.approx(length)
 
 

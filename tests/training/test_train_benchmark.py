@@ -1,4 +1,4 @@
-"""The benchmark of training runs at small size, where nothing that it says means much."""
+"""The benchmark of training runs at small size, where its figures mean nothing."""
 
 from __future__ import annotations
 

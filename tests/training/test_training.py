@@ -374,7 +374,7 @@ def test_a_damaged_state_is_told_with_the_name_of_the_file(
             run_train(corpus, tmp_path, "--resume", "auto", *STREAMING)
 
 
-def test_batches_repeat_for_a_seed_and_resume_behind_those_seen(corpus: Path) -> None:
+def test_batches_repeat_for_a_seed_and_resume_after_those_seen(corpus: Path) -> None:
     data = data_module(corpus, max_duration=10.0)
     ids = [b.ids for b in data.train_loader(["train"], epoch=3, seed=1)]
     assert ids == [b.ids for b in data.train_loader(["train"], epoch=3, seed=1)]

@@ -42,7 +42,7 @@ def save_atomically(content: dict[str, Any], path: Path) -> None:
 
 
 class _Writer:
-    """What ``torch.save`` writes to: keeps the first error.
+    """The file that ``torch.save`` writes to: keeps the first error.
 
     PyTorch turns an exception out of ``write`` into an obscure one of its own, or dies of it.
     """

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xlsr_transducer.data.audio_file import SAMPLING_RATE, Resampler
+from xlsr_transducer.core.geometry import HOP, OVERLAP, SAMPLING_RATE
+from xlsr_transducer.data.audio_file import Resampler
 
 
 class AudioBuffer:
@@ -26,7 +27,7 @@ class AudioBuffer:
     """
 
     def __init__(
-        self, chunk_samples: int, hop: int = 320, overlap: int = 80, rate: int = SAMPLING_RATE
+        self, chunk_samples: int, hop: int = HOP, overlap: int = OVERLAP, rate: int = SAMPLING_RATE
     ):
         """
         Args:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.geometry import RECEPTIVE_FIELD, SAMPLING_RATE
+from xlsr_transducer.core.geometry import HOP, RECEPTIVE_FIELD, SAMPLING_RATE
 from xlsr_transducer.data.tokenizer import hash_of_tokens
 from xlsr_transducer.exporting import onnx_graphs as graphs
 from xlsr_transducer.exporting.formats import Artifact, Job
@@ -147,7 +147,7 @@ def _offline_encoder(job: Job, model: Transducer) -> tuple[nn.Module, tuple[Tens
 
     Longer than a chunk, and with padding: what is traced then holds for every length.
     """
-    num_samples = max(32000, 5 * 320 * job.chunk.chunk_size // 2)
+    num_samples = max(32000, 5 * HOP * job.chunk.chunk_size // 2)
     x = 0.05 * torch.randn(2, num_samples, generator=torch.Generator().manual_seed(0))
     lens = torch.tensor([num_samples, num_samples - 9600])
     encoder = graphs.WholeUtterances(OfflineEncoder(model.encoder, job.chunk), model.joiner)

@@ -98,7 +98,7 @@ class LoadedModel:
 
 
 def model_content(config: ModelConfig, tokenizer: Tokenizer, weights: Weights) -> dict[str, Any]:
-    """What every checkpoint holds."""
+    """Returns what every checkpoint holds."""
     bpe = torch.frombuffer(bytearray(tokenizer.to_bytes()), dtype=torch.uint8)
     return {
         "format": FORMAT,
@@ -238,7 +238,7 @@ def _average(options: CheckpointOptions, path: Path, content: dict[str, Any]) ->
 
 
 def _origin(given: CheckpointOptions, used: CheckpointOptions) -> str:
-    """What the weights are, for the log."""
+    """Describes the weights, for the log."""
     file = _chosen_file(used)
     unit = "epochs" if used.epoch else "checkpoints"
     if used.avg != 1:

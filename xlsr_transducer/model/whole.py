@@ -20,7 +20,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.geometry import HOP, SAMPLING_RATE
 
 CPU = torch.device("cpu")
-SAMPLES, FRAMES = SAMPLING_RATE, SAMPLING_RATE // HOP  # per second of audio
+FRAMES = SAMPLING_RATE // HOP  # per second of audio
 BYTES_PER_SAMPLE = 60.0  # normalisation, in float64, and the layers
 BYTES_PER_CHANNEL = 2.6  # and sample: the first convolution, its norm and its activation
 MASK_BYTES = 6  # per pair of frames: the mask while it is made, and as attention takes it
@@ -43,7 +43,7 @@ class WholeEncoder:
         per_pair = MASK_BYTES * self.has_mask + SCORE_BYTES * self.num_heads * self.has_scores
         frames = seconds * FRAMES
         # The front end has ended before attention begins.
-        return int(max(seconds * SAMPLES * per_sample, frames * frames * per_pair))
+        return int(max(seconds * SAMPLING_RATE * per_sample, frames * frames * per_pair))
 
     def check(self, name: str, seconds: float, device: torch.device = CPU) -> None:
         """Refuses audio for which the memory that is free now does not suffice.

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError, complain
+from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE
 from xlsr_transducer.core.options import Parser, add_options, from_args, str2bool
 from xlsr_transducer.data.audio_file import read_audio_file
 from xlsr_transducer.data.stream_buffer import AudioBuffer
 from xlsr_transducer.data.tokenizer import text_of
-from xlsr_transducer.model.whole import SAMPLES, WholeEncoder
+from xlsr_transducer.model.whole import WholeEncoder
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.search.options import SELF_CONTAINED
-
-FRAME_SECONDS = 0.04  # of an encoder frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +125,7 @@ def run(
         try:
             wave = torch.from_numpy(read_audio_file(path))
             if recogniser.whole is not None:
-                recogniser.whole.check(str(path), len(wave) / SAMPLES)
+                recogniser.whole.check(str(path), len(wave) / SAMPLING_RATE)
         except UserError as e:
             status = complain(str(e))
             continue
@@ -134,7 +133,7 @@ def run(
         tokens = [recogniser.tokens[i] for i in output.tokens]
         line = f"{path}\t{text_of(tokens)}"
         if args.timestamps:
-            times = [f"{frame * FRAME_SECONDS:.2f} {t}" for frame, t in zip(output.frames, tokens)]
+            times = [f"{frame * ENCODER_FRAME:.2f} {t}" for frame, t in zip(output.frames, tokens)]
             line += "\t" + " ".join(times)
         print(line, flush=True)
     return status

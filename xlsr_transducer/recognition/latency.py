@@ -13,10 +13,9 @@ import dataclasses
 
 import numpy as np
 
+from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.recognition.decoding import Results
 from xlsr_transducer.recognition.streaming import Step, Stream
-
-ENCODER_FRAME = 0.04  # seconds
 
 
 @dataclasses.dataclass

@@ -152,7 +152,7 @@ class FailedBatches:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What repeating a failed batch gave."""
+    """The results of repeating a failed batch."""
 
     losses: TransducerLosses
     total: Tensor  # () per token, of the utterances whose loss is finite

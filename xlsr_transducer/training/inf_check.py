@@ -22,7 +22,7 @@ class InfCheck:
 
     Raises (out of the model's forward, or out of backward):
       UserError: names the first module, in order of computation, whose output or gradient is
-        not finite, and says whether its input and its parameters were.
+        not finite, and whether its input and its parameters were.
     """
 
     def __init__(self, model: nn.Module, gradients: bool = True):
@@ -71,7 +71,7 @@ class InfCheck:
                 return f"its parameter {name} is {_bad(value.detach())}"
         for value in _tensors(inputs):
             if not bool(torch.isfinite(value).all()):
-                return f"its input is {_bad(value)} already: look behind {self.last}"
+                return f"its input is {_bad(value)} already: look after {self.last}"
         sizes = [float(v.detach().abs().max()) for v in _tensors(inputs) if v.numel()]
         largest = max(sizes, default=0.0)
         return f"its parameters and its input (largest value {largest:.3g}) are finite"

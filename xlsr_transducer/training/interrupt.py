@@ -51,14 +51,14 @@ class Interrupt:
             self.end(signum)
 
     def begin(self) -> None:
-        """What a first signal does."""
+        """Acts on a first signal."""
         name = signal.Signals(self.signum).name
         logging.warning(
             f"{name}: the training saves after this step and ends; a second one ends it at once"
         )
 
     def end(self, signum: int) -> None:
-        """What a second signal does: nothing is waited for, as it may be stuck."""
+        """Acts on a second signal: waits for nothing, as it may be stuck."""
         logging.error(f"{signal.Signals(signum).name} again: ended without saving")
         for child in multiprocessing.active_children():  # the processes that read data
             child.kill()

@@ -86,7 +86,7 @@ class HandedOn(Interrupt):
 
 
 def torchrun_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What torchrun would set for a process."""
+    """Returns the environment variables that torchrun sets for a process."""
     threads = max((os.cpu_count() or 1) // world_size, 1)
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),

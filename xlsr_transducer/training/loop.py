@@ -244,7 +244,7 @@ class Trainer:
         return True
 
     def _after_step(self, report: StepReport) -> None:
-        """What is due after a step: running mean, log line, validation, checkpoint."""
+        """Does what is due after a step: running mean, log line, validation, checkpoint."""
         state, step = self.state, self.state.progress.step
         state.epoch_sums.merge(report.sums)
         is_to_save = _is_due(step, self.loop.save_every_n)
@@ -342,7 +342,7 @@ class Trainer:
             logging.warning(str(e))
 
     def resume(self) -> None:
-        """Continues from where the options say; from the beginning if they say nothing.
+        """Resumes from the checkpoint that the options name, if any.
 
         The main process reads the file and sends what it holds to the others.
         """

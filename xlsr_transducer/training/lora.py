@@ -2,7 +2,7 @@
 
 E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. To everything
 that reads or averages weights, these layers are ordinary ones: their state dict holds the sum
-under the ordinary name. What a training needs to go on is kept beside it.
+under the ordinary name. A checkpoint keeps the matrices beside it, to resume from.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def lora_state(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What a checkpoint holds beside the merged weights, for the training to go on exactly."""
+    """Returns what a checkpoint holds beside the merged weights, to resume exactly."""
     return {
         name: {"alpha": m.alpha, **{part: getattr(m, part).detach().cpu() for part in PARTS}}
         for name, m in _lora_layers(model).items()
@@ -90,7 +90,7 @@ def load_lora_state(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
     layers = _lora_layers(model)
     now, then = describe(lora_state(model)), describe(state)
     if layers.keys() != state.keys() or now != then:
-        raise UserError(f"the checkpoint was trained with {then}, but the options say {now}")
+        raise UserError(f"the checkpoint was trained with {then}, but the options ask for {now}")
     with torch.no_grad():
         for name, layer in layers.items():
             for part in PARTS:

@@ -58,10 +58,7 @@ def describe(batch: Batch) -> str:
 
 
 def scan_for_oom(fits: Callable[[Batch], bool], batches: Iterable[Batch]) -> None:
-    """Tries each batch.
-
-    Args:
-      fits: whether forward and backward of a batch fit into memory.
+    """Runs forward and backward of each batch by ``fits`` (see ``Stepper``).
 
     Raises:
       UserError: one does not fit into memory.

@@ -1,8 +1,9 @@
-"""What training says of itself: sums over utterances, log lines, history, curves."""
+"""Measures of a training: sums of losses, speed, history, curves."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import time
 from pathlib import Path
@@ -90,13 +91,7 @@ class Clock:
         elapsed = max(time.monotonic() - self.start, 1e-9)
         rate = (done_seconds - self.start_done) / elapsed
         left = max(self.total - done_seconds, 0.0) / max(rate, 1e-9)
-        return rate, format_seconds(left)
-
-
-def format_seconds(seconds: float) -> str:
-    """``1:02:03``."""
-    minutes, s = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
+        return rate, str(datetime.timedelta(seconds=int(left)))
 
 
 def append_history(path: Path, record: dict) -> list[dict]:

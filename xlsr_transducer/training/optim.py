@@ -1,4 +1,4 @@
-"""What is trained, how fast, and when: freezing, parameter groups, optimizer, schedule."""
+"""Freezing, parameter groups, optimizer, schedule, clipping."""
 
 from __future__ import annotations
 
@@ -73,9 +73,11 @@ class OptimOptions(Options):
     lr_epochs_fraction: float | None = _own(
         "lr_epochs_fraction", "Eden's lr_epochs as a share of all epochs", above=0, at_most=10
     )
-    clip_grad: float | None = _own("clip_grad", "longest gradient of the loss per token", above=0)
+    clip_grad: float | None = _own(
+        "clip_grad", "largest gradient norm, of the loss per token", above=0
+    )
     clipping_scale: float | None = _own(
-        "clipping_scale", "longest gradient, in medians of the last 100", above=0
+        "clipping_scale", "largest gradient norm, in medians of the last 100", above=0
     )
     freeze_encoder_steps: int = option(0, "steps before XLSR's layers are trained too", at_least=0)
     trainable_layers: int = option(
@@ -194,7 +196,7 @@ def prepare_lora(model: Transducer, options: OptimOptions) -> None:
 
 
 def _is_top_norm(name: str, model: Transducer) -> bool:
-    """Whether it is of the norm behind XLSR's last layer (wav2vec2-base has it at the bottom)."""
+    """Whether it is of the norm after XLSR's last layer (wav2vec2-base has it at the bottom)."""
     return name.startswith("encoder.layer_norm.") and model.encoder.config.do_stable_layer_norm
 
 
@@ -237,14 +239,14 @@ def make_optimizer(model: Transducer, options: OptimOptions) -> torch.optim.Opti
     )
 
 
-def limit_gradient(model: Transducer, options: OptimOptions) -> float:
-    """Shortens the gradient to ``--clip-grad``; returns its norm before that.
+def clip_gradient(model: Transducer, options: OptimOptions) -> float:
+    """Clips the gradient to ``--clip-grad``; returns its norm before that.
 
     ScaledAdam does so itself, by the median of recent norms.
     """
     trained = [p for p in model.parameters() if p.grad is not None]
-    longest = float("inf") if options.clip_grad is None else options.clip_grad
-    norm = torch.nn.utils.clip_grad_norm_(trained, longest)
+    most = float("inf") if options.clip_grad is None else options.clip_grad
+    norm = torch.nn.utils.clip_grad_norm_(trained, most)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of shards
 
 

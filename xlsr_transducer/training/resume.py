@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from, and the command that makes it do so."""
+"""The checkpoint that a training resumes from, and the command that does it."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _flag(group: str, name: str) -> str:
 
 
 def resume_command(argv: Sequence[str]) -> str:
-    """The command that goes on with a training that was started with ``argv``."""
+    """Returns the command that resumes a training that was started with ``argv``."""
     words = list(argv) if "--resume" in argv else [*argv, "--resume", AUTO]
     if "WORLD_SIZE" in os.environ and "--world-size" not in argv:
         return f"the same torchrun command, ending in {shlex.join(words)}"

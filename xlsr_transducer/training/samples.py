@@ -1,4 +1,4 @@
-"""What a model makes of a few fixed validation utterances: a table and an alignment picture.
+"""Results on a few fixed validation utterances: a table and an alignment picture.
 
 Letters: T encoder frames, E width of the encoder, S tokens, V vocabulary.
 """
@@ -101,8 +101,8 @@ def draw_lattice(lattice: Lattice, title: str, path: Path) -> Figure:
     below.plot(times, lattice.occupation.sum(0), label="transducer")
     if lattice.ctc is not None:
         below.plot(times, lattice.ctc, label="CTC head")
-    heard = [(t + 0.5) * seconds for t in lattice.recognised]
-    below.plot(heard, [0.0] * len(heard), "k^", ms=4, label="recognised")
+    emitted = [(t + 0.5) * seconds for t in lattice.recognised]
+    below.plot(emitted, [0.0] * len(emitted), "k^", ms=4, label="recognised")
     below.set(xlabel="seconds", ylabel="tokens per frame", ylim=(-0.05, None))
     below.legend(fontsize=7)
     with replacing(path) as [temporary]:

@@ -67,7 +67,7 @@ class ScaledAdam(torch.optim.Optimizer):
                 rms, sums = rms[count:], sums[count:]
 
     def _clip_factor(self, rms: list[float], norms: list[float]) -> float:
-        """What all gradients are multiplied with."""
+        """Returns the factor of all gradients."""
         recent = self.param_groups[0]["recent_norms"]
         norm = sum((r * g) ** 2 for r, g in zip(rms, norms)) ** 0.5
         recent.append(norm)

@@ -1,4 +1,4 @@
-"""What a training starts from: the features, pretrained XLSR, or another training's weights."""
+"""The start of a training: features, pretrained XLSR, another training's weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class InputOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class ModelInput:
-    """What enters the model."""
+    """The input of the model."""
 
     folder: Path | None  # of the features; None: the waveform
     features: FeatureInfo
@@ -155,7 +155,7 @@ def _below_cut(config: ModelConfig) -> set[str]:
 def _require_same_below(
     where: str, given: Weights, below: set[str], source: ModelConfig, xlsr: XlsrCheckpoint
 ) -> None:
-    """What computes the model's input must be what the weights in the file were trained on."""
+    """Checks that the part of XLSR that computes the input is the one of the file's training."""
     for name in sorted(below & given.keys()):
         if name.endswith("masked_spec_embed"):  # features are computed without masks
             continue

@@ -26,14 +26,14 @@ from xlsr_transducer.training.failed_batch import FailedBatches
 from xlsr_transducer.training.gradient import Objective, dummy_batch, finite
 from xlsr_transducer.training.memory import ADVICE, MemoryOptions, OutOfMemory, describe
 from xlsr_transducer.training.metrics import LossSums
-from xlsr_transducer.training.optim import limit_gradient, set_learning_rate
+from xlsr_transducer.training.optim import clip_gradient, set_learning_rate
 from xlsr_transducer.training.sharding import is_sharded
 from xlsr_transducer.training.state import TrainingState
 
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What a step has to tell."""
+    """The results of a step."""
 
     sums: LossSums  # over all processes
     grad_norm: float
@@ -236,7 +236,7 @@ class Stepper:
         """Changes the weights, unless the gradient is not finite; returns its norm."""
         state = self.state
         state.scaler.unscale_(state.optimizer)
-        grad_norm = limit_gradient(state.model, self.objective.optim)
+        grad_norm = clip_gradient(state.model, self.objective.optim)
         if math.isfinite(grad_norm) or state.scaler.is_enabled():
             state.scaler.step(state.optimizer)
         state.scaler.update()

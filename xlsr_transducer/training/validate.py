@@ -21,7 +21,7 @@ from xlsr_transducer.training.samples import MOST_SAMPLES, Lattice, lattice_of
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a validation found."""
+    """The results of a validation."""
 
     sums: LossSums
     wer: float  # percent

@@ -1,4 +1,4 @@
-"""What an epoch of ten million utterances costs before its first batch.
+"""The cost of an epoch of ten million utterances before its first batch.
 
     python -m benchmarks.plan [--utterances 10000000] [--sizes 1000 10000 100000]
 
@@ -46,7 +46,7 @@ class Letters:
         return [[3 + len(word) for word in text.split()] for text in texts]
 
     def to_bytes(self) -> bytes:
-        """What identifies it."""
+        """The bytes that identify it."""
         return b"a token for each word"
 
 

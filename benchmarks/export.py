@@ -38,7 +38,7 @@ from torch import nn
 from benchmarks.streaming import SIZES
 from xlsr_transducer.core.compat import shapes_only
 from xlsr_transducer.core.errors import run_command
-from xlsr_transducer.data.features import FeatureInfo
+from xlsr_transducer.core.geometry import HOP, SAMPLING_RATE
 from xlsr_transducer.exporting import onnx_format, onnx_graphs
 from xlsr_transducer.exporting.formats import FormatOptions, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder
@@ -47,6 +47,7 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
 from xlsr_transducer.recognition.onnx_models import OnnxEncoder, OnnxStreamingEncoder, open_session
 
@@ -58,7 +59,6 @@ CONTENDERS = (
     "onnx float32",
     "onnx int8",
 )
-RATE = 16000
 WARM, STEPS = 3, 6  # of one stream: until its caches are full, and measured
 
 
@@ -145,11 +145,11 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     job = make_empty(args)
     times = {"load": seconds_of(lambda: encoders.extend(load(args, job)))}
     whole, streaming = encoders
-    wave = 0.05 * torch.randn(1, int(args.seconds * RATE))
-    whole(wave[:, :RATE], torch.tensor([RATE]))
+    wave = 0.05 * torch.randn(1, int(args.seconds * SAMPLING_RATE))
+    whole(wave[:, :SAMPLING_RATE], torch.tensor([SAMPLING_RATE]))
     times["whole"] = seconds_of(lambda: whole(wave, torch.tensor([wave.shape[1]])))
     state = streaming.get_init_states(1, torch.device("cpu"))
-    x = 0.05 * torch.randn(1, args.chunk_size * 320)
+    x = 0.05 * torch.randn(1, args.chunk_size * HOP)
     steps = []
     for _ in range(WARM + STEPS):
         start = time.process_time()
@@ -183,7 +183,7 @@ def megabytes(name: str, args: argparse.Namespace) -> str:
 
 def format_results(rounds: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> str:
     """The table of docs/benchmarks.md."""
-    chunk = args.chunk_size * 320 / RATE
+    chunk = args.chunk_size * HOP / SAMPLING_RATE
     lines = [
         "| | MB | load, s | RTF, whole | ratio | RTF, chunk step | ratio |",
         "|---|---|---|---|---|---|---|",

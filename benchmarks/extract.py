@@ -32,8 +32,10 @@ from local.extract_workers import InProcess, Task
 from local.extractors import XlsrExtractor
 from local.manifests import JsonlGzWriter, manifest_path
 from xlsr_transducer.core.errors import run_command
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.audio import num_samples, read_audio
-from xlsr_transducer.data.features import FeatureInfo, load_feature_cuts
+from xlsr_transducer.data.features import load_feature_cuts
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
@@ -138,7 +140,7 @@ def measure(options: argparse.Namespace, work: Path) -> str:
         bare.append(time_forward(extractor, batches))
         whole.append(time_extraction(args, info, checkpoint, folder))
         torch.set_num_threads(1)
-    seconds = sum(len(wave) for _, waves in batches for wave in waves) / 16000
+    seconds = sum(len(wave) for _, waves in batches for wave in waves) / SAMPLING_RATE
     files = [path.stat() for path in folder.rglob("*") if path.is_file()]
     gib = sum(file.st_blocks * 512 for file in files) / seconds * 3600 / 2**30
     largest, relative = float16_error(extractor, batches, folder)

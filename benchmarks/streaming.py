@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.geometry import HOP, SAMPLING_RATE
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
@@ -39,7 +40,6 @@ from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
 from xlsr_transducer.model.state import EncoderState, state_bytes
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
-SAMPLING_RATE = 16000
 HEAD = 80  # samples before the first chunk
 SIZES = {
     "300m": XlsrConfig(),
@@ -111,7 +111,7 @@ def stream_utterance(encoder: StreamingXLSREncoder, wave: Tensor, chunk: ChunkSe
     encoder.set_chunk(chunk)
     state = encoder.get_init_states(1, wave.device)
     state.xlsr.tail[0] = wave[:HEAD]
-    size, frames = chunk.chunk_size * 320, 0
+    size, frames = chunk.chunk_size * HOP, 0
     for start in range(HEAD, len(wave), size):
         x = wave[start : start + size]
         lens = torch.tensor([len(x)], device=wave.device)
@@ -182,7 +182,7 @@ class Load:
         encoder.set_chunk(chunk)
         self.encoder, self.chunk, self.streams = encoder, chunk, streams
         self.state: EncoderState = encoder.get_init_states(streams, device)
-        self.x = 0.05 * torch.randn(streams, chunk.chunk_size * 320, device=device)
+        self.x = 0.05 * torch.randn(streams, chunk.chunk_size * HOP, device=device)
         self.lens = torch.full((streams,), self.x.shape[1], device=device)
         self.clock = Clock()
 
@@ -228,7 +228,7 @@ def run_loads(args: argparse.Namespace, encoder: StreamingXLSREncoder) -> list[L
 
 def streams_table(args: argparse.Namespace, encoder: StreamingXLSREncoder) -> str:
     """Step latency and throughput by the number of streams in a batch."""
-    chunk_seconds = args.streams_chunk * 320 / SAMPLING_RATE
+    chunk_seconds = args.streams_chunk * HOP / SAMPLING_RATE
     loads = run_loads(args, encoder)
     lines = [
         "| streams | ms p50 | p95 | p99 | CPU ms | audio s/s | gain, wall | gain, CPU | in time |",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xlsr_transducer.data.flaws import encoder_frames
+from xlsr_transducer.core.geometry import encoder_frames
 from xlsr_transducer.data.tokenizer import Tokenizer
 
 _NONE = "-"

@@ -26,26 +26,22 @@ from lhotse.utils import fastcopy
 
 from local.audio_identity import settings_digest
 from local.extract_progress import Progress
-from local.extract_shard import SHORTEST, Shard, Stored, load_stored, plan_shards
+from local.extract_shard import Shard, Stored, load_stored, plan_shards
 from local.extract_workers import InProcess, Task, Workers
 from local.extractors import describe_features
 from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz, split_names
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import locked, replacing
+from xlsr_transducer.core.geometry import FRAME_SHIFT, RECEPTIVE_FIELD, SAMPLING_RATE
 from xlsr_transducer.core.logs import LogFile
 from xlsr_transducer.core.options import Number, Parser, folder_name
 from xlsr_transducer.data.audio import AUDIO_DURATION
 from xlsr_transducer.data.cuts import first_channel
-from xlsr_transducer.data.features import (
-    FRAME_SHIFT,
-    INFO_FILE,
-    SAMPLING_RATE,
-    FeatureInfo,
-    cuts_path,
-)
+from xlsr_transducer.data.features import INFO_FILE, cuts_path
 from xlsr_transducer.data.flaws import damage_named, input_flaw
 from xlsr_transducer.data.sources import cuts_digest, note_source
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 
 MAX_UNREADABLE = 1.0  # percent of a split's cuts
@@ -307,7 +303,7 @@ def check_counts(split: str, count: dict[str, int], short: Path, unreadable: Pat
             "%s: %d utterances have less than %d samples at 16 kHz and were left out, see %s",
             split,
             count["short"],
-            SHORTEST,
+            RECEPTIVE_FIELD,
             short,
         )
     percent = 100 * count["unreadable"] / max(sum(count.values()), 1)

@@ -26,11 +26,10 @@ from local.audio_identity import content_digest, file_state, settings_digest
 from local.extractors import Extractor
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import UNFINISHED, disk_errors_named, write_text
+from xlsr_transducer.core.geometry import RECEPTIVE_FIELD, SAMPLING_RATE
 from xlsr_transducer.data.audio import num_samples, read_audio
-from xlsr_transducer.data.features import SAMPLING_RATE
 
 SHARD_SECONDS = 600.0
-SHORTEST = 400  # samples that the first frame needs
 READ_AHEAD = 2  # batches
 RESULT_FILE = "shard.json"
 
@@ -237,7 +236,9 @@ def _fill(
     files = [(file_state(cut), content_digest(cut)) for cut in shard.cuts]
     cuts = {i: MonoCut.from_dict(copy.deepcopy(cut)) for i, cut in enumerate(shard.cuts)}
     lengths = {i: num_samples(cut) for i, cut in cuts.items()}
-    batches = make_batches({i: n for i, n in lengths.items() if n >= SHORTEST}, max_duration)
+    batches = make_batches(
+        {i: n for i, n in lengths.items() if n >= RECEPTIVE_FIELD}, max_duration
+    )
     reader = _Reader(batches, cuts)
     with _Writer(folder) as writer:
         for positions, waves in reader:
@@ -247,7 +248,7 @@ def _fill(
     entries = []
     for i, cut in enumerate(shard.cuts):
         key, shape = writer.arrays.get(i, ("", (0, 0)))
-        samples = lengths[i] if lengths[i] < SHORTEST else 0
+        samples = lengths[i] if lengths[i] < RECEPTIVE_FIELD else 0
         reason = reader.unreadable.get(i, "")
         entry = Stored(cut["id"], settings_digest(cut), *files[i], "", key, shape, samples, reason)
         entries.append(dataclasses.asdict(entry))

@@ -19,7 +19,7 @@ from local.extract_progress import Progress
 from local.extract_shard import Shard, extract_shard
 from local.extractors import make_extractor
 from xlsr_transducer.core.errors import UserError, interrupts_held_back
-from xlsr_transducer.data.features import FeatureInfo
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 
 POLL_SECONDS = 0.5

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.features import SAMPLING_RATE, FeatureInfo
+from xlsr_transducer.core.geometry import num_frames
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
 from xlsr_transducer.model.xlsr_config import WAVEFORM
@@ -171,8 +172,4 @@ class S3prlExtractor:
         lens = torch.tensor([len(wave) for wave in waves], device=self.device)
         x = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waves], True)
         hidden, _ = self.upstream(x.to(self.device), lens)
-        return _to_float16(hidden[self.layer], [_num_frames(len(w)) for w in waves])
-
-
-def _num_frames(num_samples: int) -> int:
-    return (num_samples - 400) // (SAMPLING_RATE // 50) + 1
+        return _to_float16(hidden[self.layer], [num_frames(len(w)) for w in waves])

@@ -27,16 +27,11 @@ from tqdm import tqdm
 from local.manifests import JsonlGzWriter, manifest_path, split_names
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import disk_errors_named, replacing, write_bytes
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.core.options import Number, Parser, str2bool
 from xlsr_transducer.data.audio import num_samples
 from xlsr_transducer.data.cuts import load_cuts
-from xlsr_transducer.data.features import (
-    INFO_FILE,
-    SAMPLING_RATE,
-    cuts_path,
-    find_features,
-    load_feature_cuts,
-)
+from xlsr_transducer.data.features import INFO_FILE, cuts_path, find_features, load_feature_cuts
 from xlsr_transducer.data.flaws import input_flaw
 from xlsr_transducer.data.shar import FEATURES_TYPE, members, source_in_tar
 from xlsr_transducer.data.sources import cuts_digest, load_sources, note_source, stale_features

@@ -21,13 +21,14 @@ from local.corpus_statistics import SplitStatistics, plot_histograms, table
 from local.manifests import manifest_path, read_jsonl_gz, split_names
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.geometry import num_frames
 from xlsr_transducer.core.options import Parser
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
-from xlsr_transducer.data.features import INFO_FILE, FeatureInfo, cuts_path
-from xlsr_transducer.data.flaws import HOP, RECEPTIVE_FIELD
+from xlsr_transducer.data.features import INFO_FILE, cuts_path
 from xlsr_transducer.data.sources import stale_features, stale_text
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.model.feature_info import FeatureInfo
 
 _SHOWN_PER_KIND = 5
 _TOLERANCE = 1e-3  # seconds: durations are rounded to samples here and there
@@ -93,9 +94,7 @@ def feature_problems(cut: dict, info: FeatureInfo, folder: Path) -> Iterator[str
     if features is None:
         yield "there are no features"
         return
-    samples = cut["recording"]["num_samples"]
-    frames = (samples - RECEPTIVE_FIELD) // HOP + 1
-    if features["num_frames"] != frames:
+    if features["num_frames"] != num_frames(cut["recording"]["num_samples"]):
         yield "the number of frames is not floor((samples - 400) / 320) + 1"
     if features["num_features"] != info.feature_dim:
         yield "the feature dimension differs from features.json"
@@ -174,9 +173,9 @@ def check_left_out(data_dir: Path, splits: Sequence[str], tokenizer: Tokenizer) 
     for folder in folders or [None]:
         data = DataModule(DataOptions(data_dir=data_dir), folder, tokenizer)
         for split in splits:
-            if data.manifest(split).is_file():
+            if folder is None or cuts_path(folder, split).is_file():
                 path = data_dir / f"left_out_{split}_{folder.name if folder else 'waveform'}.tsv"
-                summary = data.summary(split)
+                summary = data.summary([split])
                 summary.write_left_out(path)
                 count = sum(map(len, summary.left_out.values()))
                 logging.info(

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError, complain, run_command
 from xlsr_transducer.core.files import write_text
+from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, add_options, from_args
-from xlsr_transducer.data.features import FRAME_SHIFT
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.loss.rnnt_loss import RNNT_TYPES
 from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel
-from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings
+from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.recognition.alignment import Span, align, align_ctc, token_spans, word_spans
 from xlsr_transducer.recognition.audio_sets import AudioSet, name_in_results
 from xlsr_transducer.recognition.decoding import (
@@ -39,7 +39,6 @@ from xlsr_transducer.recognition.decoding import (
 )
 
 METHODS = ("transducer", "ctc")
-ENCODER_FRAME = FRAME_SHIFT * SUBSAMPLING  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +145,7 @@ def align_set(
             tokens = token_spans(path, tokenizer.tokens, ENCODER_FRAME)
             starts = [tokenizer.word_starts[t] for t in path.tokens]
             words = word_spans(tokens, starts, text.split())
-            seconds = max(float(batch.input_lens[i]) / 16000, int(lens[i]) * ENCODER_FRAME)
+            seconds = max(float(batch.input_lens[i]) / SAMPLING_RATE, int(lens[i]) * ENCODER_FRAME)
             found.append(Aligned(name, words, tokens, seconds))
     place = {name: number for number, name in enumerate(audio.files)}
     return sorted(found, key=lambda a: (place.get(a.id), a.id)), left_out

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.geometry import RECEPTIVE_FIELD
 from xlsr_transducer.core.options import option
 from xlsr_transducer.jit_pretrained import ScriptOptions, load_transducer
 from xlsr_transducer.recognition.exported import Recogniser, run, tokens_beside
 
 FRAME = 160  # samples: chunk_size and pad_length count 20 ms and 10 ms
-SHORTEST = 400  # samples that give a frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ def windows(wave: Tensor, chunk_size: int, pad_length: int) -> Iterator[tuple[Te
     """What a streaming encoder takes, one after the other: (n,), and how much of it is valid."""
     shift = 2 * chunk_size * FRAME
     size = shift + pad_length * FRAME
-    for start in range(0, len(wave) - SHORTEST + 1, shift):
+    for start in range(0, len(wave) - RECEPTIVE_FIELD + 1, shift):
         window = wave[start : start + size]
         yield F.pad(window, (0, size - len(window))), len(window)
 

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, add_options, from_args, str2bool
 from xlsr_transducer.data.audio import read_audio
@@ -32,7 +33,7 @@ from xlsr_transducer.recognition.decoding import (
 )
 from xlsr_transducer.recognition.latency import LatencyReport
 from xlsr_transducer.recognition.scoring import format_table
-from xlsr_transducer.recognition.streaming import SAMPLING_RATE, Stream, StreamPool
+from xlsr_transducer.recognition.streaming import Stream, StreamPool
 from xlsr_transducer.search import BiasOptions, SearchOptions, make_search
 
 

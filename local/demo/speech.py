@@ -17,9 +17,8 @@ from local.demo.espeak import Speech, Synthesizer
 from local.demo.make_corpus import SEEN_VOICES, UNSEEN_VOICES, grammar_words, record
 from local.demo.words import WORDS
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import HOP, RECEPTIVE_FIELD, SAMPLING_RATE
 
-SAMPLING_RATE = 16000
-HOP, RECEPTIVE_FIELD = 320, 400
 VOICES = SEEN_VOICES + (
     "et+m5", "et+m6", "et+m8", "et+f4", "et+Annie", "et+Andy", "et+Alex", "et+Denis", "et+Hugo",
     "et+Mario", "et+Michael", "et+Mike", "et+belinda", "et+steph", "et+victor", "et+zac",

@@ -17,7 +17,7 @@ from xlsr_transducer.align import write_alignments
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import locked, replacing, write_bytes, write_text
 from xlsr_transducer.core.logs import LogFile, save_settings
-from xlsr_transducer.data.features import FeatureInfo
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.recognition.scoring import write_results
 from xlsr_transducer.training.metrics import append_history, plot_history
 

@@ -14,7 +14,6 @@ from tests.support.tiny_recipe import run_train
 from xlsr_transducer import decode, streaming_decode
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.tensor_files import load_verified, save_atomically
-from xlsr_transducer.data.features import FeatureInfo
 from xlsr_transducer.model.checkpoint import (
     CheckpointOptions,
     load_model,
@@ -24,6 +23,7 @@ from xlsr_transducer.model.checkpoint import (
 )
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import StreamingOptions, check_features
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
 
 STREAMING = ["--streaming=1", "--chunk-size=16", "--left-context-chunks=1",

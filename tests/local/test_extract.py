@@ -16,7 +16,8 @@ from local.demo.make_toy_xlsr import make_random
 from local.extract_shard import make_batches
 from tests.support.noise_corpus import LENGTHS, TINY, WIDTH, extract, write_split
 from xlsr_transducer.data.audio import read_audio
-from xlsr_transducer.data.features import FeatureInfo, find_features, load_feature_cuts
+from xlsr_transducer.data.features import find_features, load_feature_cuts
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
 

@@ -21,7 +21,8 @@ from local.demo.make_toy_xlsr import make_random
 from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz
 from tests.support.noise_corpus import LENGTHS, TINY, extract, make_cut, write_split
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.features import FeatureInfo, find_features, load_feature_cuts
+from xlsr_transducer.data.features import find_features, load_feature_cuts
+from xlsr_transducer.model.feature_info import FeatureInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_SHARDS = """

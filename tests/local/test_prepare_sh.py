@@ -17,8 +17,8 @@ import soundfile
 from local import validate_manifests
 from local.manifests import JsonlGzWriter, read_jsonl_gz
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.features import FeatureInfo
 from xlsr_transducer.data.sources import cuts_digest, note_source, text_digest
+from xlsr_transducer.model.feature_info import FeatureInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 

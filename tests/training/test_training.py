@@ -328,7 +328,7 @@ def test_the_schedules_span_all_training_splits_and_say_when_a_resumed_training_
     lang_dir = f"--lang-dir={find_lang_dir(corpus)}"  # that of ``data`` is of one split's text
     run_train(data, exp, "--num-epochs=1", lang_dir)
     module = data_module(corpus)
-    seconds = sum(module.summary(split).seconds for split in ("train", "val"))
+    seconds = sum(module.summary([split]).seconds for split in ("train", "val"))
     progress = read_checkpoint(exp / "epoch-1.pt")["progress"]
     assert progress["total_seconds"] == pytest.approx(seconds)
     assert progress["seconds"] == pytest.approx(seconds)
@@ -380,7 +380,7 @@ def test_batches_repeat_for_a_seed_and_resume_after_those_seen(corpus: Path) -> 
     assert ids == [b.ids for b in data.train_loader(["train"], epoch=3, seed=1)]
     assert ids[2:] == [b.ids for b in data.train_loader(["train"], epoch=3, seed=1, skip=2)]
     assert ids != [b.ids for b in data.train_loader(["train"], epoch=4, seed=1)]
-    assert sorted(sum(ids, [])) == sorted(c.id for c in data.cuts("train"))
+    assert sorted(sum(ids, [])) == sorted(c.id for c in data.corpus(["train"]))
 
 
 def test_an_epoch_resumed_with_other_batch_options_takes_the_utterances_that_are_left_once(
@@ -393,7 +393,7 @@ def test_an_epoch_resumed_with_other_batch_options_takes_the_utterances_that_are
         add(self, batch)
 
     monkeypatch.setattr(Stepper, "add", noted)
-    everything = sorted(c.id for c in data_module(corpus).cuts("train"))
+    everything = sorted(c.id for c in data_module(corpus).corpus(["train"]))
     settings = [
         ("--max-duration=9",),
         ("--max-duration=4", "--num-buckets=3"),

@@ -15,7 +15,6 @@ from typing import Any, Callable, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from xlsr_transducer.core.errors import UserError
 
@@ -179,12 +178,6 @@ def shapes_only() -> contextlib.AbstractContextManager:
     if torch.__version__.startswith("1."):
         return contextlib.nullcontext()
     return torch.device("meta")
-
-
-def fit_sampler_to_lhotse() -> None:
-    """lhotse's samplers name no data source, which PyTorch 1 asks for and does not use."""
-    if torch.__version__.startswith("1."):
-        Sampler.__init__.__defaults__ = (None,)
 
 
 @contextlib.contextmanager

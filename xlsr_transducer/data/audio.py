@@ -17,8 +17,8 @@ from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 from lhotse.utils import compute_num_samples
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.audio_file import AudioProblem, decode, measure
-from xlsr_transducer.data.features import SAMPLING_RATE
 from xlsr_transducer.data.shar import with_audio
 
 # By default lhotse makes up to half a second of missing audio from reflected samples.

@@ -19,9 +19,9 @@ import scipy.signal
 import soundfile
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.mp3 import without_length
 
-SAMPLING_RATE = 16000
 _BLOCK = 1 << 16  # frames decoded at a time
 _UNKNOWN_LENGTH = 1 << 62  # libsndfile's number of frames is larger where there is none to know
 

@@ -1,8 +1,8 @@
 """Augmentation of the training data: of the waveform, or of stored features.
 
 Every draw comes from the seed, the epoch and the utterance's id, so that workers, processes
-and restarts change nothing. The signal processing is lhotse's. Letters: n samples, T frames,
-D width.
+and restarts change nothing. The plan of the epoch draws speeds, as batches depend on them. The
+signal processing is lhotse's. Letters: n samples, T frames, D width.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import importlib.util
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,9 @@ from lhotse.cut import Cut
 from lhotse.dataset import SpecAugment
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.audio import cut_of_file, read_audio
-from xlsr_transducer.data.features import SAMPLING_RATE
 
 SPEEDS = (0.9, 1.0, 1.1)
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph")
@@ -131,17 +131,6 @@ class Augmenter:
 
     def _rng(self, purpose: str, cut: Cut) -> random.Random:
         return random.Random(f"{purpose} {self.seed} {self.epoch} {cut.id}")
-
-    def change_speed(self, cut: Cut, is_fit: Callable[[Cut], bool]) -> Cut:
-        """The cut at its speed in this epoch, its duration changed, its text and id not.
-
-        A cut that would be too long or too short for training that way keeps its speed.
-        """
-        if not self.options.speed_perturb:
-            return cut
-        speed = self._rng("speed", cut).choice(SPEEDS)
-        changed = cut.perturb_speed(speed, affix_id=False) if speed != 1.0 else cut
-        return changed if is_fit(changed) else cut
 
     def __call__(self, cut: Cut, values: np.ndarray) -> np.ndarray:
         """The samples (n,) or features (T, D) of a cut, in the same shape, as float32.

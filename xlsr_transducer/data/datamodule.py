@@ -1,60 +1,38 @@
-"""Batches for training and validation: cuts with features or audio, bucketed by duration.
-
-Letters: N utterances, T frames, n samples, D width of the features, U tokens.
-"""
+"""The loaders of a corpus: an index of each manifest, a plan of each epoch, its batches."""
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import dataclasses
+import hashlib
+import json
 import logging
+import os
+import shutil
 import signal
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from itertools import islice
-from operator import eq
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
-from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
-from lhotse.dataset.sampling.base import CutSampler
-from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from xlsr_transducer.core.compat import fit_sampler_to_lhotse
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.files import write_text
+from xlsr_transducer.core.files import UNFINISHED, alone_in, disk_errors_named, write_text
+from xlsr_transducer.core.geometry import encoder_frames
 from xlsr_transducer.core.options import Options, option
-from xlsr_transducer.data.audio import audio_duration, read_audio
-from xlsr_transducer.data.augment import Augmenter, AugmentOptions
-from xlsr_transducer.data.bounds import Bounded, FramesTokensConstraint, largest
-from xlsr_transducer.data.cuts import load_cuts
-from xlsr_transducer.data.features import (
-    cuts_path,
-    load_feature_cuts,
-    read_features,
-    without_features,
-)
-from xlsr_transducer.data.flaws import Unread, encoder_frames, flaw
-from xlsr_transducer.data.order import Shuffled
-from xlsr_transducer.data.steps import Deal, Place, Turns, num_tokens
+from xlsr_transducer.data.augment import SPEEDS, Augmenter, AugmentOptions
+from xlsr_transducer.data.batches import Batch, Cuts, SpeechDataset
+from xlsr_transducer.data.features import present_cuts, without_features
+from xlsr_transducer.data.index import Corpus, open_index
+from xlsr_transducer.data.plan import Plan, PlanOptions, Utterances, fixed_plan, make_plan
+from xlsr_transducer.data.steps import Place, Planned, Share
 from xlsr_transducer.data.tokenizer import Tokenizer
 
-fit_sampler_to_lhotse()
-DECIDE_BATCHES = (
-    "max_duration", "max_frames_tokens", "num_buckets", "min_utterance", "max_utterance"
-)  # fmt: skip
 PR_SET_PDEATHSIG = 1  # of Linux: a signal for this process when its parent has ended
-
-MOST_BUCKETS = 10_000  # and so many utterances show the durations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +40,9 @@ class DataOptions(Options):
     """Data."""
 
     data_dir: Path = option(Path("data"), "what prepare.sh and extract_features.sh wrote")
-    max_duration: float = option(200.0, "seconds of audio per batch", above=0)
+    max_duration: float = option(
+        200.0, "most seconds of audio per batch, padding included", above=0
+    )
     total_duration: float = option(
         0.0,
         "most seconds of audio per optimizer step, over all processes: so that any number of them "
@@ -72,7 +52,10 @@ class DataOptions(Options):
     max_frames_tokens: float = option(
         0.0, "bound on encoder frames x tokens of a padded batch, in millions; 0: none", at_least=0
     )
-    num_buckets: int = option(30, "buckets of similar duration", at_least=1, at_most=MOST_BUCKETS)
+    num_buckets: int = option(30, "buckets of similar duration", at_least=1, at_most=10_000)
+    group_batches: bool = option(
+        False, "batches of one group: a supervision's custom field `group`, or else its language"
+    )
     num_workers: int = option(2, "processes that read data", at_least=0, at_most=1024)
     min_utterance: float = option(
         0.1, "seconds; shorter utterances are left out of training", at_least=0
@@ -90,83 +73,27 @@ class DataOptions(Options):
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """A padded batch, longest utterance first."""
+class Names(Sequence):
+    """Ids of utterances, which are read from the manifest when they are asked for."""
 
-    inputs: Tensor  # (N, T, D) features or (N, n) samples
-    input_lens: Tensor  # (N,) int64
-    tokens: Tensor  # (N, U) int64, padded with 0, U >= 1
-    token_lens: Tensor  # (N,) int64
-    texts: list[str]
-    ids: list[str]
-    seconds: float  # of audio, without padding
-    skipped: list[Unread]  # utterances that could not be read
-    place: Place | None = None  # in the training
+    def __init__(self, corpus: Corpus, rows: np.ndarray):
+        self.corpus, self.rows = corpus, rows
 
-    def to(self, device: torch.device) -> Batch:
-        """The same with its tensors on ``device``."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in dataclasses.fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+    def __len__(self) -> int:
+        return len(self.rows)
 
-
-class SpeechDataset(Dataset):
-    """Maps the cuts of a batch, which the sampler chose, and its place to a ``Batch``."""
-
-    def __init__(self, from_waveform: bool, augmenter: Augmenter | None = None):
-        self.from_waveform, self.augmenter = from_waveform, augmenter
-
-    def __getitem__(self, item: tuple[CutSet, Place | None]) -> Batch:
-        """The batch; without utterances where none can be read."""
-        cuts, place = item
-        rows, kept, skipped = [], [], []
-        for cut in sorted(cuts, key=lambda c: -c.duration):
-            try:
-                rows.append(torch.from_numpy(self._read(cut)))
-                kept.append(cut)
-            except UserError as e:
-                skipped.append(Unread.because(cut.id, cut.supervisions[0].text, e))
-        if not kept:
-            return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped, place)
-        tokens = [
-            torch.tensor(c.supervisions[0].custom["tokens"], dtype=torch.int64) for c in kept
-        ]
-        return Batch(
-            inputs=_pad(rows).float(),
-            input_lens=torch.tensor([len(r) for r in rows]),
-            tokens=_pad([t if len(t) else torch.zeros(1, dtype=torch.int64) for t in tokens]),
-            token_lens=torch.tensor([len(t) for t in tokens]),
-            texts=[c.supervisions[0].text for c in kept],
-            ids=[c.id for c in kept],
-            seconds=sum(c.duration for c in kept),
-            skipped=skipped,
-            place=place,
-        )
-
-    def _read(self, cut: Cut) -> np.ndarray:
-        values = read_audio(cut) if self.from_waveform else read_features(cut)
-        return self.augmenter(cut, values) if self.augmenter else values
-
-
-def _is_left(cut: Cut, seen: frozenset[str]) -> bool:
-    return cut.id not in seen
-
-
-def _pad(rows: list[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    def __getitem__(self, which: Any) -> Any:
+        rows = self.rows[which]
+        return [self.corpus.id(row) for row in rows] if rows.ndim else self.corpus.id(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
-    """What one pass over a split's manifest found."""
+    """What the indexes of some splits tell."""
 
     utterances: int
     seconds: float
-    left_out: dict[str, list[str]]  # reason -> ids
+    left_out: dict[str, Sequence[str]]  # reason -> ids
 
     def write_left_out(self, path: Path) -> None:
         """Writes the table of all utterances that were left out."""
@@ -175,7 +102,7 @@ class SplitSummary:
 
 
 class Part(NamedTuple):
-    """Batches of an epoch that were formed with the same options."""
+    """Batches of an epoch that were planned with the same options."""
 
     options: dict[str, Any]  # as ``DataModule.batch_options`` gives them
     batches: int
@@ -191,98 +118,100 @@ class DataModule:
         tokenizer: Tokenizer,
         augment: AugmentOptions = AugmentOptions(),  # noqa: B008  frozen
         has_ctc: bool = False,
+        work_dir: Path | None = None,
     ):
         """
         Args:
           has_ctc: whether training has a CTC loss, which needs frames for blanks too.
+          work_dir: holds the plan that processes share, and indexes that the data folder cannot.
         """
-        self.options, self.has_ctc = options, has_ctc
+        self.options, self.has_ctc, self.work_dir = options, has_ctc, work_dir
         self.features = features
         self.tokenizer = tokenizer
         self.augmenter = Augmenter.make(augment, from_waveform=features is None)
+        self._corpora: dict[tuple[str, ...], Corpus] = {}
 
     def manifest(self, split: str) -> Path:
-        """The file that lists a split's cuts."""
-        if self.features:
-            return cuts_path(self.features, split)
-        return self.options.data_dir / "manifests" / f"cuts_{split}.jsonl.gz"
+        """Returns the file that lists a split's cuts.
 
-    def cuts(self, split: str) -> CutSet:
-        """The cuts of a split with their tokens, lazily, without those that none can use."""
-        return self._usable(self._all_cuts(split))
+        Raises:
+          UserError: there is none.
+        """
+        path = present_cuts(self.features or self.options.data_dir / "manifests", split)
+        if path.is_file():
+            return path
+        command = (
+            "./extract_features.sh again, it continues where it stopped"
+            if self.features
+            else "./prepare.sh, stages 1 and 2"
+        )
+        raise UserError(f"{path} is missing: run {command}")
 
-    def _usable(self, cuts: CutSet) -> CutSet:
-        return cuts.filter(self.is_sound).map(self.tokenized)
+    def corpus(self, splits: Sequence[str]) -> Corpus:
+        """Returns the utterances of some splits; their indexes are made if need be.
 
-    def _all_cuts(self, split: str) -> CutSet:
-        if self.features:
-            return load_feature_cuts(self.features, split)
-        path = self.manifest(split)
-        if not path.is_file():
-            raise UserError(f"{path}: no such manifest; run ./prepare.sh, stages 1 and 2")
-        return load_cuts(path)
+        Raises:
+          UserError: a manifest is missing or damaged.
+        """
+        key = tuple(splits)
+        if key not in self._corpora:
+            self._corpora[key] = Corpus(
+                [
+                    open_index(self.manifest(split), self.tokenizer, self.features, self.work_dir)
+                    for split in splits
+                ]
+            )
+        return self._corpora[key]
 
-    def is_sound(self, cut: Cut) -> bool:
-        return not flaw(cut, from_waveform=self.features is None)
-
-    def tokenized(self, cut: Cut) -> Cut:
-        """The cut with its tokens in ``supervision.custom["tokens"]``."""
-        supervision = cut.supervisions[0]
-        tokens = self.tokenizer.encode([supervision.text])[0]
-        supervision.custom = {**(supervision.custom or {}), "tokens": tokens}
-        return cut
-
-    def unfit(self, cut: Cut) -> str:
-        """Why a cut is left out of training; empty if it is not."""
-        o, seconds = self.options, audio_duration(cut)
-        if not o.min_utterance <= seconds <= o.max_utterance:
-            return f"not within {o.min_utterance:g} and {o.max_utterance:g} seconds"
-        frames = encoder_frames(seconds)
-        if num_tokens(cut) > frames:
-            return "more tokens than encoder frames"
-        tokens = cut.supervisions[0].custom["tokens"]
-        if self.has_ctc and len(tokens) + sum(map(eq, tokens, tokens[1:])) > frames:
-            return "more tokens than encoder frames, with the blanks of CTC between equal tokens"
-        return ""
-
-    def is_fit(self, cut: Cut) -> bool:
-        return not self.unfit(cut)
-
-    def summary(self, split: str, for_training: bool = True) -> SplitSummary:
-        """Counts a split, and logs what is left out, with the first ids.
+    def summary(self, splits: Sequence[str], for_training: bool = True) -> SplitSummary:
+        """Counts splits, and logs what is left out, with the first ids.
 
         Args:
           for_training: whether utterances that training cannot use are left out too.
 
         Raises:
-          UserError: the manifest cannot be read, or nothing of it can be used.
+          UserError: a manifest cannot be read, or nothing of it can be used.
         """
-        utterances, seconds = 0, 0.0
-        left_out: dict[str, list[str]] = {}
-        for cut in self._all_cuts(split):
-            reason = flaw(cut, from_waveform=self.features is None)
-            if for_training and not reason:
-                reason = self.unfit(self.tokenized(cut))
-            if reason:
-                left_out.setdefault(reason, []).append(cut.id)
-            else:
-                utterances += 1
-                seconds += cut.duration
-        if self.features:
+        corpus = self.corpus(splits)
+        u = corpus.utterances(self.has_ctc)
+        numbers, reasons = corpus.numbered("reasons")
+        left_out = {reason: numbers == i for i, reason in enumerate(reasons) if reason}
+        kept = u.usable
+        for reason, is_unfit in self._unfit(u) if for_training else ():
+            left_out[reason] = kept & is_unfit
+            kept = kept & ~is_unfit
+        names: dict[str, Sequence[str]] = {
+            reason: Names(corpus, np.flatnonzero(which))
+            for reason, which in left_out.items()
+            if which.any()
+        }
+        for split in splits if self.features else ():
             for reason, ids in without_features(self.features, split).items():
-                left_out.setdefault(reason, []).extend(ids)
-        for reason, ids in left_out.items():
+                names[reason] = [*names.get(reason, ()), *ids]
+        for reason, ids in names.items():
             logging.warning(
-                f"{split}: {len(ids)} utterances left out, {reason}: {', '.join(ids[:5])}"
-                + (", ..." if len(ids) > 5 else "")
+                f"{', '.join(splits)}: {len(ids)} utterances left out, {reason}: "
+                f"{', '.join(ids[:5])}" + (", ..." if len(ids) > 5 else "")
             )
-        if not utterances:
-            raise UserError(f"the {split} split has no usable utterance; see the warnings above")
-        return SplitSummary(utterances, seconds, left_out)
+        if not kept.any():
+            raise UserError(
+                f"{', '.join(splits)}: there is no usable utterance; see the warnings above"
+            )
+        return SplitSummary(int(kept.sum()), float(u.seconds[kept].sum()), names)
+
+    def _unfit(self, u: Utterances) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields why utterances are left out of training, and which, as (N,) bool."""
+        o, frames = self._plan_options(), encoder_frames(u.seconds)
+        span = f"not within {o.min_utterance:g} and {o.max_utterance:g} seconds"
+        yield span, ~o.fits(u.seconds)
+        yield "more tokens than encoder frames", u.tokens > frames
+        if self.has_ctc:
+            reason = "more tokens than encoder frames, with the blanks of CTC between equal tokens"
+            yield reason, u.needed > frames
 
     def train_loader(
         self,
-        splits: list[str],
+        splits: Sequence[str],
         epoch: int,
         seed: int,
         skip: int = 0,
@@ -293,112 +222,106 @@ class DataModule:
         """Shuffled batches of an epoch, the same for the same seed; this process's share of them.
 
         Args:
-          skip: batches of the epoch that were trained on before, not read again.
-          earlier: where its first batches were formed with other options: the rest of the epoch's
-            utterances are batched, and ``skip`` counts these batches too.
+          skip: batches of the epoch that were trained on before.
+          earlier: where its first batches were planned with other options: the rest of the epoch's
+            utterances are planned anew, and ``skip`` counts these batches too.
         """
-        augmenter = self.augmenter.at(seed, epoch)
-        batches = self._train_batches(splits, augmenter, self._seen(earlier, epoch))
+        plan = self._train_plan(splits, epoch, seed, earlier, is_shared=world_size > 1)
         first = sum(part.batches for part in earlier)
-        turns = Turns(batches, self.options.total_duration, rank, world_size, skip - first, first)
-        return self._loader(turns, augmenter)
+        total = self.options.total_duration
+        share = Share(plan, total, rank, world_size, skip - first, first)
+        return self._loader(share, self.corpus(splits), self.augmenter.at(seed, epoch))
 
-    def batch_options(self, splits: list[str], seed: int) -> dict[str, Any]:
-        """All that decides which batches an epoch has, as plain values."""
-        values = {name: getattr(self.options, name) for name in DECIDE_BATCHES}
-        speed_perturb = self.augmenter.options.speed_perturb
-        return {"splits": splits, "seed": seed, "speed_perturb": speed_perturb, **values}
+    def batch_options(self, splits: Sequence[str], seed: int) -> dict[str, Any]:
+        """Returns all that decides which batches an epoch has, as plain values."""
+        options = dataclasses.asdict(self._plan_options())
+        options["speeds"] = list(options["speeds"])
+        digests = [index.digest for index in self.corpus(splits).indexes]
+        return {"seed": seed, **options, "manifests": dict(zip(splits, digests))}
 
-    def _seen(self, parts: Sequence[Part], epoch: int) -> frozenset[str]:
-        """The ids of the utterances in an epoch's first batches, which are formed once more."""
-        seen: frozenset[str] = frozenset()
-        for part in parts:
-            o, then = part.options, copy.copy(self)
-            then.options = dataclasses.replace(self.options, **{n: o[n] for n in DECIDE_BATCHES})
-            augment = AugmentOptions(speed_perturb=o["speed_perturb"])
-            augmenter = dataclasses.replace(self.augmenter, options=augment).at(o["seed"], epoch)
-            batches = then._train_batches(o["splits"], augmenter, seen)
-            seen |= {cut.id for batch in islice(batches, part.batches) for cut in batch}
-        return seen
-
-    def largest_batches(self, splits: list[str], epoch: int, seed: int) -> Iterator[Batch]:
-        """The batches of an epoch that need the most memory, chosen by a sampler of their own."""
+    def largest_batches(self, splits: Sequence[str], epoch: int, seed: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch that need the most memory."""
+        plan = self._train_plan(splits, epoch, seed)
         augmenter = self.augmenter.at(seed, epoch)
-        dataset = SpeechDataset(self.features is None, augmenter)
-        for cuts in largest(self._train_batches(splits, augmenter)):
-            tokens = sum(num_tokens(cut) for cut in cuts)
-            yield dataset[cuts, Place(0, 1, tokens, is_last=True)]
+        dataset = self._dataset(self.corpus(splits), augmenter)
+        for k in plan.largest():
+            yield dataset[Planned(*plan.batch(k), Place(0, 1, int(plan.tokens[k]), is_last=True))]
 
-    def _train_batches(
-        self, splits: list[str], augmenter: Augmenter, without: frozenset[str] = frozenset()
-    ) -> Iterable[CutSet]:
-        """The batches of an epoch, of the utterances whose ids are not in ``without``."""
-        manifests = [self.manifest(split) for split in splits]
-        cuts = CutSet(Shuffled(manifests, augmenter.seed, augmenter.epoch))
-        if self.features:
-            cuts = cuts.with_features_path_prefix(self.features)
-        if without:
-            cuts = cuts.filter(partial(_is_left, seen=without))
-        cuts = self._usable(cuts).filter(self.is_fit)
-        cuts = cuts.map(partial(augmenter.change_speed, is_fit=self.is_fit))
-        return self._batches(cuts, shuffle=True, seed=augmenter.seed, epoch=augmenter.epoch)
+    def _plan_options(self) -> PlanOptions:
+        names = {f.name for f in dataclasses.fields(PlanOptions)} - {"speeds"}
+        speeds = SPEEDS if self.augmenter.options.speed_perturb else (1.0,)
+        return PlanOptions(**{name: getattr(self.options, name) for name in names}, speeds=speeds)
 
-    def valid_loader(self, splits: list[str], rank: int = 0, world_size: int = 1) -> DataLoader:
+    def _train_plan(
+        self,
+        splits: Sequence[str],
+        epoch: int,
+        seed: int,
+        earlier: Sequence[Part] = (),
+        is_shared: bool = False,
+    ) -> Plan:
+        """Plans an epoch; ``is_shared``: one process does, the others map its plan into memory."""
+        if not (is_shared and self.work_dir):
+            return self._new_plan(splits, epoch, seed, earlier)
+        about = [self.batch_options(splits, seed), epoch, self.has_ctc, list(earlier)]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        folder = self.work_dir / f"plan-{key}"
+        with disk_errors_named(folder), alone_in(self.work_dir):
+            if not folder.is_dir():
+                for old in self.work_dir.glob("plan-*"):
+                    shutil.rmtree(old)
+                unfinished = folder.with_name(folder.name + UNFINISHED)
+                unfinished.mkdir()
+                self._new_plan(splits, epoch, seed, earlier).save(unfinished)
+                os.replace(unfinished, folder)
+            return Plan.load(folder)
+
+    def _new_plan(
+        self, splits: Sequence[str], epoch: int, seed: int, earlier: Sequence[Part]
+    ) -> Plan:
+        utterances = self.corpus(splits).utterances(self.has_ctc)
+        seen = np.zeros(0, dtype=np.int32)
+        for part in earlier:
+            values = {k: v for k, v in part.options.items() if k not in ("seed", "manifests")}
+            options = PlanOptions(**{**values, "speeds": tuple(values["speeds"])})
+            plan = make_plan(utterances, options, part.options["seed"], epoch, seen)
+            seen = np.append(seen, plan.rows[: plan.num_rows(part.batches)])
+        return make_plan(utterances, self._plan_options(), seed, epoch, seen)
+
+    def valid_loader(
+        self, splits: Sequence[str], rank: int = 0, world_size: int = 1
+    ) -> DataLoader:
         """All utterances of the splits, in a fixed order; this process's share of them."""
-        return self._loader(Deal(self._batches(self._joined(splits)), rank, world_size))
+        corpus = self.corpus(splits)
+        plan = fixed_plan(corpus.utterances(self.has_ctc), self._plan_options())
+        return self._loader(_shared_out(plan, rank, world_size), corpus)
 
     def fixed_loader(self, cuts: CutSet) -> DataLoader:
-        """All utterances of ``cuts``, which must carry tokens, in a fixed order."""
-        return self._loader(Deal(self._batches(cuts)))
+        """All utterances of ``cuts``, in a fixed order."""
+        in_memory = list(cuts)
+        utterances = Utterances.plain(np.array([cut.duration for cut in in_memory]))
+        plan = fixed_plan(utterances, self._plan_options())
+        return self._loader(_shared_out(plan), in_memory)
 
-    def _joined(self, splits: list[str]) -> CutSet:
-        cuts = self.cuts(splits[0])
-        for split in splits[1:]:
-            cuts = cuts + self.cuts(split)
-        return cuts
+    def _dataset(self, cuts: Cuts, augmenter: Augmenter | None = None) -> SpeechDataset:
+        return SpeechDataset(cuts, self.tokenizer, self.features is None, augmenter)
 
-    def _batches(
-        self, cuts: CutSet, shuffle: bool = False, seed: int = 0, epoch: int = 0
-    ) -> Iterable[CutSet]:
-        sampler = self._sampler(cuts, shuffle, seed)
-        sampler.set_epoch(epoch)
-        most = self.options.max_frames_tokens
-        return Bounded(sampler, most) if most > 0 else sampler
-
-    def _sampler(self, cuts: CutSet, shuffle: bool, seed: int) -> CutSampler:
-        o = self.options
-        # lhotse must not deal the batches to the processes: that is done where steps are formed.
-        whole = {"rank": 0, "world_size": 1}
-        limit: dict = {"max_duration": o.max_duration}
-        if o.max_frames_tokens > 0:
-            limit = {
-                "constraint": FramesTokensConstraint(
-                    max_duration=o.max_duration, max_frames_tokens=o.max_frames_tokens
-                )
-            }
-        # Files named on the command line are few: no need to read them lazily.
-        warnings.filterwarnings("ignore", message=".*eagerly read CutSet")
-        # lhotse wants at least two buckets, and at least as many cuts as buckets.
-        num_buckets = sum(1 for _ in islice(cuts, o.num_buckets))
-        bins = []
-        if num_buckets >= 2:
-            first = islice(cuts, MOST_BUCKETS)
-            bins = estimate_duration_buckets(first, num_buckets, limit.get("constraint"))
-        if not bins:  # one bucket, such as of a few cuts of which one is long
-            return DynamicCutSampler(cuts, shuffle=shuffle, seed=seed, **limit, **whole)
-        return DynamicBucketingSampler(
-            cuts, duration_bins=bins, shuffle=shuffle, seed=seed, **limit, **whole
-        )
-
-    def _loader(self, batches: Turns | Deal, augmenter: Augmenter | None = None) -> DataLoader:
+    def _loader(
+        self, batches: Iterable[Planned], cuts: Cuts, augmenter: Augmenter | None = None
+    ) -> DataLoader:
         return DataLoader(
-            SpeechDataset(self.features is None, augmenter),
+            self._dataset(cuts, augmenter),
             sampler=batches,
             batch_size=None,
             num_workers=self.options.num_workers,
             generator=torch.Generator(),  # leave the global one alone
             worker_init_fn=_belong_to_the_parent,
         )
+
+
+def _shared_out(plan: Plan, rank: int = 0, world_size: int = 1) -> list[Planned]:
+    """Returns a process's share of batches that form no steps."""
+    return [Planned(*plan.batch(k)) for k in range(rank, len(plan), world_size)]
 
 
 def _belong_to_the_parent(worker: int) -> None:

@@ -1,14 +1,14 @@
-"""Stored features: what they are, where they lie, how they are read.
+"""Stored features: where they lie and how they are read.
 
-DATA/features/NAME/ holds features.json (a ``FeatureInfo``), cuts_SPLIT.jsonl.gz (lhotse
-cuts of 16 kHz recordings with features attached) and SPLIT/shard_NNNNN/ with the arrays.
+DATA/features/NAME/ holds features.json (a ``model.feature_info.FeatureInfo``),
+cuts_SPLIT.jsonl.gz (lhotse cuts of 16 kHz recordings with features attached) and
+SPLIT/shard_NNNNN/ with the arrays.
 A cut lasts as long as its frames, 20 ms each; its audio goes on for 5 to 25 ms more, which
 is less than another frame needs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,113 +16,63 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.files import write_text
-from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.normalize import check_mode
 
 if TYPE_CHECKING:
     from lhotse import CutSet
     from lhotse.cut import Cut
 
-SAMPLING_RATE = 16000
-FRAME_SHIFT = 0.02  # seconds
 INFO_FILE = "features.json"
 # Tables KIND_SPLIT.tsv of the utterances without features.
 OMISSIONS = {"short": "too short for a frame", "unreadable": "its audio could not be read"}
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureInfo:
-    """How features were made: everything that decides their numbers.
+def read_info(folder: Path) -> dict[str, Any]:
+    """Reads features.json: how the features of a folder were made.
 
     Raises:
-      UserError: settings that contradict each other.
+      UserError: it is missing or damaged.
     """
-
-    xlsr: str  # a Hugging Face name, or an absolute path
-    sha256: str  # of the file with the weights
-    cut: str  # frontend, a layer's number, or last
-    normalize: str
-    feature_dim: int
-    chunk: ChunkSettings = ChunkSettings()  # noqa: RUF009  frozen
-    dtype: str = "float16"
-    extractor: str = "transformers"
-
-    def __post_init__(self) -> None:
-        check_mode(self.normalize)
-        if self.chunk.is_full_context:
-            return
-        self.chunk.require_consistent()
-        check_mode(self.normalize, streaming=True)
-        if self.cut == "frontend":
-            raise UserError(
-                f"--chunk-size {self.chunk.chunk_size} has no effect at --cut frontend, where a "
-                "frame sees 25 ms and no more: leave it out; the features serve every chunk size"
-            )
-
-    @property
-    def name(self) -> str:
-        """The usual name of the folder, such as ``12-cumulative-chunk-16-left-2-sink-4``."""
-        parts = [self.cut, self.normalize]
-        if not self.chunk.is_full_context:
-            parts.append(self.chunk.describe())
-        if self.extractor != "transformers":
-            parts.append(self.extractor)
-        return "-".join(parts)
-
-    def differences(self, other: FeatureInfo) -> list[str]:
-        """``["cut: frontend and 12", ...]``: where ``self`` and ``other`` differ.
-
-        The place of the checkpoint does not count, its content does.
-        """
-        mine, theirs = _to_dict(self), _to_dict(other)
-        keys = [key for key in mine if key != "xlsr" and mine[key] != theirs[key]]
-        return [f"{key}: {mine[key]} and {theirs[key]}" for key in keys]
-
-    def command(self) -> str:
-        """The command that makes such features, without the folder."""
-        words = ["./extract_features.sh", "--xlsr", self.xlsr, "--cut", self.cut]
-        words += ["--normalize", self.normalize]
-        if not self.chunk.is_full_context:
-            size, left, sink = dataclasses.astuple(self.chunk)
-            words += ["--chunk-size", size, "--left-context-chunks", left]
-            words += ["--attention-sink-size", sink]
-        if self.extractor != "transformers":
-            words += ["--extractor", self.extractor]
-        return " ".join(map(str, words))
-
-    def save(self, folder: Path) -> None:
-        """Writes features.json."""
-        write_text(folder / INFO_FILE, json.dumps(_to_dict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> FeatureInfo:
-        """Reads features.json.
-
-        Raises:
-          UserError: it is missing or damaged.
-        """
-        path = folder / INFO_FILE
-        if not path.is_file():
-            raise UserError(f"{path} is missing: make the features with ./extract_features.sh")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**values, "chunk": ChunkSettings(**values["chunk"])})
-        except UserError as e:
-            raise UserError(f"{path}: {e}") from e
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(
-                f"{path} is damaged ({e}); remove {folder} and run ./extract_features.sh again"
-            ) from e
+    path = folder / INFO_FILE
+    if not path.is_file():
+        raise UserError(f"{path} is missing: make the features with ./extract_features.sh")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        extraction_command(values)
+        return values
+    except (ValueError, KeyError, TypeError) as e:
+        raise damaged_info(folder, e) from e
 
 
-def _to_dict(info: FeatureInfo) -> dict[str, Any]:
-    return dataclasses.asdict(info)
+def damaged_info(folder: Path, error: Exception) -> UserError:
+    """Returns the error of a features.json that is not understood."""
+    return UserError(
+        f"{folder / INFO_FILE} is damaged ({error}); remove {folder} and run "
+        "./extract_features.sh again"
+    )
+
+
+def extraction_command(info: dict[str, Any]) -> str:
+    """Returns the command that makes features as features.json describes, without the folder."""
+    words = ["./extract_features.sh", "--xlsr", info["xlsr"], "--cut", info["cut"]]
+    words += ["--normalize", info["normalize"]]
+    if info["chunk"]["chunk_size"] != -1:
+        for name, value in info["chunk"].items():
+            words += ["--" + name.replace("_", "-"), value]
+    if info["extractor"] != "transformers":
+        words += ["--extractor", info["extractor"]]
+    return " ".join(map(str, words))
 
 
 def cuts_path(folder: Path, split: str) -> Path:
     """The manifest of a split, which is there when the split is complete."""
     return folder / f"cuts_{split}.jsonl.gz"
+
+
+def present_cuts(folder: Path, split: str) -> Path:
+    """The manifest of a split that is read: a plain ``.jsonl`` where there is no other."""
+    path = cuts_path(folder, split)
+    plain = path.with_suffix("")
+    return plain if plain.is_file() and not path.is_file() else path
 
 
 def find_features(data_dir: Path, name: str | None = None) -> Path:

@@ -11,13 +11,8 @@ from typing import NamedTuple
 
 from lhotse import MonoCut
 from lhotse.cut import Cut
-from lhotse.utils import compute_num_samples
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.features import SAMPLING_RATE
-from xlsr_transducer.model.chunking import SUBSAMPLING
-
-RECEPTIVE_FIELD, HOP = 400, 320  # samples at 16 kHz: XLSR's convolutions
 
 # What lhotse raises for a file that is not JSON lines, or not of cuts, or not all there.
 _DAMAGE = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError, AssertionError)
@@ -67,12 +62,6 @@ def input_flaw(cut: Cut, from_waveform: bool) -> str:
     if not from_waveform and not cut.has_features:
         return "there are no features"
     return ""
-
-
-def encoder_frames(seconds: float) -> int:
-    """Frames of 40 ms of the encoder's output for this much audio."""
-    xlsr_frames = (compute_num_samples(seconds, SAMPLING_RATE) - RECEPTIVE_FIELD) // HOP + 1
-    return max(-(-xlsr_frames // SUBSAMPLING), 0)
 
 
 def _is_number(value: object) -> bool:

@@ -2,8 +2,8 @@
 
 ``local.make_shar`` writes them, and manifests that say where in which tar file each utterance
 lies: ``tar_member`` features, and recordings whose source is of type ``shar``. So batches are
-drawn from the manifests as ever, the same ones for every number of processes, and each process
-reads of the tar files what its own batches need, by position. Nothing else knows of Shar.
+planned from the manifests as ever, and each process reads of the tar files what its own batches
+need, by position. The plan takes a few tar files at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Optional
 
 import numpy as np
 from lhotse import AudioSource, Recording
+from lhotse.cut import Cut
 from lhotse.features.io import FeaturesReader, register_reader
 from lhotse.utils import fastcopy
 
@@ -59,6 +60,14 @@ class TarMember(FeaturesReader):
         """Frames of one utterance."""
         values = np.load(io.BytesIO(read_member(self.storage_path, key)), allow_pickle=False)
         return values[left_offset_frames:right_offset_frames]
+
+
+def tar_of(cut: Cut) -> str:
+    """Returns the tar file that holds a cut's features or audio; empty if none does."""
+    if cut.has_features and cut.features.storage_type == FEATURES_TYPE:
+        return cut.features.storage_path
+    sources = cut.recording.sources if cut.has_recording else []
+    return sources[0].source.rsplit(":", 2)[0] if sources and sources[0].type == "shar" else ""
 
 
 def source_in_tar(tar: Path, place: str) -> AudioSource:

@@ -9,39 +9,70 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.files import write_text
-from xlsr_transducer.data.features import FeatureInfo, cuts_path
+from xlsr_transducer.core.files import alone_in, disk_errors_named, write_text
+from xlsr_transducer.data.features import (
+    cuts_path,
+    extraction_command,
+    present_cuts,
+    read_info,
+)
 from xlsr_transducer.data.flaws import damage_named
 from xlsr_transducer.data.splits import load_splits
 
 SOURCES_FILE = "sources.json"  # name of a file beside it -> digest of its source
+DIGESTS_FILE = "digests.json"  # beside manifests: their digests, and of which files
 
 
 def cuts_digest(manifest: Path) -> str:
     """A digest of a manifest's utterances in their order: ids, times and texts, but no paths."""
-    digest = hashlib.sha256()
-    for cut in _read(manifest):
-        times = [cut.get("id"), cut.get("start"), cut.get("duration")]
-        digest.update(json.dumps([*times, _texts(cut)]).encode())
-    return digest.hexdigest()
+    return _noted(manifest.name, [manifest], utterance_bytes)
+
+
+def utterance_bytes(cut: dict) -> bytes:
+    """Returns what tells an utterance from another: id, times and text, but no paths."""
+    times = [cut["id"], cut.get("start"), cut.get("duration")]
+    return json.dumps([*times, _texts(cut)]).encode()
 
 
 def text_digest(data_dir: Path) -> str:
     """A digest of the training text, in its order."""
+    folder = data_dir / "manifests"
+    manifests = [present_cuts(folder, split) for split in load_splits(data_dir)["train"]]
+    return _noted("training text", manifests, lambda cut: json.dumps(_texts(cut)).encode())
+
+
+def _noted(key: str, manifests: list[Path], part: Callable[[dict], bytes]) -> str:
+    """Returns a digest of the cuts of manifests, which is noted beside them: ten million lines are
+    read once, and not by every process that asks."""
+    files = []
+    for manifest in manifests:
+        with damage_named(manifest):
+            stat = manifest.stat()
+        files.append([manifest.name, stat.st_size, stat.st_mtime_ns])
+    if not files or not os.access(manifests[0].parent, os.W_OK):
+        return _digest(manifests, part)
+    path = manifests[0].parent / DIGESTS_FILE
+    with disk_errors_named(path), alone_in(path.parent):
+        notes = _load(path)
+        if notes.get(key, {}).get("files") != files:
+            notes[key] = {"files": files, "digest": _digest(manifests, part)}
+            write_text(path, json.dumps(notes, indent=2) + "\n")
+        return notes[key]["digest"]
+
+
+def _digest(manifests: list[Path], part: Callable[[dict], bytes]) -> str:
     digest = hashlib.sha256()
-    for split in load_splits(data_dir)["train"]:
-        for cut in _read(data_dir / "manifests" / f"cuts_{split}.jsonl.gz"):
-            digest.update(json.dumps(_texts(cut)).encode())
+    for manifest in manifests:
+        opened = gzip.open if manifest.suffix == ".gz" else open
+        with damage_named(manifest), opened(manifest, "rb") as lines:
+            for line in lines:
+                digest.update(part(json.loads(line)))
     return digest.hexdigest()
-
-
-def _read(manifest: Path) -> Iterator[dict]:
-    with damage_named(manifest), gzip.open(manifest, "rb") as f:
-        yield from map(json.loads, f)
 
 
 def _texts(cut: dict) -> list[object]:
@@ -57,26 +88,29 @@ def note_source(folder: Path, name: str, digest: str) -> None:
 
 def load_sources(folder: Path) -> dict[str, str]:
     """The digests of a folder's sources by file; empty where nothing or nonsense is recorded."""
+    return _load(folder / SOURCES_FILE)
+
+
+def _load(path: Path) -> dict:
     try:
-        sources = json.loads((folder / SOURCES_FILE).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return sources if isinstance(sources, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def stale_features(folder: Path, data_dir: Path, split: str) -> str:
     """Returns why the features of a split must be made again; empty if they need not."""
-    manifest = data_dir / "manifests" / f"cuts_{split}.jsonl.gz"
+    manifest = present_cuts(data_dir / "manifests", split)
     name = cuts_path(folder, split).name
     if not manifest.is_file() or load_sources(folder).get(name) == cuts_digest(manifest):
         return ""
-    info = FeatureInfo.load(folder)
     if folder.resolve().parent != (data_dir / "features").resolve():
         command = "python -m local.make_shar again with another --out-dir"
     else:
         command = (
-            f"{info.command()} --data-dir {data_dir} --name {folder.name}, which computes only "
-            "what is new"
+            f"{extraction_command(read_info(folder))} --data-dir {data_dir} --name {folder.name}, "
+            "which computes only what is new"
         )
     return f"{folder / name} was not made from {manifest} as it is now: run {command}"
 

@@ -1,7 +1,7 @@
-"""From batches to optimizer steps: which batches form a step, and which process takes which.
+"""From planned batches to optimizer steps: which batches form a step, and who takes which.
 
-Every process walks through the same list of the epoch's batches and takes its own, so that the
-steps do not depend on the number of processes.
+Every process knows the whole plan, forms the same steps of it and takes its own batches, so that
+the steps do not depend on the number of processes.
 
 The tail policy: nothing is dropped and nothing repeated. The last step of an epoch takes what is
 left. A process that gets no batch of a step takes part with an empty one, so that all processes
@@ -11,16 +11,12 @@ make the same number of turns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from lhotse import CutSet
-from lhotse.cut import Cut
+import numpy as np
 
-
-def num_tokens(cut: Cut) -> int:
-    """Tokens of a cut's text, as ``DataModule.tokenized`` noted them."""
-    return len(cut.supervisions[0].custom["tokens"])
+from xlsr_transducer.data.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +29,39 @@ class Place:
     is_last: bool  # of its step, on this process
 
 
-class Turns:
-    """What one process reads in an epoch: its batches of each step, each with its place."""
+def step_ends(seconds: np.ndarray, total_duration: float, world_size: int) -> list[int]:
+    """Returns where optimizer steps end, in batches.
+
+    Args:
+      seconds: (B,) of audio in each batch.
+      total_duration: most seconds in a step (a batch that is longer is a step of its own); 0: a
+        step is one batch for each process.
+    """
+    ends, in_step, filled = [], 0, 0.0
+    for i, value in enumerate(seconds.tolist()):
+        is_full = filled + value > total_duration if total_duration > 0 else in_step >= world_size
+        if in_step and is_full:
+            ends.append(i)
+            in_step, filled = 0, 0.0
+        in_step, filled = in_step + 1, filled + value
+    return [*ends, len(seconds)] if in_step else ends
+
+
+class Planned(NamedTuple):
+    """A batch of a plan that is to be read."""
+
+    rows: np.ndarray  # (N,) of the corpus
+    speeds: np.ndarray  # (N,)
+    place: Place | None = None  # in the training
+
+
+class Share:
+    """What one process reads in an epoch: its batches of each step, in place of which it has an
+    empty one where the step has none left."""
 
     def __init__(
         self,
-        batches: Iterable[CutSet],
+        plan: Plan,
         total_duration: float,
         rank: int = 0,
         world_size: int = 1,
@@ -47,54 +70,22 @@ class Turns:
     ):
         """
         Args:
-          batches: of the whole epoch, the same on every process.
-          total_duration: most seconds of audio in a step (a batch that is longer is a step of
-            its own); 0: one batch for each process.
-          skip: batches that were trained on before.
-          first: the number in the epoch of the first of ``batches``.
+          total_duration: as in ``step_ends``.
+          skip: batches of the plan that were trained on before.
+          first: the number in the epoch of the plan's first batch.
         """
-        self.batches, self.total_duration, self.skip = batches, total_duration, skip
-        self.rank, self.world_size, self.first = rank, world_size, first
+        self.plan, self.skip, self.first = plan, skip, first
+        self.total_duration, self.rank, self.world_size = total_duration, rank, world_size
 
-    def steps(self) -> Iterator[list[CutSet]]:
-        """The batches of each step, over all processes."""
-        step: list[CutSet] = []
-        seconds = 0.0
-        for i, batch in enumerate(self.batches):
-            if i < self.skip:
-                continue
-            duration = sum(cut.duration for cut in batch)
-            if step and self._is_full(len(step), seconds + duration):
-                yield step
-                step, seconds = [], 0.0
-            step.append(batch)
-            seconds += duration
-        if step:
-            yield step
-
-    def _is_full(self, batches: int, seconds_with_next: float) -> bool:
-        if self.total_duration > 0:
-            return seconds_with_next > self.total_duration
-        return batches >= self.world_size
-
-    def __iter__(self) -> Iterator[tuple[CutSet, Place]]:
-        start = self.first + self.skip
-        for step in self.steps():
-            tokens = sum(num_tokens(cut) for batch in step for cut in batch)
-            turns = -(-len(step) // self.world_size)
-            for i in range(self.rank, turns * self.world_size, self.world_size):
-                is_last = i + self.world_size >= turns * self.world_size
-                place = Place(start + i, len(step), tokens, is_last)
-                yield step[i] if i < len(step) else CutSet.from_cuts([]), place
-            start += len(step)
-
-
-class Deal:
-    """Batches that form no steps, dealt to the processes in turn."""
-
-    def __init__(self, batches: Iterable[CutSet], rank: int = 0, world_size: int = 1):
-        self.batches, self.rank, self.world_size = batches, rank, world_size
-
-    def __iter__(self) -> Iterator[tuple[CutSet, None]]:
-        for batch in islice(self.batches, self.rank, None, self.world_size):
-            yield batch, None
+    def __iter__(self) -> Iterator[Planned]:
+        nothing = np.zeros(0, dtype=np.int32), np.zeros(0)
+        begin, world_size = self.skip, self.world_size
+        for end in step_ends(self.plan.seconds[self.skip :], self.total_duration, world_size):
+            end += self.skip
+            tokens = int(self.plan.tokens[begin:end].sum())
+            for turn in range(begin, end, world_size):
+                k = turn + self.rank
+                is_last = turn + world_size >= end
+                place = Place(self.first + k, end - begin, tokens, is_last)
+                yield Planned(*(self.plan.batch(k) if k < end else nothing), place)
+            begin = end

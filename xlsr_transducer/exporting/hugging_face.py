@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.model_card import model_card
 from xlsr_transducer.model.normalize import normalize_utterance
@@ -44,7 +45,7 @@ PREPROCESSOR_CONFIG = {
     "padding_side": "right",
     "padding_value": 0.0,
     "return_attention_mask": True,
-    "sampling_rate": 16000,
+    "sampling_rate": SAMPLING_RATE,
 }
 
 

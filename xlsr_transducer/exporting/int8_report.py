@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.exporting.formats import Job
@@ -33,7 +34,7 @@ class Validation:
 
     @property
     def seconds(self) -> float:
-        return sum(len(wave) for wave in self.waves) / 16000
+        return sum(len(wave) for wave in self.waves) / SAMPLING_RATE
 
 
 def load_validation(data_dir: Path) -> Validation:

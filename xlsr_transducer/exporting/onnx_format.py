@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import RECEPTIVE_FIELD, SAMPLING_RATE
 from xlsr_transducer.data.tokenizer import hash_of_tokens
 from xlsr_transducer.exporting import onnx_graphs as graphs
 from xlsr_transducer.exporting.formats import Artifact, Job
@@ -32,7 +33,6 @@ from xlsr_transducer.onnx_pretrained_streaming import load as load_streaming
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.onnx_models import (
     SEAL,
-    SHORTEST,
     digest,
     metadata,
     open_session,
@@ -114,7 +114,7 @@ def describe(job: Job) -> dict[str, Any]:
         "weights": job.name,
         "weights_sha256": weights.hexdigest(),
         "tokens_sha256": hash_of_tokens(job.loaded.tokenizer.tokens),
-        "sample_rate": 16000,
+        "sample_rate": SAMPLING_RATE,
         "normalize": config.features.normalize,
         "vocab_size": config.vocab_size,
         "context_size": model.decoder.context_size,
@@ -303,7 +303,7 @@ def run_whole(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     level, blank = float(about["level"]), int(about["blank_id"])
     outputs = []
     for wave in waves:
-        if len(wave) < SHORTEST:
+        if len(wave) < RECEPTIVE_FIELD:
             outputs.append(Output([], []))
             continue
         logits = session.run(None, {"x": (wave / level).unsqueeze(0).numpy()})[0]

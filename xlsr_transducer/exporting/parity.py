@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.compat import load_tensors, repeatable
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.exporting.formats import Artifact, Runner
 from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
@@ -47,7 +48,7 @@ def built_in_audio() -> list[Tensor]:
     """Tones and noise of several lengths, the same every time; (n,) samples each."""
     waves = []
     for seed, seconds in enumerate(BUILT_IN_SECONDS):
-        time = torch.arange(int(seconds * 16000), dtype=torch.float64) / 16000
+        time = torch.arange(int(seconds * SAMPLING_RATE), dtype=torch.float64) / SAMPLING_RATE
         noise = torch.randn(len(time), generator=torch.Generator().manual_seed(seed))
         level = 0.05 * (1.1 + torch.sin(2 * torch.pi * 1.7 * time))
         chirp = torch.sin(2 * torch.pi * (150 + 250 * time) * time)

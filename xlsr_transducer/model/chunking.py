@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import SUBSAMPLING
 
-SUBSAMPLING = 2  # XLSR frames per encoder frame
 BLOCK = 512  # keys that PyTorch's attention takes at a time on a CPU
 
 

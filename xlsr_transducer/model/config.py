@@ -9,9 +9,9 @@ from typing import Any
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Number, numbers_of, option
-from xlsr_transducer.data.features import FeatureInfo
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 

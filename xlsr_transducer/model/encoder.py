@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from xlsr_transducer.core.compat import gelu
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import SUBSAMPLING
 from xlsr_transducer.core.options import Options, option
-from xlsr_transducer.model.chunking import SUBSAMPLING, ChunkSettings, grow, roll, shrink
+from xlsr_transducer.model.chunking import ChunkSettings, grow, roll, shrink
 from xlsr_transducer.model.masking import draw_spans
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.state import EncoderState, with_cache

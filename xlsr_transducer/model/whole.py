@@ -17,9 +17,10 @@ from torch import nn
 
 from xlsr_transducer.core.compat import attend, attend_in_steps
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import HOP, SAMPLING_RATE
 
 CPU = torch.device("cpu")
-SAMPLES, FRAMES = 16000, 50  # per second of audio
+SAMPLES, FRAMES = SAMPLING_RATE, SAMPLING_RATE // HOP  # per second of audio
 BYTES_PER_SAMPLE = 60.0  # normalisation, in float64, and the layers
 BYTES_PER_CHANNEL = 2.6  # and sample: the first convolution, its norm and its activation
 MASK_BYTES = 6  # per pair of frames: the mask while it is made, and as attention takes it

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import HOP, RECEPTIVE_FIELD
 
 WAVEFORM = -2
 FRONTEND = -1
@@ -71,10 +72,10 @@ class XlsrConfig:
             raise UserError(f"{where}: conv_dim, conv_kernel and conv_stride differ in length")
         if self.feat_extract_norm not in ("layer", "group"):
             raise UserError(f"{where}: feat_extract_norm is {self.feat_extract_norm!r}")
-        if (self.hop, self.receptive_field) != (320, 400):
+        if (self.hop, self.receptive_field) != (HOP, RECEPTIVE_FIELD):
             raise UserError(
                 f"{where}: the convolutions have hop {self.hop} and receptive field "
-                f"{self.receptive_field}; XLSR has 320 and 400 samples"
+                f"{self.receptive_field}; XLSR has {HOP} and {RECEPTIVE_FIELD} samples"
             )
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"{where}: hidden_size is no multiple of num_attention_heads")

@@ -103,7 +103,7 @@ def batches(
     """Padded batches of waveforms, in a fixed order."""
     options = DataOptions(max_duration=max_duration, num_workers=num_workers)
     data = DataModule(options, None, tokenizer)
-    return data.fixed_loader(audio.cuts.map(data.tokenized))
+    return data.fixed_loader(audio.cuts)
 
 
 def decode_device() -> torch.device:

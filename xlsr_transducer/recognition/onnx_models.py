@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import RECEPTIVE_FIELD
 from xlsr_transducer.core.options import option
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
@@ -26,7 +27,6 @@ from xlsr_transducer.model.whole import WholeEncoder
 
 # A file's metadata ends with its own SHA-256, computed with zeros in its place.
 SEAL = b"\x0a\x06sha256\x12\x40"  # an entry of ONNX metadata: the key, and 64 characters to come
-SHORTEST = 400  # samples that make a frame
 DTYPES = {
     "tensor(float)": torch.float32,
     "tensor(float16)": torch.float16,
@@ -134,7 +134,7 @@ class OnnxEncoder(OnnxModule):
 
     def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
         """(N, n) samples, lengths (N,) -> (N, T, J), as the joiner takes it, lengths (N,)."""
-        missing = max(SHORTEST - x.shape[1], 0)
+        missing = max(RECEPTIVE_FIELD - x.shape[1], 0)
         out, lens = self.run(nn.functional.pad(x, (0, missing)), x_lens)
         return out, lens
 

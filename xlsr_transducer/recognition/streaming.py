@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.stream_buffer import AudioBuffer
 from xlsr_transducer.model.state import EncoderState, cat_states, select_states, state_bytes
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.search import Hypothesis, Search
 from xlsr_transducer.search.token_graph import TokenGraph
-
-SAMPLING_RATE = 16000
 
 
 @dataclasses.dataclass

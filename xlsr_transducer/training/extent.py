@@ -40,15 +40,9 @@ def summary_of(data: DataModule, splits: dict[str, list[str]]) -> SplitSummary:
     Raises:
       UserError: a manifest cannot be read, or nothing of it can be used.
     """
-    found = [data.summary(split) for split in splits["train"]]
     for split in splits["val"]:
-        data.summary(split, for_training=False)
-    left_out: dict[str, list[str]] = {}
-    for summary in found:
-        for reason, ids in summary.left_out.items():
-            left_out.setdefault(reason, []).extend(ids)
-    utterances, seconds = sum(s.utterances for s in found), sum(s.seconds for s in found)
-    return SplitSummary(utterances, seconds, left_out)
+        data.summary([split], for_training=False)
+    return data.summary(splits["train"])
 
 
 def seconds_of_step(options: DataOptions, world_size: int) -> float:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.core.files import replacing
-from xlsr_transducer.data.features import FRAME_SHIFT
+from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.loss.lattice import total_scores
-from xlsr_transducer.model.chunking import SUBSAMPLING
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.recognition.alignment import lattice_log_probs
 from xlsr_transducer.recognition.scoring import Transcript
@@ -87,7 +86,7 @@ def draw_lattice(lattice: Lattice, title: str, path: Path) -> Figure:
     from matplotlib.figure import Figure
 
     count, frames = lattice.occupation.shape
-    seconds = SUBSAMPLING * FRAME_SHIFT
+    seconds = ENCODER_FRAME
     height = min(max(2.5 + 0.16 * count, 4.0), 16.0)
     figure = Figure(figsize=(9, height), layout="tight")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[height - 1.8, 1.8])

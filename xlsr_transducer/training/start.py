@@ -10,10 +10,11 @@ import torch
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
-from xlsr_transducer.data.features import FeatureInfo, find_features
+from xlsr_transducer.data.features import find_features
 from xlsr_transducer.model.averaging import Weights
 from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, check_features
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2

@@ -50,14 +50,17 @@ class Progress:
         """Notes the options that decide the epoch's batches from here on.
 
         Returns:
-          the parts of the epoch before that were decided by others.
+          the parts of the epoch before that were planned with others.
+
+        Raises:
+          UserError: the epoch has begun, with another list of utterances.
         """
-        parts = self.parts
+        before = self.parts[-1]["options"] if self.parts else options
+        self._check_manifests(before.get("manifests", {}), options["manifests"])
         if self.batches == 0:
-            parts.clear()
-        if not parts or parts[-1]["options"] != options:
-            if parts:
-                before = parts[-1]["options"]
+            self.parts = []
+        if not self.parts or before != options:
+            if self.parts:
                 changed = [
                     f"{k} {before[k]} and {v}" for k, v in options.items() if v != before[k]
                 ]
@@ -66,9 +69,22 @@ class Progress:
                     f"{self.epoch}: {'; '.join(changed)}: the utterances that are left are "
                     "batched anew, each once"
                 )
-            parts.append({"options": options, "first": self.batches if parts else 0})
-        ends = [part["first"] for part in parts[1:]]
-        return [Part(p["options"], end - p["first"]) for p, end in zip(parts, ends)]
+            self.parts.append({"options": options, "first": self.batches if self.parts else 0})
+        ends = [part["first"] for part in self.parts[1:]]
+        return [Part(p["options"], end - p["first"]) for p, end in zip(self.parts, ends)]
+
+    def _check_manifests(self, before: dict[str, str], now: dict[str, str]) -> None:
+        changed = [split for split in {**before, **now} if before.get(split) != now.get(split)]
+        if not changed:
+            return
+        names = ", ".join(f"cuts_{split}" for split in changed)
+        if self.batches:
+            raise UserError(
+                f"{names}: this manifest has changed since the first {self.batches} batches of "
+                f"epoch {self.epoch} were trained on; put back the one from then, or begin the "
+                f"epoch again with --start-epoch {self.epoch} in place of --resume"
+            )
+        logging.info(f"epoch {self.epoch} has other data than the one before: {names}")
 
 
 @dataclasses.dataclass

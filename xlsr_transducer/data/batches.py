@@ -1,0 +1,104 @@
+"""Batches of training and decoding: utterances read, augmented, tokenised and padded.
+
+Letters: N utterances, T frames, n samples, D width of the features, U tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.data.audio import audio_duration, read_audio
+from xlsr_transducer.data.augment import Augmenter
+from xlsr_transducer.data.features import read_features
+from xlsr_transducer.data.flaws import Unread
+from xlsr_transducer.data.steps import Place, Planned
+from xlsr_transducer.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A padded batch, longest utterance first."""
+
+    inputs: Tensor  # (N, T, D) features or (N, n) samples
+    input_lens: Tensor  # (N,) int64
+    tokens: Tensor  # (N, U) int64, padded with 0, U >= 1
+    token_lens: Tensor  # (N,) int64
+    texts: list[str]
+    ids: list[str]
+    seconds: float  # of audio, without padding
+    skipped: list[Unread]  # utterances that could not be read
+    place: Place | None = None  # in the training
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on ``device``."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in dataclasses.fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+class Cuts(Protocol):
+    """What holds the utterances: a list of cuts, or a ``Corpus``."""
+
+    def __getitem__(self, row: int) -> Cut: ...
+
+
+def at_speed(cut: Cut, speed: float) -> Cut:
+    """Returns the cut at another speed: its duration changes, its text and id do not."""
+    return cut if speed == 1.0 else cut.perturb_speed(speed, affix_id=False)
+
+
+class SpeechDataset(Dataset):
+    """Reads planned batches. Only here do lines of a manifest become cuts, and texts tokens."""
+
+    def __init__(
+        self,
+        cuts: Cuts,
+        tokenizer: Tokenizer,
+        from_waveform: bool,
+        augmenter: Augmenter | None = None,
+    ):
+        self.cuts, self.tokenizer = cuts, tokenizer
+        self.from_waveform, self.augmenter = from_waveform, augmenter
+
+    def __getitem__(self, planned: Planned) -> Batch:
+        """Returns the batch; without utterances where none can be read."""
+        rows, kept, skipped = [], [], []
+        drawn = zip(planned.rows.tolist(), planned.speeds.tolist())
+        cuts = [at_speed(self.cuts[row], speed) for row, speed in drawn]
+        for cut in sorted(cuts, key=lambda c: -c.duration):
+            try:
+                rows.append(torch.from_numpy(self._read(cut)))
+                kept.append(cut)
+            except UserError as e:
+                skipped.append(Unread.because(cut.id, cut.supervisions[0].text, e))
+        if not kept:
+            return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped, planned.place)
+        texts = [c.supervisions[0].text for c in kept]
+        tokens = [torch.tensor(t, dtype=torch.int64) for t in self.tokenizer.encode(texts)]
+        return Batch(
+            inputs=pad_sequence(rows, batch_first=True).float(),
+            input_lens=torch.tensor([len(r) for r in rows]),
+            tokens=pad_sequence([t if len(t) else t.new_zeros(1) for t in tokens], True),
+            token_lens=torch.tensor([len(t) for t in tokens]),
+            texts=texts,
+            ids=[c.id for c in kept],
+            seconds=sum(map(audio_duration, kept)),
+            skipped=skipped,
+            place=planned.place,
+        )
+
+    def _read(self, cut: Cut) -> np.ndarray:
+        values = read_audio(cut) if self.from_waveform else read_features(cut)
+        return self.augmenter(cut, values) if self.augmenter else values

@@ -1,0 +1,297 @@
+"""The plan of an epoch: which utterances form which batch, from an index, by numpy alone.
+
+A plan depends on the index, the options, the seed and the epoch, and on nothing else. So every
+process makes the same one, and batch k is looked up. Random numbers are hashes of seed, epoch and
+row, so that they do not depend on numpy's version. Letters: N utterances, B batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE, encoder_frames
+
+CHUNK = 2048  # utterances of a bucket that are put into batches one by one
+WINDOW = 20_000  # utterances of a corpus in shards that are shuffled together
+ROUNDING = 2 / SAMPLING_RATE  # seconds by which a change of speed may round a duration
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterances:
+    """What a plan needs to know of the utterances of a corpus: arrays (N,), by row."""
+
+    seconds: np.ndarray  # float64, of audio
+    tokens: np.ndarray  # int32
+    needed: np.ndarray  # int32, encoder frames that the losses need
+    usable: np.ndarray  # bool
+    groups: np.ndarray  # int32, language or corpus
+    shards: np.ndarray  # int32, the tar file that holds it; the same everywhere if there are none
+
+    @classmethod
+    def plain(cls, seconds: np.ndarray) -> Utterances:
+        """Utterances of which only the duration counts."""
+        zeros = np.zeros(len(seconds), dtype=np.int32)
+        return cls(seconds, zeros, zeros, zeros == 0, zeros, zeros)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """Everything beside index, seed and epoch that decides which batches an epoch has."""
+
+    max_duration: float  # seconds of a padded batch
+    max_frames_tokens: float = (
+        0.0  # encoder frames x tokens of a padded batch, in millions; 0: any
+    )
+    num_buckets: int = 30
+    min_utterance: float = 0.0  # seconds
+    max_utterance: float = float("inf")
+    group_batches: bool = False
+    speeds: tuple[float, ...] = (1.0,)  # of which each utterance draws one
+
+    def fits(self, seconds: np.ndarray) -> np.ndarray:
+        """Returns whether utterances of these lengths may be trained on."""
+        return (seconds >= self.min_utterance) & (seconds <= self.max_utterance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The batches of an epoch, in their order."""
+
+    rows: np.ndarray  # (N,) int32: those of batch k are rows[ends[k - 1] : ends[k]]
+    speeds: np.ndarray  # (N,) float64
+    ends: np.ndarray  # (B,) int64
+    seconds: np.ndarray  # (B,) float64, of audio without padding
+    tokens: np.ndarray  # (B,) int64
+    longest: np.ndarray  # (B,) float64, seconds
+    most_tokens: np.ndarray  # (B,) int64
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def num_rows(self, batches: int) -> int:
+        """Returns how many utterances the first ``batches`` have."""
+        return int(self.ends[batches - 1]) if batches else 0
+
+    def batch(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns rows and speeds of batch ``k``."""
+        part = slice(self.num_rows(k), int(self.ends[k]))
+        return np.asarray(self.rows[part]), np.asarray(self.speeds[part])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(B,) utterances."""
+        return np.diff(self.ends, prepend=0)
+
+    def largest(self) -> list[int]:
+        """Returns the batches that need the most memory: by frames x tokens, by padded seconds, by
+        pairs of frames that attend to each other."""
+        padded = self.sizes * self.longest
+        measures = (padded * self.most_tokens, padded, padded * self.longest)
+        found = [int(measure.argmax()) for measure in measures if len(self) and measure.max() > 0]
+        return list(dict.fromkeys(found))
+
+    def save(self, folder: Path) -> None:
+        """Writes one array per file into a folder that exists."""
+        for field in dataclasses.fields(self):
+            np.save(folder / f"{field.name}.npy", getattr(self, field.name))
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Maps what ``save`` wrote into memory, which processes of a machine share."""
+        return cls(
+            *(load_array(folder / f"{field.name}.npy") for field in dataclasses.fields(cls))
+        )
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Maps an array into memory; an empty one, which cannot be mapped, is read."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        return np.load(path, allow_pickle=False)
+
+
+def make_plan(
+    utterances: Utterances,
+    options: PlanOptions,
+    seed: int,
+    epoch: int,
+    without: np.ndarray | None = None,
+) -> Plan:
+    """Plans an epoch: every utterance that fits once, in shuffled batches of similar duration.
+
+    Args:
+      without: rows that were trained on before.
+    """
+    u = utterances
+    fits = u.usable & options.fits(u.seconds) & (u.needed <= encoder_frames(u.seconds))
+    if without is not None:
+        fits[without] = False
+    rows = np.flatnonzero(fits).astype(np.int32)
+    del fits
+    speeds = _draw_speeds(u, rows, options, seed, epoch)
+    seconds = u.seconds[rows] / speeds
+    cells, per_window = _cells(u, rows, seconds, options)
+    cells += per_window * _windows(u.shards[rows], seed, epoch)
+    order = _sorted_then_shuffled(cells, _hash(f"order {seed} {epoch}", rows))
+    rows, speeds, seconds, cells = rows[order], speeds[order], seconds[order], cells[order]
+    del order
+    ends = _fill(cells, seconds, u.tokens[rows], options)
+    random = _hash(f"batches {seed} {epoch}", np.arange(len(ends)))
+    shuffled = _sorted_then_shuffled(cells[ends - 1] // per_window, random)
+    del cells
+    return _assembled(u, rows, speeds, seconds, ends, shuffled)
+
+
+def fixed_plan(utterances: Utterances, options: PlanOptions) -> Plan:
+    """Plans one pass over all usable utterances, with as little padding as there can be.
+
+    The order is the same every time. The batches are mixed, so that the first ones are typical.
+    """
+    rows = np.flatnonzero(utterances.usable).astype(np.int32)
+    rows = rows[np.argsort(utterances.seconds[rows], kind="stable")]
+    seconds, ones = utterances.seconds[rows], np.ones(len(rows))
+    ends = _fill(np.zeros(len(rows), dtype=np.int32), seconds, utterances.tokens[rows], options)
+    shuffled = np.argsort(_hash("fixed", np.arange(len(ends))), kind="stable")
+    return _assembled(utterances, rows, ones, seconds, ends, shuffled)
+
+
+def _hash(purpose: str, numbers: np.ndarray) -> np.ndarray:
+    """Returns a random uint64 for each number: splitmix64 (G. Steele et al., OOPSLA 2014)."""
+    key = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    x = numbers.astype(np.uint64)
+    x *= np.uint64(0x9E3779B97F4A7C15)
+    x += np.uint64(key)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x ^= x >> np.uint64(shift)
+        x *= np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
+
+
+def _draw_speeds(
+    u: Utterances, rows: np.ndarray, options: PlanOptions, seed: int, epoch: int
+) -> np.ndarray:
+    """Returns the speed of each row; 1 where another would make the utterance unfit."""
+    speeds = np.ones(len(rows))
+    if options.speeds == (1.0,):
+        return speeds
+    choice = _hash(f"speed {seed} {epoch}", rows) % np.uint64(len(options.speeds))
+    for i, speed in enumerate(options.speeds):
+        mine = np.flatnonzero(choice == i)
+        seconds = u.seconds[rows[mine]] / speed
+        enough = u.needed[rows[mine]] <= encoder_frames(seconds - ROUNDING)
+        speeds[mine[enough & options.fits(seconds)]] = speed
+    return speeds
+
+
+def _cells(
+    u: Utterances, rows: np.ndarray, seconds: np.ndarray, options: PlanOptions
+) -> tuple[np.ndarray, int]:
+    """Returns a number for each utterance, int32, which those have alike that may share a batch:
+    of its bucket, and its group where that counts; and how many such numbers there are.
+
+    Buckets hold as much audio each.
+    """
+    num_buckets = max(min(options.num_buckets, len(rows)), 1)
+    ordered = np.sort(seconds)
+    total = np.cumsum(ordered)
+    shares = np.arange(1, num_buckets) / num_buckets * total[-1:].sum()
+    edges = ordered[np.searchsorted(total, shares)]
+    del ordered, total
+    cells = np.searchsorted(edges, seconds, side="right").astype(np.int32)
+    if not options.group_batches:
+        return cells, num_buckets
+    groups = u.groups[rows]
+    cells += num_buckets * groups
+    return cells, num_buckets * (int(groups.max(initial=0)) + 1)
+
+
+def _windows(shards: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Returns the window of each utterance, int32: shards in shuffled order, some in each.
+
+    What one window needs is read before the next, so that few shards are open at a time.
+    """
+    if not len(shards) or shards.min() == shards.max():
+        return np.zeros(len(shards), dtype=np.int32)
+    counts = np.bincount(shards)
+    order = np.argsort(_hash(f"shards {seed} {epoch}", np.arange(len(counts))), kind="stable")
+    window = np.empty(len(counts), dtype=np.int32)
+    window[order] = (np.cumsum(counts[order]) - counts[order]) // WINDOW
+    return window[shards]
+
+
+def _sorted_then_shuffled(cells: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """Returns the order that sorts by cell, and within a cell by a random uint64, whose array it
+    uses up."""
+    bits = int(cells.max(initial=0)).bit_length()
+    random >>= np.uint64(bits)
+    if bits:
+        random |= cells.astype(np.uint64) << np.uint64(64 - bits)
+    return np.argsort(random, kind="stable")
+
+
+def _fill(
+    cells: np.ndarray, seconds: np.ndarray, tokens: np.ndarray, options: PlanOptions
+) -> np.ndarray:
+    """Returns where batches end: each takes utterances of one cell as long as the bounds hold.
+
+    It goes through all chunks of all cells side by side, one utterance of each at a time.
+    """
+    size = np.diff(np.flatnonzero(np.diff(cells, prepend=-1, append=-1)))
+    begin = np.cumsum(size) - size
+    pieces = -(-size // CHUNK)
+    first = np.repeat(begin - CHUNK * (np.cumsum(pieces) - pieces), pieces)
+    first += CHUNK * np.arange(len(first))
+    length = np.minimum(np.repeat(begin + size, pieces) - first, CHUNK)
+    by_length = np.argsort(-length, kind="stable")
+    first, length = first[by_length], length[by_length]
+
+    is_start = np.zeros(len(seconds), dtype=bool)
+    count, longest, most = np.zeros((3, len(first)))
+    frames_tokens = options.max_frames_tokens * 1e6 * ENCODER_FRAME or np.inf
+    for place in range(int(length.max(initial=0))):
+        live = slice(int(np.searchsorted(-length, -place)))  # the chunks longer than that
+        here = first[live] + place
+        size_now = count[live] + 1
+        longest_now = np.maximum(longest[live], seconds[here])
+        most_now = np.maximum(most[live], tokens[here])
+        padded = size_now * longest_now
+        is_new = (padded > options.max_duration) | (padded * most_now > frames_tokens)
+        is_new |= place == 0
+        is_start[here] = is_new
+        count[live] = np.where(is_new, 1, size_now)
+        longest[live] = np.where(is_new, seconds[here], longest_now)
+        most[live] = np.where(is_new, tokens[here], most_now)
+    return np.append(np.flatnonzero(is_start)[1:], len(seconds))[: len(seconds)]
+
+
+def _assembled(
+    u: Utterances,
+    rows: np.ndarray,
+    speeds: np.ndarray,
+    seconds: np.ndarray,
+    ends: np.ndarray,
+    shuffled: np.ndarray,
+) -> Plan:
+    """Puts batches, which end at ``ends`` of ``rows``, into their order."""
+    first = np.append(0, ends)[:-1]
+    tokens = u.tokens[rows].astype(np.int64)
+    sums = (
+        _reduced(np.add, seconds, first),
+        _reduced(np.add, tokens, first),
+        _reduced(np.maximum, seconds, first),
+        _reduced(np.maximum, tokens, first),
+    )
+    first, sizes = first[shuffled], (ends - first)[shuffled]
+    new_ends = np.cumsum(sizes)
+    take = np.repeat((first - (new_ends - sizes)).astype(np.int32), sizes)
+    take += np.arange(len(rows), dtype=np.int32)
+    return Plan(rows[take], speeds[take], new_ends, *(values[shuffled] for values in sums))
+
+
+def _reduced(function: np.ufunc, values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    return function.reduceat(values, first) if len(values) else values

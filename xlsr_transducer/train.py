@@ -95,8 +95,8 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     if network and args.init_from:
         take_weights(model, config, network, args.init_from, tokenizer.tokens)
     prepare_lora(model, options[OptimOptions])
-    given = (options[DataOptions], source.folder, tokenizer, options[AugmentOptions])
-    data = DataModule(*given, has_ctc, args.exp_dir / "plan")
+    of_data, augment, plan = options[DataOptions], options[AugmentOptions], args.exp_dir / "plan"
+    data = DataModule(of_data, source.folder, tokenizer, augment, has_ctc, plan)
     logging.info(f"{process.describe()}, {size_of(model)}")
     settings = TrainOptions(*(options[cls] for cls in OF_TRAINER))
     trainer = Trainer(model, config, data, load_splits(args.data_dir), settings, process)

@@ -14,13 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lhotse import CutSet
-from lhotse.testing.dummies import dummy_cut, dummy_supervision
 
 from tests.support.tiny_recipe import SMALL, run_train
 from tests.support.train_driver import read_trace, run_together
 from xlsr_transducer.core.compat import load_tensors
-from xlsr_transducer.data import steps
 from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.step import Stepper
@@ -269,7 +266,7 @@ def test_a_second_ctrl_c_ends_a_training_that_is_stuck_and_the_processes_that_re
     corpus: Path, tmp_path: Path, world_size: int
 ) -> None:
     process = start(corpus, tmp_path, f"--world-size={world_size}", "--num-workers=1",
-                    "--max-duration=3", failure="stuck")  # fmt: skip
+                    "--max-duration=3", "--total-duration=0", failure="stuck")  # fmt: skip
     stuck: list[Path] = []
     try:
         wait_until(lambda: len(list(tmp_path.glob("stuck-*"))) == world_size, process)
@@ -291,45 +288,6 @@ def test_a_second_ctrl_c_ends_a_training_that_is_stuck_and_the_processes_that_re
         for path in stuck:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.name.partition("-")[2]), signal.SIGKILL)
-
-
-def batches(durations: list[float]) -> list[CutSet]:
-    """One cut a batch, with one token a second."""
-    found = []
-    for i, duration in enumerate(durations):
-        supervision = dummy_supervision(i)
-        supervision.custom = {"tokens": list(range(int(duration)))}
-        found.append(
-            CutSet.from_cuts([dummy_cut(i, duration=duration, supervisions=[supervision])])
-        )
-    return found
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_steps_do_not_depend_on_the_number_of_processes(world_size: int) -> None:
-    durations = [4.0, 4.0, 3.0, 12.0, 1.0, 2.0, 8.0]
-    turns = [
-        list(steps.Turns(batches(durations), 10.0, rank, world_size)) for rank in range(world_size)
-    ]
-    assert len({len(t) for t in turns}) == 1  # as many turns for each
-    formed: list[list[float]] = [[]]
-    for together in zip(*turns):
-        assert len({(place.tokens, place.batches, place.is_last) for _, place in together}) == 1
-        for cuts, place in together:
-            formed[-1] += [cut.duration for cut in cuts]
-            assert not len(cuts) or durations[place.index] == cuts[0].duration
-        if together[0][1].is_last:
-            assert together[0][1].tokens == sum(formed[-1])
-            formed.append([])
-    # The third batch would make 11 seconds; one longer than the bound is a step of its own.
-    assert formed == [[4.0, 4.0], [3.0], [12.0], [1.0, 2.0], [8.0], []]
-
-
-def test_without_a_total_duration_each_process_has_one_batch_of_a_step() -> None:
-    turns = [list(steps.Turns(batches([1.0] * 5), 0.0, rank, 2, skip=2)) for rank in (0, 1)]
-    assert [place.index for _, place in turns[0]] == [2, 4]
-    assert [len(cuts) for cuts, _ in turns[1]] == [1, 0]
-    assert all(place.is_last for t in turns for _, place in t)
 
 
 @needs_processes

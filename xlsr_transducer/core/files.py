@@ -96,6 +96,6 @@ def locked(path: Path, message: str) -> Iterator[None]:
 def alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other process that asks for this works in the folder; waits until it may."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as f:
+    with open(folder / ".index.lock", "a") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield

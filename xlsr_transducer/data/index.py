@@ -296,7 +296,7 @@ class _Columns:
         """Returns the arrays by the names of their files."""
         columns = {name: getattr(self, name) for name in ARRAYS}
         found = {f"{name}.npy": np.array(column) for name, column in columns.items()}
-        return {**found, tokens: np.array([self.tokens, self.needed], dtype=np.int32)}
+        return {**found, tokens: np.stack([np.array(self.tokens), np.array(self.needed)])}
 
     def texts(self) -> dict[str, list[str]]:
         """Returns the texts of numbered reasons and groups."""

@@ -136,8 +136,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     if [_kind(group) for group in groups] != [_kind(group) for group in saved]:
         raise UserError(
             "the checkpoint has the state of another optimizer, or of other groups of parameters: "
-            "resume with its --optimizer, --layer-lr-decay, --encoder-lr-scale, --weight-decay, or "
-            "begin anew from its weights with --init-from"
+            "resume with its --optimizer, --layer-lr-decay, --encoder-lr-scale, --weight-decay, "
+            "or begin anew from its weights with --init-from"
         )
     own = [{k: v for k, v in group.items() if k not in _STATE_OF_GROUPS} for group in groups]
     parameters = [p for group in groups for p in group["params"]]

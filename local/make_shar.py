@@ -7,8 +7,8 @@
     ./train.sh --data-dir /big/audio --lang-dir data/lang_bpe_2500 --cut waveform --xlsr ...
 
 OUT/SPLIT/ holds ordinary Shar, which lhotse's own ``CutSet.from_shar`` reads too; manifests beside
-it say where each utterance lies. Audio is written as 16-bit FLAC, channel and rate as training
-hears them. A split whose manifest is there is complete, and is not written again.
+it hold the place of each utterance. Audio is written as 16-bit FLAC, with the channel and rate
+that training uses. A split whose manifest is there is complete, and is not written again.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Problems:
             logging.error("%s: %s", where, kind)
 
     def add_stale(self, reason: str) -> None:
-        """``reason``: which file was made from other data, and the command that makes it anew."""
+        """``reason``: which file was made from other data, and the command that makes it again."""
         self.counts["files that were not made from the manifests as they are now"] += 1
         logging.error("%s", reason)
 
@@ -60,7 +60,7 @@ class Problems:
 
 
 def cut_problems(cut: dict) -> Iterator[str]:
-    """What is wrong with a cut, seen alone. ``cut``: a lhotse cut's dictionary."""
+    """Yields the faults of a cut, seen alone. ``cut``: a lhotse cut's dictionary."""
     if cut.get("type") != "MonoCut":
         yield f"it is a {cut.get('type')}, not a MonoCut"
         return
@@ -89,7 +89,7 @@ def cut_problems(cut: dict) -> Iterator[str]:
 
 
 def feature_problems(cut: dict, info: FeatureInfo, folder: Path) -> Iterator[str]:
-    """What is wrong with the features of a cut."""
+    """Yields the faults of a cut's features."""
     features = cut.get("features")
     if features is None:
         yield "there are no features"
@@ -118,7 +118,7 @@ class Uniqueness:
         self._seen: dict[tuple[str, str | bytes], str] = {}
 
     def problems(self, cut: dict, split: str) -> Iterator[str]:
-        """What this cut shares with an earlier one."""
+        """Yields what this cut shares with an earlier one."""
         for what, key in (("id", cut["id"]), ("audio", _source(cut))):
             first = self._seen.setdefault((what, key), "")
             if first:

@@ -1,4 +1,4 @@
-"""Data that go bad: a named skip or a clear error, and the training goes on."""
+"""Data that go bad: a named skip or a clear error, and the training continues."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_no_batch_but_a_single_utterance_exceeds_the_bound_on_frames_and_tokens(
         assert any(len(b.ids) > 1 for b in batches)
 
 
-def test_a_training_goes_on_past_bad_files_and_counts_them(corpus: Path, tmp_path: Path) -> None:
+def test_a_training_continues_past_bad_files_and_counts_them(corpus: Path, tmp_path: Path) -> None:
     data, _ = copy_of(corpus, tmp_path, from_waveform=False)
     files = sorted((find_features(data) / "train").rglob("*.npy"))
     files[0].unlink()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lhotse.utils import perturb_num_samples
 
 from xlsr_transducer.core.geometry import encoder_frames
 from xlsr_transducer.data import plan as plans
@@ -130,7 +131,7 @@ def test_utterances_are_mixed_and_batches_are_full_and_little_padded() -> None:
     assert abs(np.corrcoef(np.arange(len(plan)), plan.longest)[0, 1]) < 0.05
 
 
-def test_speeds_are_drawn_alike_often_and_anew_in_each_epoch() -> None:
+def test_speeds_are_equally_frequent_and_drawn_again_in_each_epoch() -> None:
     u = Utterances.plain(np.full(30_000, 5.0))
     o = PlanOptions(200.0, speeds=SPEEDS)
     drawn = []
@@ -141,6 +142,19 @@ def test_speeds_are_drawn_alike_often_and_anew_in_each_epoch() -> None:
         assert all(abs(n - 10_000) < 400 for n in Counter(speed.tolist()).values())
         drawn.append(speed)
     assert abs((drawn[0] == drawn[1]).mean() - 1 / 3) < 0.02
+
+
+def test_the_rounding_of_lhotse_costs_no_frame_that_the_plan_counts_on() -> None:
+    """lhotse rounds a changed duration to samples of the recording's rate, and then to 16 kHz."""
+    lost = 0
+    for rate in (8000, 11025, 16000, 44100):
+        for speed in (0.9, 1.1):
+            lengths = np.arange(rate, rate + 9000)
+            seconds = lengths / rate / speed
+            changed = np.array([perturb_num_samples(n, speed) / rate for n in lengths.tolist()])
+            assert (encoder_frames(changed) >= encoder_frames(seconds - plans.ROUNDING)).all()
+            lost += (encoder_frames(changed) < encoder_frames(seconds)).sum()
+    assert lost > 0  # so that the margin is needed
 
 
 def test_few_shards_are_open_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

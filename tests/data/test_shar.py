@@ -49,7 +49,7 @@ def test_features_in_tar_files_give_the_same_batches_on_every_process(
     assert len(shar) == 30 and np.array_equal(shar[cut.id], cut.load_features())
 
 
-def test_audio_in_tar_files_is_heard_as_before_to_16_bits(corpus: Path, tmp_path: Path) -> None:
+def test_audio_in_tar_files_is_read_as_before_to_16_bits(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     make_shar.main([f"--data-dir={corpus}", "--audio=1", f"--out-dir={out}", "--shard-size=20"])
     lang = find_lang_dir(corpus)
@@ -60,7 +60,7 @@ def test_audio_in_tar_files_is_heard_as_before_to_16_bits(corpus: Path, tmp_path
         torch.testing.assert_close(a.inputs, b.inputs, rtol=0, atol=2**-15)
 
 
-def test_a_complete_split_stays_and_an_incomplete_one_is_written_anew(
+def test_a_complete_split_stays_and_an_incomplete_one_is_written_again(
     corpus: Path, tmp_path: Path, caplog
 ) -> None:
     words = [f"--data-dir={corpus}", f"--out-dir={tmp_path}", "--shard-size=10"]

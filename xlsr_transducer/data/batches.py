@@ -49,7 +49,7 @@ class Batch:
 
 
 class Cuts(Protocol):
-    """What holds the utterances: a list of cuts, or a ``Corpus``."""
+    """A sequence of utterances: a list of cuts, or a ``Corpus``."""
 
     def __getitem__(self, row: int) -> Cut: ...
 

@@ -13,7 +13,7 @@ from xlsr_transducer.data.flaws import damage_named
 
 
 def load_cuts(path: Path) -> CutSet:
-    """The cuts of a manifest, read anew by each pass over them.
+    """Returns the cuts of a manifest, which each pass over them reads again.
 
     Iterating raises UserError if the file is damaged.
     """
@@ -32,7 +32,7 @@ class _Cuts:
 
 
 def first_channel(cut: Cut) -> Cut:
-    """Of a cut of several channels the first, with what is said on it; other cuts as they are."""
+    """Returns the first channel of a cut, with its supervisions; a cut of one channel as it is."""
     if not isinstance(cut, MultiCut):
         return cut
     channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel

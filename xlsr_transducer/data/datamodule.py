@@ -89,7 +89,7 @@ class Names(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
-    """What the indexes of some splits tell."""
+    """How many utterances some splits have, and which of them are left out."""
 
     utterances: int
     seconds: float
@@ -109,7 +109,7 @@ class Part(NamedTuple):
 
 
 class DataModule:
-    """The loaders of one corpus, from features at a cut or from the waveform."""
+    """The loaders of one corpus, from stored features or from the waveform."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class DataModule:
         Args:
           skip: batches of the epoch that were trained on before.
           earlier: where its first batches were planned with other options: the rest of the epoch's
-            utterances are planned anew, and ``skip`` counts these batches too.
+            utterances are planned again, and ``skip`` counts these batches too.
         """
         plan = self._train_plan(splits, epoch, seed, earlier, is_shared=world_size > 1)
         first = sum(part.batches for part in earlier)

@@ -14,7 +14,7 @@ from lhotse.cut import Cut
 
 from xlsr_transducer.core.errors import UserError
 
-# What lhotse raises for a file that is not JSON lines, or not of cuts, or not all there.
+# lhotse raises these for a file that is not JSON lines, not of cuts, or truncated.
 _DAMAGE = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError, AssertionError)
 
 

@@ -204,7 +204,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
 
 
 def _is_current(folder: Path, manifest: Path, features: Path | None) -> bool:
-    """Whether the index in a folder is that of the manifest as it is now."""
+    """Returns whether a folder holds the index of the manifest as it is now."""
     about = _read_about(folder)
     return about.items() >= _identity(manifest, features).items()
 
@@ -252,7 +252,7 @@ def _make(
 
 
 def _read(manifest: Path) -> Iterator[tuple[bytes, bytes, Cut]]:
-    """Yields of each utterance its line, what tells it from others, and the cut."""
+    """Yields the line of each utterance, its identity as in ``utterance_bytes``, and its cut."""
     with (
         damage_named(manifest),
         (gzip.open if manifest.suffix == ".gz" else open)(manifest, "rb") as lines,

@@ -22,7 +22,7 @@ ROUNDING = 2 / SAMPLING_RATE  # seconds by which a change of speed may round a d
 
 @dataclasses.dataclass(frozen=True)
 class Utterances:
-    """What a plan needs to know of the utterances of a corpus: arrays (N,), by row."""
+    """The utterances of a corpus as a plan sees them: arrays (N,), by row."""
 
     seconds: np.ndarray  # float64, of audio
     tokens: np.ndarray  # int32
@@ -213,7 +213,7 @@ def _cells(
 def _windows(shards: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Returns the window of each utterance, int32: shards in shuffled order, some in each.
 
-    What one window needs is read before the next, so that few shards are open at a time.
+    One window is read after the other, so that few shards are in use at a time.
     """
     if not len(shards) or shards.min() == shards.max():
         return np.zeros(len(shards), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What files of a data folder were made from: digests of their sources, recorded beside them.
+"""The sources of files in a data folder: digests of them, recorded beside the files.
 
 Features, BPE models and language models hold or follow the text of DATA/manifests/cuts_*, its only
 home. A file that was made from another text is refused, with the command that makes it again.

@@ -56,8 +56,7 @@ class Planned(NamedTuple):
 
 
 class Share:
-    """What one process reads in an epoch: its batches of each step, in place of which it has an
-    empty one where the step has none left."""
+    """The batches of one process in an epoch. Where a step has none left for it, an empty one."""
 
     def __init__(
         self,

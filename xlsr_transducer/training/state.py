@@ -67,7 +67,7 @@ class Progress:
                 logging.info(
                     f"other batch options than for the first {self.batches} batches of epoch "
                     f"{self.epoch}: {'; '.join(changed)}: the utterances that are left are "
-                    "batched anew, each once"
+                    "batched again, each once"
                 )
             self.parts.append({"options": options, "first": self.batches if self.parts else 0})
         ends = [part["first"] for part in self.parts[1:]]

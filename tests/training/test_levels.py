@@ -1,4 +1,4 @@
-"""Models at every cut: what may be trained on which features, and that all of them stream."""
+"""Models split at every level: which features fit which training, and that all of them stream."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def newest_tokens(folder: Path) -> dict[str, tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("cut", ["waveform", "1", "last"])
-def test_a_model_of_every_cut_streams_what_it_simulates(
+def test_a_model_of_every_level_streams_what_it_simulates(
     corpus: Path, tmp_path: Path, cut: str
 ) -> None:
     data = tmp_path / "data"
@@ -153,7 +153,7 @@ def test_init_from_a_model_of_other_widths_is_refused(corpus: Path, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def exported(streaming_exp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``export`` writes as pretrained.pt: the whole of XLSR, the part below the cut too."""
+    """Writes pretrained.pt as ``export`` does: the whole of XLSR, the part below the level too."""
     loaded = load_model(CheckpointOptions(exp_dir=streaming_exp))
     path = tmp_path_factory.mktemp("exported") / "pretrained.pt"
     weights = loaded.model.state_dict()

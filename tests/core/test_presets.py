@@ -32,7 +32,7 @@ def test_every_preset_starts_and_makes_five_steps(
     written = yaml.safe_load(preset.read_text())
     assert settings["OptimOptions"]["encoder_lr_scale"] == written["encoder_lr_scale"]
     assert settings["model"]["streaming"]["chunk_size"] == written["chunk_size"]
-    assert settings["DataOptions"]["max_duration"] == 12.0, "the command line has the last word"
+    assert settings["DataOptions"]["max_duration"] == 12.0, "the command line comes first"
     assert settings["input"]["conf"] == str(preset)
     assert f"settings: {tmp_path / 'settings.json'}\n" in log, "the log names the file"
     assert len(log.splitlines()) < 40, "and does not repeat what is in it"

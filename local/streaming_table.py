@@ -26,8 +26,8 @@ from xlsr_transducer.model.config import chunk_lists
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.recognition.audio_sets import AudioSet, audio_sets, name_in_results
 from xlsr_transducer.recognition.decoding import Results, load_recogniser
+from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.recognition.scoring import ErrorRate, error_rate
-from xlsr_transducer.recognition.streaming import StreamPool
 from xlsr_transducer.recognition.streaming_sets import decode_set as decode_set_streaming
 from xlsr_transducer.search import SearchOptions, make_search
 
@@ -90,9 +90,9 @@ class Table:
             if chunk.is_full_context:
                 continue
             self.loaded.model.encoder.set_chunk(chunk)
-            pool = StreamPool(self.loaded.model, self.search)
+            engine = StreamingEngine(self.loaded.model.encoder, self.search)
             streamed, _ = decode_set_streaming(
-                audio, pool, self.loaded.tokenizer, self.args.num_decode_streams, 0.1
+                audio, engine, self.loaded.tokenizer, self.args.num_decode_streams, 0.1
             )
             for name in differing(simulated, streamed):
                 self.different.append(f"{audio.name} {chunk.describe()} {name}")

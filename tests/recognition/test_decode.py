@@ -124,20 +124,20 @@ def test_short_files_stream_like_they_decode(
 def test_a_long_stream_keeps_the_state_of_a_short_one(corpus: Path, streaming_exp: Path) -> None:
     from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
     from xlsr_transducer.model.state import state_bytes
-    from xlsr_transducer.recognition.streaming import StreamPool
+    from xlsr_transducer.recognition.engine import StreamingEngine
     from xlsr_transducer.search import SearchOptions, make_search
 
     model = load_model(CheckpointOptions(exp_dir=streaming_exp), streaming=True).model
-    pool = StreamPool(model, make_search(SearchOptions(), model.decoder, model.joiner))
-    stream = pool.open("long")
+    search = make_search(SearchOptions(), model.decoder, model.joiner)
+    engine = StreamingEngine(model.encoder, search)
+    stream = engine.open("long")
     sizes = set()
     for _ in range(60):
         stream.accept(0.1 * torch.randn(16000))
-        while stream.buffer.has_chunk() or not stream.steps:
-            pool.step()
-        sizes.add(state_bytes(pool._encoder_state))
-        assert stream.buffer.num_waiting < pool.chunk_samples
-    assert len(sizes) == 1 and sizes == {pool.bytes_per_stream()}
+        while stream.buffer.has_chunk():
+            engine.step()
+        sizes.add(state_bytes(engine._encoder_state))
+    assert sizes == {engine.bytes_per_stream()}
 
 
 @pytest.mark.parametrize(

@@ -66,17 +66,16 @@ class AudioBuffer:
         return self._take(self.head)
 
     def has_chunk(self) -> bool:
-        """Whether ``pop_chunk`` has something to give."""
-        if not self._has_head:
-            return False
-        return self.num_waiting >= (self.hop if self.is_finished else self.chunk_samples)
+        """Whether ``pop_chunk`` has something to give, after ``pop_head`` where that is due."""
+        needed = self.hop if self.is_finished else self.chunk_samples
+        return self.num_waiting >= needed + (0 if self._has_head else self.head)
 
     def pop_chunk(self) -> Optional[Tuple[Tensor, int]]:
         """The next chunk: (chunk_samples,), zero beyond its valid samples, and their number.
 
         None while a live stream has no full chunk, and once a finished one has no frame left.
         """
-        if not self.has_chunk():
+        if not self._has_head or not self.has_chunk():
             return None
         valid = min(self.num_waiting, self.chunk_samples)
         samples = self._take(valid)
@@ -88,11 +87,8 @@ class AudioBuffer:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the stream is finished and will give nothing more."""
-        short_of_head = not self._has_head and self.num_waiting < self.head
-        return self.is_finished and (
-            short_of_head or (self._has_head and self.num_waiting < self.hop)
-        )
+        """Whether the stream is finished and has no frame left."""
+        return self.is_finished and not self.has_chunk()
 
     def _take(self, count: int) -> Tensor:
         if self._current.numel() - self._position < count:

@@ -53,9 +53,25 @@ class Search(ABC):
           state: what ``init_state`` or the last ``advance`` returned; left as it was.
         """
 
-    @abstractmethod
+    def rank(self, state: Any) -> tuple[Tensor, Tensor]:
+        """Orders the hypotheses of each stream; every search that streams has it.
+
+        Returns:
+          (N, M) places in ``state.history``, best first, and their scores, -inf for none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not stream")
+
     def nbest(self, state: Any, n: int) -> list[list[Hypothesis]]:
-        """Up to ``n`` hypotheses per stream, best first."""
+        """Returns up to ``n`` hypotheses per stream, best first."""
+        which, score = (x[:, :n] for x in self.rank(state))
+        return state.history.hypotheses(which, score, self.context_size)
+
+    def tails(self, state: Any) -> list[Hypothesis]:
+        """Returns ``results`` without the tokens that have settled: they cost as much after
+        hours as after seconds. ``state.history.settled`` has the rest."""
+        which, score = (x[:, :1] for x in self.rank(state))
+        found = state.history.hypotheses(which, score, self.context_size, with_settled=False)
+        return [best[0] for best in found]
 
     def results(self, state: Any) -> list[Hypothesis]:
         """The best hypothesis of each stream, at any time: final or so far."""
@@ -69,6 +85,14 @@ class Search(ABC):
     def cat(self, states: Sequence[State]) -> State:
         """One state for the streams of all ``states``."""
         return _cat(states)
+
+    def put(self, state: State, rows: Tensor, part: State) -> State:
+        """Writes the streams of ``part`` (M,) into ``rows`` (M,) of ``state``.
+
+        The tensors of ``state`` change in place: it must be the caller's own, and is replaced by
+        what is returned.
+        """
+        return _put(state, rows, part)
 
     def _device(self) -> torch.device:
         return next(self.joiner.parameters()).device
@@ -153,3 +177,17 @@ def _cat(states: Sequence[Any]) -> Any:
         else:
             joined[f.name] = torch.cat(values)
     return type(states[0])(**joined)
+
+
+def _put(state: Any, rows: Tensor, part: Any) -> Any:
+    written = {}
+    for f in dataclasses.fields(state):
+        old, new = getattr(state, f.name), getattr(part, f.name)
+        if isinstance(old, History):
+            written[f.name] = old.put(rows, new)
+        elif isinstance(old, tuple):
+            places = dict(zip(rows.tolist(), new))
+            written[f.name] = tuple(places.get(i, x) for i, x in enumerate(old))
+        else:
+            written[f.name] = old.index_copy_(0, rows, new)
+    return type(state)(**written)

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from xlsr_transducer.search.hypothesis import Hypothesis
 
+NEVER = -float("inf")
+
 # Open tokens per hypothesis beyond which the common beginning moves to host memory.
 MAX_OPEN = 128
 
@@ -39,11 +41,11 @@ class Settled:
     frames: list[int]
     log_probs: list[float]
 
-    def stretches(self) -> list[Settled]:
-        """All stretches, oldest first."""
+    def stretches(self, after: Settled | None = None) -> list[Settled]:
+        """The stretches that follow ``after``, which is one of them (None: all); oldest first."""
         found: list[Settled] = []
         node: Settled | None = self
-        while node is not None:
+        while node is not after:
             found.append(node)
             node = node.before
         return found[::-1]
@@ -51,7 +53,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class History:
-    """Tokens, their frames and log-probs per hypothesis. Never changed in place."""
+    """Tokens, their frames and log-probs per hypothesis. Only ``put`` changes it in place."""
 
     tokens: Tensor  # (N, B, W) int64, only the first `lengths` of each row count
     frames: Tensor  # (N, B, W) int64
@@ -108,6 +110,8 @@ class History:
     def settle(self, live: Tensor, limit: int = MAX_OPEN) -> History:
         """Moves what all live hypotheses share to host memory, if ``limit`` is exceeded.
 
+        The last token of a live hypothesis always stays open (see ``last_frames``).
+
         Args:
           live: (N, B) bool; the others do not count and lose what they had.
         """
@@ -121,6 +125,8 @@ class History:
         column = torch.arange(self.tokens.shape[2], device=live.device)
         same = (same & (column < lengths.unsqueeze(2))) | ~live.unsqueeze(2)
         common = same.all(1).to(torch.int64).cumprod(1).sum(1)
+        shortest = self.lengths.masked_fill(~live, len(column)).amin(1)
+        common = torch.minimum(common, shortest - 1).clamp(min=0)
 
         best = (row.gather(1, first)[:, 0].tolist() for row in (self.tokens, self.frames))
         probs = self.log_probs.gather(1, first)[:, 0].tolist()
@@ -149,22 +155,31 @@ class History:
         added = (x.unsqueeze(1) for x in (tokens, frames, log_probs))
         return self.extend(origin, *added, blank_id).settle(torch.ones_like(origin).bool())
 
-    def hypotheses(self, which: Tensor, scores: Tensor, norm: int) -> list[list[Hypothesis]]:
-        """Reads hypotheses out.
+    def last_frames(self) -> Tensor:
+        """(N, B) the frame of each hypothesis's last token, -1 where it has none."""
+        frames = F.pad(self.frames, (1, 0), value=-1)
+        return frames.gather(2, self.lengths.unsqueeze(2))[:, :, 0]
+
+    def hypotheses(
+        self, which: Tensor, scores: Tensor, norm: int, with_settled: bool = True
+    ) -> list[list[Hypothesis]]:
+        """Reads hypotheses out; one of score -inf and no tokens for a stream that has none.
 
         Args:
           which: (N, M) the hypotheses wanted, in the order wanted.
           scores: (N, M) their log-probs; -inf marks one that does not exist and is left out.
           norm: added to the number of tokens that the score is divided by.
+          with_settled: whether their tokens include those that have settled.
         """
         columns = which.unsqueeze(2).expand(-1, -1, self.tokens.shape[2])
         tokens, frames, log_probs = (
             x.gather(1, columns).tolist() for x in (self.tokens, self.frames, self.log_probs)
         )
         lengths = self.lengths.gather(1, which).tolist()
+        num_settled = self.num_settled.tolist()
         found: list[list[Hypothesis]] = []
         for n, settled in enumerate(self.settled):
-            before = settled.stretches() if settled else []
+            before = settled.stretches() if settled and with_settled else []
             start = [
                 [x for s in before for x in getattr(s, name)]
                 for name in ("tokens", "frames", "log_probs")
@@ -174,27 +189,29 @@ class History:
                 if score == -float("inf"):
                     continue
                 end = lengths[n][m]
-                spoken = start[0] + tokens[n][m][:end]
                 found[-1].append(
                     Hypothesis(
-                        tokens=spoken,
+                        tokens=start[0] + tokens[n][m][:end],
                         frames=start[1] + frames[n][m][:end],
                         score=score,
                         log_probs=start[2] + log_probs[n][m][:end],
-                        norm_score=score / (len(spoken) + norm),
+                        norm_score=score / (num_settled[n] + end + norm),
                     )
                 )
-        return found
+        return [hyps or [Hypothesis(score=NEVER, norm_score=NEVER)] for hyps in found]
 
-    def nbest(self, score: Tensor, n: int, norm: int) -> list[list[Hypothesis]]:
-        """Up to ``n`` hypotheses per stream, best score / (tokens + ``norm``) first.
+    def rank(self, score: Tensor, norm: int) -> tuple[Tensor, Tensor]:
+        """Orders hypotheses by score / (tokens + ``norm``), best first.
 
         Args:
           score: (N, B) log-probs, -inf where there is no hypothesis.
+
+        Returns:
+          (N, B) which hypothesis has each place, and its score.
         """
         length = self.lengths + self.num_settled.unsqueeze(1) + norm
-        which = (score / length).sort(dim=1, descending=True, stable=True).indices[:, :n]
-        return self.hypotheses(which, score.gather(1, which), norm)
+        which = (score / length).sort(dim=1, descending=True, stable=True).indices
+        return which, score.gather(1, which)
 
     def select(self, indexes: Tensor) -> History:
         """The streams ``indexes`` (M,), in that order."""
@@ -207,14 +224,33 @@ class History:
             settled=tuple(self.settled[i] for i in indexes.tolist()),
         )
 
+    def put(self, rows: Tensor, part: History) -> History:
+        """Writes the streams of ``part`` (M,) into ``rows`` (M,), in place where they fit."""
+        width = max(self.tokens.shape[2], part.tokens.shape[2])
+
+        def written(name: str) -> Tensor:
+            old, new = (_widened(getattr(h, name), width) for h in (self, part))
+            return old.index_copy_(0, rows, new)
+
+        settled = list(self.settled)
+        for row, node in zip(rows.tolist(), part.settled):
+            settled[row] = node
+        return History(
+            tokens=written("tokens"),
+            frames=written("frames"),
+            log_probs=written("log_probs"),
+            lengths=self.lengths.index_copy_(0, rows, part.lengths),
+            num_settled=self.num_settled.index_copy_(0, rows, part.num_settled),
+            settled=tuple(settled),
+        )
+
     @staticmethod
     def cat(parts: Sequence[History]) -> History:
         """All streams of all ``parts``."""
         width = max(p.tokens.shape[2] for p in parts)
 
         def joined(name: str) -> Tensor:
-            rows = (getattr(p, name) for p in parts)
-            return torch.cat([F.pad(x, (0, width - x.shape[2])) for x in rows])
+            return torch.cat([_widened(getattr(p, name), width) for p in parts])
 
         return History(
             tokens=joined("tokens"),
@@ -224,3 +260,8 @@ class History:
             num_settled=torch.cat([p.num_settled for p in parts]),
             settled=tuple(s for p in parts for s in p.settled),
         )
+
+
+def _widened(x: Tensor, width: int) -> Tensor:
+    """(N, B, W) with zeros added up to ``width``; itself if it is that wide."""
+    return x if x.shape[2] == width else F.pad(x, (0, width - x.shape[2]))

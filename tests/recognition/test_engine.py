@@ -156,7 +156,7 @@ class Cost:
 def test_a_step_costs_after_an_hour_what_it_costs_after_ten_seconds(monkeypatch):
     """Function calls of a step and of reading it, tokens read, and numbers in the state."""
     monkeypatch.setattr(history.History.settle, "__defaults__", (32,))
-    search = make({})
+    search = make(dict(decoding_method="ctc_greedy_search"))  # the fastest one
     chunk = 128  # 2.56 s
     engine = StreamingEngine(FrameEncoder(DIM, chunk), search, num_slots=1)
     stream = engine.open("long")
@@ -174,14 +174,14 @@ def test_a_step_costs_after_an_hour_what_it_costs_after_ten_seconds(monkeypatch)
             if cost is None:
                 continue
             state = engine._search_state
-            numbers = state.history.tokens.numel() + state.context.numel()
+            numbers = state.history.tokens.numel()
             now = [cost.calls, len(stream.live.tail.tokens), numbers]
             most = [max(a, b) for a, b in zip(most, now)]
         costs.append(most)
     first, *_, last = costs
     assert stream.arrived > 3600 and len(stream.live.settled.tokens) > 1000
     assert last[0] <= 1.1 * first[0] and first[0] > 100
-    assert 0 < last[1] <= 32 + chunk // 2 and last[2] <= 32 + chunk // 2 + 2
+    assert 0 < last[1] <= 32 + chunk // 2 and last[2] <= 32 + chunk // 2
     assert stream.live.hypothesis() == search.results(engine._search_state)[0]
 
 

@@ -53,7 +53,7 @@ class StreamingEncoder(Protocol):
 
 
 class Segment:
-    """The tokens of a stream since its last endpoint. They are read, not copied at each step."""
+    """The tokens of a stream since its last endpoint; a token that has settled is read once."""
 
     def __init__(self, start: int = 0):
         self.start = start  # its first encoder frame, counted from the start of the audio
@@ -91,7 +91,7 @@ class Stream:
         self.buffer = buffer
         self.hotwords = hotwords
         self.segments: list[Hypothesis] = []  # that have ended, but for those without a token
-        self.live = Segment()  # that goes on; ``StreamingEngine.read`` brings it up to date
+        self.live = Segment()  # the one that has not; ``StreamingEngine.read`` updates it
         self.arrived = 0.0  # seconds of its audio that had to arrive for its last step
         self.slot: int | None = None  # from its first chunk to its end
 
@@ -100,7 +100,7 @@ class Stream:
         self.buffer.add(piece)
 
     def finish(self) -> None:
-        """Tells that no more audio will come."""
+        """Ends the audio: no more will come."""
         self.buffer.finish()
 
     def end_segment(self, next_start: int) -> None:
@@ -150,7 +150,7 @@ class StreamingEngine:
             self._search_state = search.init_state(num_slots, self.device)
 
     def open(self, name: str, hotwords: TokenGraph | None = None) -> Stream:
-        """A new stream, part of the engine from the next step on.
+        """Returns a new stream; its audio counts from the next step.
 
         Args:
           hotwords: those of this stream (see ``context_graph``) instead of the search's own.
@@ -192,7 +192,7 @@ class StreamingEngine:
             self._admit([s for s in ready if s.slot is None])
             self._compute(ready)
         ended = [s for s in self.streams if s.buffer.is_exhausted]
-        self.read([s for s in ended if s.slot is not None])
+        self.read(ended)
         for stream in ended:
             stream.end_segment(0)
             self.close(stream)
@@ -200,7 +200,11 @@ class StreamingEngine:
 
     @torch.no_grad()
     def read(self, streams: Sequence[Stream]) -> None:
-        """Brings ``stream.live`` up to date; costs as much after hours as after seconds."""
+        """Updates ``stream.live`` of live streams; costs the same after hours as after seconds.
+
+        A stream that is over, or has had no chunk, has nothing to read: its ``slot`` is None.
+        """
+        streams = [s for s in streams if s.slot is not None]
         if streams:
             self._read(streams, self.search.select(self._search_state, self._rows(streams)))
 

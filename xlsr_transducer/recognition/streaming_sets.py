@@ -76,8 +76,7 @@ class Feeder:
         elapsed = time.perf_counter() - start
         self.results.elapsed += elapsed
         self.report.num_steps += bool(computed)
-        silent = [s for s in computed if not s.has_tokens]
-        self.engine.read([s for s in silent if s.slot is not None])
+        self.engine.read([s for s in computed if not s.has_tokens])
         for stream in computed:
             self.sources[stream].times.add(stream.arrived, elapsed, stream.has_tokens)
         for stream in ended:
@@ -111,7 +110,7 @@ def decode_set(
             break
         computed, ended = feeder.step()
         if partial:
-            engine.read([s for s in computed if s.slot is not None])
+            engine.read(computed)
             for stream in computed:
                 _print_partial(stream, shown[stream], engine.rules is not None, tokenizer)
                 shown[stream] = len(stream.segments)

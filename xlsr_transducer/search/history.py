@@ -28,7 +28,7 @@ HASH_MULTIPLIER = 6364136223846793005
 
 
 def hash_with(hashes: Tensor, tokens: Tensor) -> Tensor:
-    """Hashes of token sequences that go on with ``tokens``; int64, any shape."""
+    """Returns hashes of token sequences with ``tokens`` added; int64, any shape."""
     return hashes * HASH_MULTIPLIER + (tokens + 1)
 
 

@@ -21,10 +21,13 @@ from xlsr_transducer.recognition.decoding import (
     status_of,
     suffix,
 )
+from xlsr_transducer.recognition.endpoint import EndpointOptions
+from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.recognition.scoring import format_table
-from xlsr_transducer.recognition.streaming import StreamPool
 from xlsr_transducer.recognition.streaming_sets import decode_set
 from xlsr_transducer.search import BiasOptions, SearchOptions, make_search
+
+OPTIONS = (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions, EndpointOptions)
 
 
 def get_parser() -> Parser:
@@ -45,7 +48,7 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--partial", type=str2bool, default=False, help="print results as they grow"
     )
-    for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions):
+    for cls in OPTIONS:
         add_options(parser, cls)
     parser.add_argument(
         "--num-active-paths",
@@ -59,9 +62,8 @@ def get_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    checkpoint, options, search_options, bias_options = (
-        from_args(cls, args)
-        for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions)
+    checkpoint, options, search_options, bias_options, endpoint = (
+        from_args(cls, args) for cls in OPTIONS
     )
     search_options.require_streaming()
     bias_options.require_supported(search_options)
@@ -75,17 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output)
     settings = suffix(checkpoint, chunk, search_options, bias_options)
+    settings = "-".join([settings, *endpoint.suffix()])
     scores = []
     for audio in sets:
         name = "" if audio.files else name_in_results(audio, checkpoint.exp_dir)
-        pool = StreamPool(model, search)
+        engine = StreamingEngine(model.encoder, search, endpoint.rules(), args.num_decode_streams)
         results, report = decode_set(
-            audio, pool, loaded.tokenizer, args.num_decode_streams, args.piece, args.partial
+            audio, engine, loaded.tokenizer, args.num_decode_streams, args.piece, args.partial
         )
         if audio.files:
             return results.print_texts(loaded.tokenizer)
         scores.append(results.write(folder, name, settings, loaded.tokenizer))
-        print(report.format(name, results))
+        print(report.format(name, results.elapsed, results.seconds))
     print(format_table(scores))
     return status_of(scores)
 

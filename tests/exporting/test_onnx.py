@@ -23,9 +23,9 @@ from xlsr_transducer.model.checkpoint import CheckpointOptions
 from xlsr_transducer.model.state import cat_states
 from xlsr_transducer.recognition import onnx_models
 from xlsr_transducer.recognition.decoding import ChunkOptions
+from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.onnx_models import load_onnx, metadata, open_session
-from xlsr_transducer.recognition.streaming import StreamPool
 from xlsr_transducer.recognition.torch_models import offline, streaming
 from xlsr_transducer.search import SearchOptions, make_search
 
@@ -103,18 +103,19 @@ def test_a_padded_batch_gives_each_row_what_it_gives_alone(folder, waves):
 
 def pooled(model, decoder, joiner, waves: list[torch.Tensor]) -> dict[str, tuple]:
     """Tokens and frames of streams that begin one step after another, four in a batch."""
-    pool = StreamPool(model, make_search(GREEDY, decoder, joiner))
-    done, todo, open_now = {}, list(enumerate(waves)), 0
-    while todo or len(pool):
-        if todo and len(pool) < 4:
+    engine = StreamingEngine(model.encoder, make_search(GREEDY, decoder, joiner), num_slots=1)
+    done, todo, at_once = {}, list(enumerate(waves)), 0
+    while todo or len(engine):
+        if todo and len(engine) < 4:
             number, wave = todo.pop(0)
-            stream = pool.open(str(number))
+            stream = engine.open(str(number))
             stream.accept(wave)
             stream.finish()
-        open_now = max(open_now, len(pool.streams))
-        for stream in pool.step():
+        computed, ended = engine.step()
+        at_once = max(at_once, len(computed))
+        for stream in ended:
             done[stream.name] = (stream.result.tokens, stream.result.frames)
-    assert open_now >= 3
+    assert at_once >= 3
     return done
 
 

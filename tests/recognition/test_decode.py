@@ -115,20 +115,42 @@ def test_short_files_stream_like_they_decode(
 def test_a_long_stream_keeps_the_state_of_a_short_one(corpus: Path, streaming_exp: Path) -> None:
     from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
     from xlsr_transducer.model.state import state_bytes
-    from xlsr_transducer.recognition.streaming import StreamPool
+    from xlsr_transducer.recognition.engine import StreamingEngine
     from xlsr_transducer.search import SearchOptions, make_search
 
     model = load_model(CheckpointOptions(exp_dir=streaming_exp), streaming=True).model
-    pool = StreamPool(model, make_search(SearchOptions(), model.decoder, model.joiner))
-    stream = pool.open("long")
+    search = make_search(SearchOptions(), model.decoder, model.joiner)
+    engine = StreamingEngine(model.encoder, search)
+    stream = engine.open("long")
     sizes = set()
     for _ in range(60):
         stream.accept(0.1 * torch.randn(16000))
-        while stream.buffer.has_chunk() or not stream.steps:
-            pool.step()
-        sizes.add(state_bytes(pool._encoder_state))
-        assert stream.buffer.num_waiting < pool.chunk_samples
-    assert len(sizes) == 1 and sizes == {pool.bytes_per_stream()}
+        while stream.buffer.has_chunk():
+            engine.step()
+        sizes.add(state_bytes(engine._encoder_state))
+    assert sizes == {engine.bytes_per_stream()}
+
+
+def test_endpoints_are_shown_and_their_segments_joined_in_the_files(
+    corpus: Path,
+    streaming_exp: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    settings = ["--split=test_seen", "--blank-penalty=4", "--enable-endpoint=1"]
+    settings += ["--rule2-min-trailing-silence=0.12", "--rule3-min-utterance-length=0.8"]
+    folder = streaming_exp / "streaming" / "greedy_search"
+    run(streaming_decode, corpus, streaming_exp, *settings, "--partial=1")
+    printed = capsys.readouterr().out
+    assert "segment 1: " in printed and "segment 3: " in printed
+    assert list(folder.glob("recogs-test_seen-*-endpoint-2.4-0.12-0.8.txt"))
+    found = tokens(folder, "test_seen")
+    assert all(frames == sorted(frames) for _, frames in found.values())
+    assert max(frames[-1] for _, frames in found.values()) > 20  # beyond the first segment
+    more = ["--piece=0.013", "--num-decode-streams=2"]
+    run(streaming_decode, corpus, streaming_exp, *settings, *more)
+    assert tokens(folder, "test_seen") == found
+    run(streaming_decode, corpus, streaming_exp, *settings, "--enable-endpoint=0")
+    assert tokens(folder, "test_seen") != found
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.recognition.streaming import StreamPool
+from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.search import Bias, SearchOptions, make_search
 from xlsr_transducer.search.context_graph import context_graph, read_context_file
 from xlsr_transducer.search.token_graph import TokenGraph
@@ -302,13 +302,13 @@ def test_streams_of_a_pool_have_their_own_hotwords(corpus, streaming_exp, tokeni
     noise = 0.1 * torch.randn(24000, generator=torch.Generator().manual_seed(0))
 
     def found_with(*hotwords: TokenGraph | None) -> list[list[int]]:
-        pool = StreamPool(model, search)
-        streams = [pool.open(str(i), graph) for i, graph in enumerate(hotwords)]
+        engine = StreamingEngine(model.encoder, search, num_slots=1)
+        streams = [engine.open(str(i), graph) for i, graph in enumerate(hotwords)]
         for stream in streams:
             stream.accept(noise)
             stream.finish()
-        while len(pool):
-            pool.step()
+        while len(engine):
+            engine.step()
         return [stream.result.tokens for stream in streams]
 
     together = found_with(None, own, None)

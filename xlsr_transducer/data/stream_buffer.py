@@ -86,10 +86,9 @@ class AudioBuffer:
         return self._take(self.overlap)
 
     def has_chunk(self) -> bool:
-        """Returns whether ``pop_chunk`` has something to give."""
-        if not self._has_overlap:
-            return False
-        return self.num_waiting >= (self.hop if self.is_finished else self.chunk_samples)
+        """Returns whether ``pop_chunk`` gives something, after a due ``pop_overlap``."""
+        needed = self.hop if self.is_finished else self.chunk_samples
+        return self.num_waiting >= needed + (0 if self._has_overlap else self.overlap)
 
     def pop_chunk(self) -> Optional[Tuple[Tensor, int]]:
         """Returns the next chunk: (chunk_samples,), zero beyond its valid samples, and their
@@ -97,7 +96,7 @@ class AudioBuffer:
 
         None while a live stream has no full chunk, and once a finished one has no frame left.
         """
-        if not self.has_chunk():
+        if not self._has_overlap or not self.has_chunk():
             return None
         valid = min(self.num_waiting, self.chunk_samples)
         samples = self._take(valid)
@@ -109,11 +108,8 @@ class AudioBuffer:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the stream is finished and will give nothing more."""
-        is_shorter = not self._has_overlap and self.num_waiting < self.overlap
-        return self.is_finished and (
-            is_shorter or (self._has_overlap and self.num_waiting < self.hop)
-        )
+        """Whether the stream is finished and has no frame left."""
+        return self.is_finished and not self.has_chunk()
 
     def _take(self, count: int) -> Tensor:
         if self._current.numel() - self._position < count:

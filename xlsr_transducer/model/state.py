@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xlsr_transducer.model.chunking import shrink
+
 
 class Wav2Vec2State(NamedTuple):
     """The part of the state that belongs to XLSR."""
@@ -37,20 +39,51 @@ def with_cache(state: Wav2Vec2State, cache: Tensor) -> Wav2Vec2State:
 def cat_states(states: List[EncoderState]) -> EncoderState:
     """Returns one batch from several; caches of unlimited left context are made equally long."""
     longest = max([s.xlsr.cache.shape[4] for s in states])
-    caches = [F.pad(s.xlsr.cache, (0, 0, longest - s.xlsr.cache.shape[4], 0)) for s in states]
+    states = [_with_room(s, longest - s.xlsr.cache.shape[4]) for s in states]
     fields = [
         torch.cat([s.xlsr.done for s in states]),
         torch.cat([s.xlsr.stats for s in states]),
         torch.cat([s.xlsr.tail for s in states]),
         torch.cat([s.xlsr.history for s in states]),
-        torch.cat(caches),
+        torch.cat([s.xlsr.cache for s in states]),
     ]
     return EncoderState(Wav2Vec2State(*fields), torch.cat([s.adapter for s in states]))
 
 
-def select_states(state: EncoderState, rows: Tensor) -> EncoderState:
-    """Returns the streams ``rows`` (K,) int64 of a batch."""
-    return EncoderState(Wav2Vec2State(*[f[rows] for f in state.xlsr]), state.adapter[rows])
+def select_states(state: EncoderState, rows: Tensor, grows: bool = False) -> EncoderState:
+    """Returns the streams ``rows`` (K,) int64 of a batch.
+
+    Args:
+      grows: left context is unlimited; slots of the cache that none of them fills are left out.
+    """
+    xlsr = state.xlsr
+    if grows and len(rows):
+        xlsr = with_cache(xlsr, shrink(xlsr.cache, xlsr.done[rows]))
+    return EncoderState(Wav2Vec2State(*[f[rows] for f in xlsr]), state.adapter[rows])
+
+
+def put_states(state: EncoderState, rows: Tensor, part: EncoderState) -> EncoderState:
+    """Writes the streams of ``part`` (K,) into ``rows`` (K,) int64 of a batch.
+
+    The tensors of ``state`` change in place, but for a cache of unlimited left context that gets
+    too short: one of twice the size takes its place. So ``state`` must be the caller's own, and
+    is replaced by what is returned.
+    """
+    missing = part.xlsr.cache.shape[4] - state.xlsr.cache.shape[4]
+    if missing > 0:
+        state = _with_room(state, max(missing, state.xlsr.cache.shape[4]))
+    missing = state.xlsr.cache.shape[4] - part.xlsr.cache.shape[4]
+    if missing > 0:
+        part = _with_room(part, missing)
+    for old, new in zip((*state.xlsr, state.adapter), (*part.xlsr, part.adapter)):
+        old.index_copy_(0, rows, new)
+    return state
+
+
+def _with_room(state: EncoderState, slots: int) -> EncoderState:
+    """Returns the same state with ``slots`` more slots in the cache, before the others."""
+    cache = F.pad(state.xlsr.cache, (0, 0, slots, 0))
+    return EncoderState(with_cache(state.xlsr, cache), state.adapter)
 
 
 def state_bytes(state: EncoderState) -> int:

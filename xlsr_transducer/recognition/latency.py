@@ -14,8 +14,29 @@ import dataclasses
 import numpy as np
 
 from xlsr_transducer.core.geometry import ENCODER_FRAME
-from xlsr_transducer.recognition.decoding import Results
-from xlsr_transducer.recognition.streaming import Step, Stream
+
+
+@dataclasses.dataclass
+class StreamTimes:
+    """When the results of a stream are there, in seconds from the start of its audio.
+
+    Pairs of times: algorithmic, measured.
+    """
+
+    latest: tuple[float, float] = (0.0, 0.0)  # of the last step
+    first: tuple[float, float] | None = None  # of the first step that gave a token
+
+    def add(self, arrived: float, elapsed: float, has_tokens: bool) -> None:
+        """Takes in a step.
+
+        Args:
+          arrived: seconds of the stream's audio that had to arrive for it.
+          elapsed: seconds that the step took.
+          has_tokens: whether the stream has a token after it.
+        """
+        self.latest = (arrived, max(self.latest[1], arrived) + elapsed)
+        if has_tokens and self.first is None:
+            self.first = self.latest
 
 
 @dataclasses.dataclass
@@ -27,25 +48,26 @@ class LatencyReport:
     first: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     last: list[tuple[float, float]] = dataclasses.field(default_factory=list)
 
-    def add(self, stream: Stream) -> None:
-        """Takes in a stream that has ended; one without tokens has no latency."""
-        frames = stream.result.frames
-        if not frames:
-            return
-        shown = _times_shown(stream.steps)
-        steps = stream.steps
-        first = next(i for i, s in enumerate(steps) if s.num_tokens > 0)
-        emitted = (frames[0] + 1) * ENCODER_FRAME
-        self.first.append((steps[first].arrived - emitted, shown[first] - emitted))
-        # The last chunk is known to be the last one when the audio ends.
-        ends = [max(time, stream.seconds) for time in (steps[-1].arrived, shown[-1])]
-        self.last.append((ends[0] - stream.seconds, ends[1] - stream.seconds))
+    def add(self, times: StreamTimes, frames: list[int], seconds: float) -> None:
+        """Takes in a stream that has ended; one without tokens has no latency.
 
-    def format(self, name: str, results: Results) -> str:
-        """Returns the report as text."""
-        rate = self.num_steps / max(results.elapsed, 1e-9)
+        Args:
+          frames: of its tokens.
+          seconds: of its audio.
+        """
+        if not frames or times.first is None:
+            return
+        emitted = (frames[0] + 1) * ENCODER_FRAME
+        self.first.append((times.first[0] - emitted, times.first[1] - emitted))
+        # The last chunk is known to be the last one when the audio ends.
+        ends = [max(time, seconds) for time in times.latest]
+        self.last.append((ends[0] - seconds, ends[1] - seconds))
+
+    def format(self, name: str, elapsed: float, seconds: float) -> str:
+        """Returns the report as text: ``elapsed`` seconds of work for ``seconds`` of audio."""
+        rate = self.num_steps / max(elapsed, 1e-9)
         lines = [
-            f"{name}: RTF {results.rtf:.4f}, {rate:.1f} steps per second, "
+            f"{name}: RTF {elapsed / max(seconds, 1e-9):.4f}, {rate:.1f} steps per second, "
             f"state {self.state_bytes / 1e6:.3f} MB per stream"
         ]
         for title, values in (("first", self.first), ("last", self.last)):
@@ -57,12 +79,3 @@ class LatencyReport:
                     f"p50 {np.percentile(measured, 50):.0f}, p95 {np.percentile(measured, 95):.0f}"
                 )
         return "\n".join(lines)
-
-
-def _times_shown(steps: list[Step]) -> list[float]:
-    """Returns when the result of each step is there, in seconds from the start of the audio."""
-    times, done = [], 0.0
-    for step in steps:
-        done = max(done, step.arrived) + step.elapsed
-        times.append(done)
-    return times

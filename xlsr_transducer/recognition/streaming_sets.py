@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.recognition.audio_sets import AudioSet
 from xlsr_transducer.recognition.decoding import Results
-from xlsr_transducer.recognition.latency import LatencyReport
-from xlsr_transducer.recognition.streaming import SAMPLING_RATE, Stream, StreamPool
+from xlsr_transducer.recognition.engine import Stream, StreamingEngine
+from xlsr_transducer.recognition.latency import LatencyReport, StreamTimes
 
 
 class Source:
@@ -26,6 +28,7 @@ class Source:
         self.utterance = utterance
         self.pieces: Iterator[torch.Tensor] = iter(torch.from_numpy(samples).split(piece))
         self.stream = stream
+        self.times = StreamTimes()
 
     def feed(self) -> None:
         """Hands out pieces until the stream has a chunk to compute, or ends."""
@@ -38,11 +41,12 @@ class Source:
 
 
 class Feeder:
-    """Hands the utterances of a set to the pool; one that ends makes room for the next."""
+    """Hands the utterances of a set to the engine; one that ends makes room for the next."""
 
-    def __init__(self, audio: AudioSet, pool: StreamPool, num_streams: int, piece: float):
+    def __init__(self, audio: AudioSet, engine: StreamingEngine, num_streams: int, piece: float):
         self.results = Results(audio)
-        self.pool, self.num_streams = pool, num_streams
+        self.report = LatencyReport(engine.bytes_per_stream())
+        self.engine, self.num_streams = engine, num_streams
         self.piece = max(int(piece * SAMPLING_RATE), 1)
         self.cuts = iter(audio.cuts)
         self.sources: dict[Stream, Source] = {}
@@ -50,7 +54,7 @@ class Feeder:
 
     def fill(self) -> None:
         """Opens streams for the next utterances while there is room, and feeds all of them."""
-        while not self.is_over and len(self.pool) < self.num_streams:
+        while not self.is_over and len(self.engine) < self.num_streams:
             cut = next(self.cuts, None)
             if cut is None:
                 self.is_over = True
@@ -61,20 +65,32 @@ class Feeder:
                 self.results.leave_out(Unread.because(cut.id, cut.supervisions[0].text, e))
                 continue
             self.results.texts[cut.id] = cut.supervisions[0].text
-            stream = self.pool.open(self.results.audio.shown(cut.id))
+            stream = self.engine.open(self.results.audio.shown(cut.id))
             self.sources[stream] = Source(cut.id, samples, stream, self.piece)
         for source in self.sources.values():
             source.feed()
 
-    def close(self, stream: Stream) -> None:
-        """Keeps the result of a stream that has ended."""
-        self.results.hypotheses[self.sources.pop(stream).utterance] = stream.result
-        self.results.seconds += stream.seconds
+    def step(self) -> tuple[list[Stream], list[Stream]]:
+        """Does a step of the engine; keeps its time, and the results of streams that ended."""
+        start = time.perf_counter()
+        computed, ended = self.engine.step()
+        elapsed = time.perf_counter() - start
+        self.results.elapsed += elapsed
+        self.report.num_steps += bool(computed)
+        self.engine.read([s for s in computed if not s.has_tokens])
+        for stream in computed:
+            self.sources[stream].times.add(stream.arrived, elapsed, stream.has_tokens)
+        for stream in ended:
+            source, result = self.sources.pop(stream), stream.result
+            self.results.hypotheses[source.utterance] = result
+            self.results.seconds += stream.seconds
+            self.report.add(source.times, result.frames, stream.seconds)
+        return computed, ended
 
 
 def decode_set(
     audio: AudioSet,
-    pool: StreamPool,
+    engine: StreamingEngine,
     tokenizer: Tokenizer,
     num_streams: int,
     piece: float,
@@ -86,29 +102,33 @@ def decode_set(
       piece: seconds of audio that arrive at a time.
       partial: print results as they grow.
     """
-    feeder = Feeder(audio, pool, num_streams, piece)
-    report = LatencyReport(pool.bytes_per_stream())
+    feeder = Feeder(audio, engine, num_streams, piece)
     progress = tqdm(desc=audio.name, unit="utt", disable=None)
+    shown: Counter[Stream] = Counter()  # segments of each live stream that were printed
     while True:
         feeder.fill()
-        if not len(pool):
+        if not len(engine):
             break
-        start = time.perf_counter()
-        ended = pool.step()
-        feeder.results.elapsed += time.perf_counter() - start
-        report.num_steps += 1
+        computed, ended = feeder.step()
         if partial:
-            _print_partial(pool, tokenizer)
-        for stream in ended:
-            feeder.close(stream)
-            report.add(stream)
-            progress.update()
+            engine.read(computed)
+            for stream in computed:
+                _print_partial(stream, shown[stream], engine.rules is not None, tokenizer)
+                shown[stream] = len(stream.segments)
+            for stream in ended:
+                del shown[stream]
+        progress.update(len(ended))
     progress.close()
-    return feeder.results, report
+    return feeder.results, feeder.report
 
 
-def _print_partial(pool: StreamPool, tokenizer: Tokenizer) -> None:
-    for stream in pool.streams:
-        if stream.steps:
-            text = tokenizer.decode(stream.result.tokens)
-            print(f"{stream.name}\t{stream.steps[-1].arrived:.2f} s\t{text}", flush=True)
+def _print_partial(
+    stream: Stream, num_shown: int, with_numbers: bool, tokenizer: Tokenizer
+) -> None:
+    """Prints the segments that ended in a step, and the live one."""
+    found = stream.segments[num_shown:]
+    found += [stream.live.hypothesis()] if stream.slot is not None else []
+    for number, segment in enumerate(found, num_shown + 1):
+        label = f"segment {number}: " if with_numbers else ""
+        text = tokenizer.decode(segment.tokens)
+        print(f"{stream.name}\t{stream.arrived:.2f} s\t{label}{text}", flush=True)

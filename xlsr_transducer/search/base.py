@@ -53,9 +53,25 @@ class Search(ABC):
           state: what ``init_state`` or the last ``advance`` returned; left as it was.
         """
 
-    @abstractmethod
+    def rank(self, state: Any) -> tuple[Tensor, Tensor]:
+        """Orders the hypotheses of each stream; every search that streams has it.
+
+        Returns:
+          (N, M) places in ``state.history``, best first, and their scores, -inf for none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not stream")
+
     def nbest(self, state: Any, n: int) -> list[list[Hypothesis]]:
         """Returns up to ``n`` hypotheses per stream, best first."""
+        which, score = (x[:, :n] for x in self.rank(state))
+        return state.history.hypotheses(which, score, self.context_size)
+
+    def tails(self, state: Any) -> list[Hypothesis]:
+        """Returns ``results`` without the tokens that have settled: they cost as much after
+        hours as after seconds. ``state.history.settled`` has the rest."""
+        which, score = (x[:, :1] for x in self.rank(state))
+        found = state.history.hypotheses(which, score, self.context_size, with_settled=False)
+        return [best[0] for best in found]
 
     def results(self, state: Any) -> list[Hypothesis]:
         """Returns the best hypothesis of each stream, at any time: final or so far."""
@@ -69,6 +85,14 @@ class Search(ABC):
     def cat(self, states: Sequence[State]) -> State:
         """Returns one state for the streams of all ``states``."""
         return _cat(states)
+
+    def put(self, state: State, rows: Tensor, part: State) -> State:
+        """Writes the streams of ``part`` (M,) into ``rows`` (M,) of ``state``.
+
+        The tensors of ``state`` change in place: it must be the caller's own, and is replaced by
+        what is returned.
+        """
+        return _put(state, rows, part)
 
     def _device(self) -> torch.device:
         return next(self.joiner.parameters()).device
@@ -145,11 +169,29 @@ def _cat(states: Sequence[Any]) -> Any:
     """Returns the rows of all ``states``; histories of unequal width are padded."""
     first = states[0]
     if isinstance(first, Tensor):
-        if first.dim() == 3:
-            width = max(x.shape[2] for x in states)
-            states = [F.pad(x, (0, width - x.shape[2])) for x in states]
-        return torch.cat(list(states))
+        return torch.cat(_equally_wide(states))
     if isinstance(first, tuple):
         return sum(states, ())
     names = [f.name for f in dataclasses.fields(first)]
     return type(first)(**{name: _cat([getattr(s, name) for s in states]) for name in names})
+
+
+def _put(state: Any, rows: Tensor, part: Any) -> Any:
+    """Writes ``part`` into ``rows`` of a state; histories of unequal width are padded."""
+    if isinstance(state, Tensor):
+        state, part = _equally_wide([state, part])
+        return state.index_copy_(0, rows, part)
+    if isinstance(state, tuple):
+        places = dict(zip(rows.tolist(), part))
+        return tuple(places.get(i, value) for i, value in enumerate(state))
+    names = [f.name for f in dataclasses.fields(state)]
+    written = {name: _put(getattr(state, name), rows, getattr(part, name)) for name in names}
+    return type(state)(**written)
+
+
+def _equally_wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns histories (N, B, W) with zeros added up to the widest; other tensors as they are."""
+    if tensors[0].dim() != 3:
+        return list(tensors)
+    width = max(x.shape[2] for x in tensors)
+    return [x if x.shape[2] == width else F.pad(x, (0, width - x.shape[2])) for x in tensors]

@@ -22,10 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xlsr_transducer.search.base import Search
-from xlsr_transducer.search.history import History, hash_with
-from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.history import NEVER, History, hash_with
 
-NEVER = -float("inf")
 # A frame ends after this many expansions per hypothesis kept, so that a network which hardly
 # knows blank (an untrained one) cannot hold the search for ever. Others need a few.
 MAX_EXPANSIONS = 16
@@ -247,7 +245,7 @@ class BeamSearch(Search):
         rest = Pool(a.score.scatter(1, place, NEVER), *a.tensors()[1:])
         return rest.added(new), b
 
-    def nbest(self, state: PoolState, n: int) -> list[list[Hypothesis]]:
-        """Returns up to ``n`` different token sequences per stream, by length-normalised score."""
+    def rank(self, state: PoolState) -> tuple[Tensor, Tensor]:
+        """Orders different token sequences by length-normalised score (see ``Search.rank``)."""
         score = state.score + state.offset.unsqueeze(1)
-        return state.history.nbest(score, n, self.context_size)
+        return state.history.rank(score, self.context_size)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.history import History
-from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.options import SearchOptions
 
 BLOCK = 4096  # frames whose log-probs are computed at once
@@ -71,6 +70,6 @@ class CtcGreedySearch(Search):
             score=state.score + log_probs.masked_fill(~inside, 0).double().sum(1),
         )
 
-    def nbest(self, state: CtcState, n: int) -> list[list[Hypothesis]]:
-        """Returns the one hypothesis of each stream, whatever ``n``."""
-        return state.history.nbest(state.score.unsqueeze(1), n, self.context_size)
+    def rank(self, state: CtcState) -> tuple[Tensor, Tensor]:
+        """Returns (N, 1) the one hypothesis of each stream and its score."""
+        return state.history.rank(state.score.unsqueeze(1), self.context_size)

@@ -26,10 +26,7 @@ from torch import Tensor
 
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.frames import search_frames
-from xlsr_transducer.search.history import History
-from xlsr_transducer.search.hypothesis import Hypothesis
-
-NEVER = -float("inf")
+from xlsr_transducer.search.history import NEVER, History
 
 # PyTorch 1.13 has scatter_reduce as it stayed, but warns of it.
 warnings.filterwarnings("ignore", message=r"scatter_reduce\(\) is in beta")
@@ -243,17 +240,15 @@ class FastBeamSearch(Search):
         log_prob = log_probs[row, parent, token]
         return (parent, token, log_prob), torch.where(any_ends, best, other_best)
 
-    def nbest(self, state: FastBeamState, n: int) -> list[list[Hypothesis]]:
-        """Returns the best path into each of the ``n`` best contexts, by score.
+    def rank(self, state: FastBeamState) -> tuple[Tensor, Tensor]:
+        """Orders the best paths into each context by score (see ``Search.rank``).
 
         The flavours 'strict' and 'partial' have one result: the path into the end. With
         'strict' that is empty, of score -inf, where no path ends.
         """
         if self.options.fast_beam_flavour == "whole":
             score = state.score + state.offset.unsqueeze(1)
-            score, which = (x[:, :n] for x in score.sort(dim=1, descending=True, stable=True))
-        else:
-            score = state.end_score.unsqueeze(1)
-            which = torch.full_like(state.history.lengths[:, :1], self.options.max_contexts)
-        found = state.history.hypotheses(which, score, self.context_size)
-        return [hyps or [Hypothesis(score=NEVER, norm_score=NEVER)] for hyps in found]
+            score, which = score.sort(dim=1, descending=True, stable=True)
+            return which, score
+        which = torch.full_like(state.history.lengths[:, :1], self.options.max_contexts)
+        return which, state.end_score.unsqueeze(1)

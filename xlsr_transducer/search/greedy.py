@@ -16,7 +16,6 @@ from torch import Tensor
 
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.history import History
-from xlsr_transducer.search.hypothesis import Hypothesis
 
 # Joiner rows per step that are nearly as cheap as one.
 ROWS_PER_STEP = {"cpu": 32, "cuda": 4096}
@@ -132,6 +131,6 @@ class GreedySearch(Search):
         token, frame, log_prob = (x.gather(1, stop)[:, 0] for x in (tokens, frames, best))
         return token.masked_fill(~first, self.blank_id), frame, log_prob, passed
 
-    def nbest(self, state: GreedyState, n: int) -> list[list[Hypothesis]]:
-        """Returns the one hypothesis of each stream, whatever ``n``."""
-        return state.history.nbest(state.score.unsqueeze(1), n, self.context_size)
+    def rank(self, state: GreedyState) -> tuple[Tensor, Tensor]:
+        """Returns (N, 1) the one hypothesis of each stream and its score."""
+        return state.history.rank(state.score.unsqueeze(1), self.context_size)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from xlsr_transducer.search.hypothesis import Hypothesis
 
+NEVER = -float("inf")
+
 # Open tokens per hypothesis beyond which the common beginning moves to host memory.
 MAX_OPEN = 128
 
@@ -25,7 +27,7 @@ HASH_MULTIPLIER = 6364136223846793005
 
 
 def hash_with(hashes: Tensor, tokens: Tensor) -> Tensor:
-    """Returns hashes of token sequences that ``tokens`` continue; int64, any shape."""
+    """Returns hashes of token sequences with ``tokens`` added; int64, any shape."""
     return hashes * HASH_MULTIPLIER + (tokens + 1)
 
 
@@ -38,11 +40,11 @@ class Settled:
     frames: list[int]
     log_probs: list[float]
 
-    def stretches(self) -> list[Settled]:
-        """Returns all stretches, oldest first."""
+    def stretches(self, after: Settled | None = None) -> list[Settled]:
+        """Returns the stretches that follow ``after``, one of them (None: all); oldest first."""
         found: list[Settled] = []
         node: Settled | None = self
-        while node is not None:
+        while node is not after:
             found.append(node)
             node = node.before
         return found[::-1]
@@ -50,7 +52,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class History:
-    """Tokens, their frames and log-probs per hypothesis. Never changed in place."""
+    """Tokens, their frames and log-probs per hypothesis. Only ``put`` changes it in place."""
 
     tokens: Tensor  # (N, B, W) int64, only the first `lengths` of each row count
     frames: Tensor  # (N, B, W) int64
@@ -107,6 +109,8 @@ class History:
     def settle(self, live: Tensor, most: int = MAX_OPEN) -> History:
         """Moves what all live hypotheses share to host memory, if it is more than ``most`` tokens.
 
+        The last token of a live hypothesis always stays open (see ``last_frames``).
+
         Args:
           live: (N, B) bool; the others do not count and lose what they had.
         """
@@ -120,6 +124,8 @@ class History:
         column = torch.arange(self.tokens.shape[2], device=live.device)
         same = (same & (column < lengths.unsqueeze(2))) | ~live.unsqueeze(2)
         common = same.all(1).to(torch.int64).cumprod(1).sum(1)
+        shortest = self.lengths.masked_fill(~live, len(column)).amin(1)
+        common = torch.minimum(common, shortest - 1).clamp(min=0)
 
         best = (row.gather(1, first)[:, 0].tolist() for row in (self.tokens, self.frames))
         probs = self.log_probs.gather(1, first)[:, 0].tolist()
@@ -148,22 +154,31 @@ class History:
         added = (x.unsqueeze(1) for x in (tokens, frames, log_probs))
         return self.extend(origin, *added, blank_id).settle(torch.ones_like(origin).bool())
 
-    def hypotheses(self, which: Tensor, scores: Tensor, norm: int) -> list[list[Hypothesis]]:
-        """Reads hypotheses out.
+    def last_frames(self) -> Tensor:
+        """(N, B) the frame of each hypothesis's last token, -1 where it has none."""
+        frames = F.pad(self.frames, (1, 0), value=-1)
+        return frames.gather(2, self.lengths.unsqueeze(2))[:, :, 0]
+
+    def hypotheses(
+        self, which: Tensor, scores: Tensor, norm: int, with_settled: bool = True
+    ) -> list[list[Hypothesis]]:
+        """Reads hypotheses out; one of score -inf and no tokens for a stream that has none.
 
         Args:
           which: (N, M) the hypotheses wanted, in the order wanted.
           scores: (N, M) their log-probs; -inf marks one that does not exist and is left out.
           norm: added to the number of tokens that the score is divided by.
+          with_settled: whether their tokens include those that have settled.
         """
         columns = which.unsqueeze(2).expand(-1, -1, self.tokens.shape[2])
         tokens, frames, log_probs = (
             x.gather(1, columns).tolist() for x in (self.tokens, self.frames, self.log_probs)
         )
         lengths = self.lengths.gather(1, which).tolist()
+        num_settled = self.num_settled.tolist()
         found: list[list[Hypothesis]] = []
         for n, settled in enumerate(self.settled):
-            before = settled.stretches() if settled else []
+            before = settled.stretches() if settled and with_settled else []
             start = [
                 [x for s in before for x in getattr(s, name)]
                 for name in ("tokens", "frames", "log_probs")
@@ -173,24 +188,26 @@ class History:
                 if score == -float("inf"):
                     continue
                 end = lengths[n][m]
-                emitted = start[0] + tokens[n][m][:end]
                 found[-1].append(
                     Hypothesis(
-                        tokens=emitted,
+                        tokens=start[0] + tokens[n][m][:end],
                         frames=start[1] + frames[n][m][:end],
                         score=score,
                         log_probs=start[2] + log_probs[n][m][:end],
-                        norm_score=score / (len(emitted) + norm),
+                        norm_score=score / (num_settled[n] + end + norm),
                     )
                 )
-        return found
+        return [hyps or [Hypothesis(score=NEVER, norm_score=NEVER)] for hyps in found]
 
-    def nbest(self, score: Tensor, n: int, norm: int) -> list[list[Hypothesis]]:
-        """Returns up to ``n`` hypotheses per stream, best score / (tokens + ``norm``) first.
+    def rank(self, score: Tensor, norm: int) -> tuple[Tensor, Tensor]:
+        """Orders hypotheses by score / (tokens + ``norm``), best first.
 
         Args:
           score: (N, B) log-probs, -inf where there is no hypothesis.
+
+        Returns:
+          (N, B) which hypothesis has each place, and its score.
         """
         length = self.lengths + self.num_settled.unsqueeze(1) + norm
-        which = (score / length).sort(dim=1, descending=True, stable=True).indices[:, :n]
-        return self.hypotheses(which, score.gather(1, which), norm)
+        which = (score / length).sort(dim=1, descending=True, stable=True).indices
+        return which, score.gather(1, which)

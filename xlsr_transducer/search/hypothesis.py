@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -22,3 +23,15 @@ class Hypothesis:
     """Log-prob of each token where it came, the basis of its confidence."""
     norm_score: float = 0.0
     """``score`` divided by the number of tokens plus the context size: n-best order."""
+
+    @staticmethod
+    def joined(parts: Sequence[Hypothesis]) -> Hypothesis:
+        """One hypothesis of several that follow one another. Without a ``norm_score``."""
+        if len(parts) == 1:
+            return parts[0]
+        return Hypothesis(
+            tokens=[token for p in parts for token in p.tokens],
+            frames=[frame for p in parts for frame in p.frames],
+            score=sum(p.score for p in parts),
+            log_probs=[log_prob for p in parts for log_prob in p.log_probs],
+        )

@@ -26,7 +26,6 @@ from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.bias import Bias, Walk
 from xlsr_transducer.search.frames import search_frames
 from xlsr_transducer.search.history import History, hash_with
-from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.options import SearchOptions
 from xlsr_transducer.search.token_graph import TokenGraph
 
@@ -192,13 +191,13 @@ class ModifiedBeamSearch(Search):
         fields = (context, decoder_side, score, offset + best, hashes, *biased)
         return fields, (parent, token, log_prob)
 
-    def nbest(self, state: BeamState, n: int) -> list[list[Hypothesis]]:
-        """Returns up to ``n`` different token sequences per stream, by length-normalised score."""
+    def rank(self, state: BeamState) -> tuple[Tensor, Tensor]:
+        """Orders different token sequences by length-normalised score (see ``Search.rank``)."""
         score = state.score + state.offset.unsqueeze(1)
         if self.bias:
             walk = self.bias.walk(state.hotwords, score.device)
             score = score + walk.final(walk.entered(state.graph_state))
-        return state.history.nbest(score, n, self.context_size)
+        return state.history.rank(score, self.context_size)
 
 
 def _walked(

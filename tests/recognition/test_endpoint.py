@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from tests.search.test_search_streaming import DIM, VOCAB, make
 from tests.support.frame_encoder import FrameEncoder, audio_of
+from tests.support.random_searches import DIM, VOCAB, make
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.recognition.endpoint import EndpointOptions
 from xlsr_transducer.recognition.engine import StreamingEngine

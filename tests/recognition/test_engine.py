@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.recognition.test_endpoint import silence
-from tests.search.test_search_streaming import DIM, make
-from tests.search.test_search_streaming import speech as random_frames
 from tests.support.frame_encoder import FrameEncoder, audio_of
+from tests.support.random_searches import DIM, make
+from tests.support.random_searches import speech as random_frames
 from tests.support.stream_driver import speech, tiny_encoder
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.decoder import Decoder

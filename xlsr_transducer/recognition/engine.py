@@ -306,7 +306,7 @@ class StreamingEngine:
         return self.search.put(state, rows, fresh)
 
     def _trailing(self, state: Any, starts: Tensor) -> Tensor:
-        """Returns (N, B) frames since each hypothesis' last token, or since the segment's start."""
+        """Returns (N, B) frames since each hypothesis' last token, or the segment start."""
         last = state.history.last_frames().maximum(starts.unsqueeze(1) - 1)
         return state.num_frames.unsqueeze(1) - 1 - last
 

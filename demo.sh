@@ -51,24 +51,30 @@ log "4. A full-context model on the frozen features of the last layer"
 ./train.sh "${small[@]}" --features last-cumulative --exp-dir "$exp/full" --num-epochs 8 \
   --max-duration 14 --base-lr 0.003 --time-mask-length 8 --resume auto
 
+decode_full() {
+  local method
+  for method in greedy_search modified_beam_search; do
+    python -m xlsr_transducer.decode --exp-dir "$exp/full" "${tests[@]}" --decoding-method "$method"
+  done
+}
+
 log "5. A streaming model that continues from it: all layers trained, many chunk sizes in one"
+beside decode_full
 ./train.sh "${small[@]}" --features frontend-cumulative --exp-dir "$exp/streaming" \
   --streaming 1 --chunk-size 32,16,64,-1 --left-context-chunks 2,1,4 \
   --attention-sink-size 4,0,16 --init-from "$exp/full/best-valid-wer.pt" \
-  --num-epochs 4 --max-duration 30 --base-lr 0.002 --encoder-lr-scale 0.5 --xlsr-dropout 0.05 \
+  --num-epochs 4 --max-duration 20 --base-lr 0.002 --encoder-lr-scale 0.5 --xlsr-dropout 0.05 \
   --resume auto
 
 log "6. Word error rates: full context, then one streaming model at many latencies"
-beside python -m local.streaming_table --exp-dir "$exp/streaming" "${tests[@]}"
-for method in greedy_search modified_beam_search; do
-  python -m xlsr_transducer.decode --exp-dir "$exp/full" "${tests[@]}" --decoding-method "$method"
-done
-python -m xlsr_transducer.streaming_decode --exp-dir "$exp/streaming" "${tests[@]}"
 show_beside
+beside python -m xlsr_transducer.export --exp-dir "$exp/streaming" --jit 1 --wav2vec2-ctc 1 --onnx 1 \
+  --wav "$data"/demo/test_seen_000[0-3].wav
+python -m local.streaming_table --exp-dir "$exp/streaming" "${tests[@]}"
+python -m xlsr_transducer.streaming_decode --exp-dir "$exp/streaming" "${tests[@]}"
 
 log "7. Export: each file is loaded again in a process of its own and compared with the checkpoint"
-python -m xlsr_transducer.export --exp-dir "$exp/streaming" --jit 1 --wav2vec2-ctc 1 --onnx 1 \
-  --wav "$data"/demo/test_seen_000[0-3].wav
+show_beside
 echo "These are figures of a toy network on synthetic speech, with the number of words beside them:"
 echo "they say that the recipe works, and nothing about XLSR. They differ a little from one kind of"
 echo "processor to another. Results lie in $exp."

@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 
 from xlsr_transducer.core.errors import run_command
-from xlsr_transducer.core.geometry import SAMPLING_RATE
+from xlsr_transducer.core.geometry import SAMPLING_RATE, encoder_frames
 from xlsr_transducer.data.augment import SPEEDS
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.plan import Plan, PlanOptions, Utterances, load_array, make_plan
@@ -55,6 +55,7 @@ def write_arrays(folder: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     seconds = np.clip(rng.gamma(3.0, 2.0, count), 0.3, 35.0)
     np.save(folder / "seconds.npy", seconds)
+    np.save(folder / "frames.npy", encoder_frames(seconds).astype(np.int32))
     np.save(folder / "tokens.npy", (6 * seconds).astype(np.int32))
     np.save(folder / "groups.npy", rng.integers(0, 50, count).astype(np.int32))
     np.save(folder / "shards.npy", (np.arange(count) // 1000).astype(np.int32))
@@ -63,11 +64,12 @@ def write_arrays(folder: Path, count: int) -> None:
 
 def plan_epoch(folder: Path, case: str) -> tuple[float, float, float, int, float]:
     """Returns seconds of wall and of processor time, peak MiB, batches, and how full they are."""
-    names = ("seconds", "tokens", "groups", "shards", "zeros")
+    names = ("seconds", "frames", "tokens", "groups", "shards", "zeros")
     arrays = {name: load_array(folder / f"{name}.npy") for name in names}
     before, clocks = peak_mib(), (time.perf_counter(), time.process_time())
     utterances = Utterances(
         seconds=arrays["seconds"],
+        frames=arrays["frames"],
         tokens=arrays["tokens"],
         needed=arrays["tokens"],
         usable=arrays["zeros"] == 0,

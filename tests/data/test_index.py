@@ -15,6 +15,7 @@ from lhotse import CutSet
 
 from tests.support.silent_corpus import Letters, cut_of, some_cuts, write_manifest
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import encoder_frames
 from xlsr_transducer.data import index as indexes
 from xlsr_transducer.data.datamodule import DataModule, DataOptions, Part
 from xlsr_transducer.data.index import Corpus, open_index
@@ -43,6 +44,7 @@ def test_an_index_tells_of_each_line_what_lhotse_reads_there(
             continue
         [supervision] = cut.supervisions
         assert index.arrays["seconds"][row] == cut.duration
+        assert index.arrays["frames"][row] == encoder_frames(cut.duration)
         group = index.texts["groups"][index.arrays["groups"][row]]
         assert group == ("radio" if row == 4 else supervision.language)
         text = supervision.text

@@ -26,6 +26,7 @@ def some(count: int, shards: int = 1, seed: int = 0) -> Utterances:
     tokens = rng.poisson(8 * seconds).astype(np.int32)
     return Utterances(
         seconds=seconds,
+        frames=encoder_frames(seconds).astype(np.int32),
         tokens=tokens,
         needed=(tokens * 1.3).astype(np.int32),
         usable=rng.random(count) > 0.05,

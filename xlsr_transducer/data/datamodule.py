@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import UNFINISHED, alone_in, disk_errors_named, write_text
-from xlsr_transducer.core.geometry import encoder_frames
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.augment import SPEEDS, Augmenter, AugmentOptions
 from xlsr_transducer.data.batches import Batch, Cuts, SpeechDataset
@@ -175,15 +174,14 @@ class DataModule:
         corpus = self.corpus(splits)
         u = corpus.utterances(self.has_ctc)
         numbers, reasons = corpus.numbered("reasons")
-        left_out = {reason: numbers == i for i, reason in enumerate(reasons) if reason}
+        flawed = np.flatnonzero(~u.usable)
+        left_out = {reasons[i]: flawed[numbers[flawed] == i] for i in np.unique(numbers[flawed])}
         kept = u.usable
         for reason, is_unfit in self._unfit(u) if for_training else ():
-            left_out[reason] = kept & is_unfit
-            kept = kept & ~is_unfit
+            left_out[reason] = np.flatnonzero(kept & is_unfit)
+            kept &= ~is_unfit
         names: dict[str, Sequence[str]] = {
-            reason: Names(corpus, np.flatnonzero(which))
-            for reason, which in left_out.items()
-            if which.any()
+            reason: Names(corpus, rows) for reason, rows in left_out.items() if len(rows)
         }
         for split in splits if self.features else ():
             for reason, ids in without_features(self.features, split).items():
@@ -197,17 +195,17 @@ class DataModule:
             raise UserError(
                 f"{', '.join(splits)}: there is no usable utterance; see the warnings above"
             )
-        return SplitSummary(int(kept.sum()), float(u.seconds[kept].sum()), names)
+        return SplitSummary(int(kept.sum()), float(u.seconds.sum(where=kept)), names)
 
     def _unfit(self, u: Utterances) -> Iterator[tuple[str, np.ndarray]]:
         """Yields why utterances are left out of training, and which, as (N,) bool."""
-        o, frames = self._plan_options(), encoder_frames(u.seconds)
+        o = self._plan_options()
         span = f"not within {o.min_utterance:g} and {o.max_utterance:g} seconds"
         yield span, ~o.fits(u.seconds)
-        yield "more tokens than encoder frames", u.tokens > frames
+        yield "more tokens than encoder frames", u.tokens > u.frames
         if self.has_ctc:
             reason = "more tokens than encoder frames, with the blanks of CTC between equal tokens"
-            yield reason, u.needed > frames
+            yield reason, u.needed > u.frames
 
     def train_loader(
         self,

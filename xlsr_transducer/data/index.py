@@ -5,6 +5,7 @@ A folder ``cuts_X.index`` beside ``cuts_X.jsonl`` or ``cuts_X.jsonl.gz`` holds
     about.json        what it was made from; names of groups and of reasons
     offsets.npy       (N + 1,) int64: where each line begins
     seconds.npy       (N,) float64: of audio; 0 if the utterance cannot be used
+    frames.npy        (N,) int32: of the encoder
     reasons.npy       (N,) int32: why it cannot be used; 0 if it can
     groups.npy        (N,) int32: custom field ``group`` of the supervision, or its language
     shards.npy        (N,) int32: counts the tar files of Lhotse Shar in their order
@@ -42,6 +43,7 @@ from xlsr_transducer.core.files import (
     replacing,
     write_text,
 )
+from xlsr_transducer.core.geometry import encoder_frames
 from xlsr_transducer.data.audio import audio_duration
 from xlsr_transducer.data.cuts import first_channel
 from xlsr_transducer.data.flaws import damage_named, flaw
@@ -50,9 +52,9 @@ from xlsr_transducer.data.shar import tar_of
 from xlsr_transducer.data.sources import utterance_bytes
 from xlsr_transducer.data.tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
 ABOUT, LINES = "about.json", "cuts.jsonl"
-ARRAYS = ("offsets", "seconds", "reasons", "groups", "shards")
+ARRAYS = ("offsets", "seconds", "frames", "reasons", "groups", "shards")
 DECIDE_PLANS = ("seconds.npy", "reasons.npy", "groups.npy", "shards.npy")
 
 
@@ -137,6 +139,7 @@ class Corpus:
         tokens = _joined([index.tokens[0] for index in self.indexes])
         return Utterances(
             seconds=_joined(self._arrays("seconds")),
+            frames=_joined(self._arrays("frames")),
             tokens=tokens,
             needed=_joined([index.tokens[1] for index in self.indexes]) if has_ctc else tokens,
             usable=_joined(self._arrays("reasons")) == 0,
@@ -294,8 +297,9 @@ class _Columns:
 
     def arrays(self, tokens: str) -> dict[str, np.ndarray]:
         """Returns the arrays by the names of their files."""
-        columns = {name: getattr(self, name) for name in ARRAYS}
-        found = {f"{name}.npy": np.array(column) for name, column in columns.items()}
+        columns = {name: np.array(getattr(self, name)) for name in ARRAYS if name != "frames"}
+        columns["frames"] = encoder_frames(columns["seconds"]).astype(np.int32)
+        found = {f"{name}.npy": column for name, column in columns.items()}
         return {**found, tokens: np.stack([np.array(self.tokens), np.array(self.needed)])}
 
     def texts(self) -> dict[str, list[str]]:

@@ -25,8 +25,9 @@ class Utterances:
     """The utterances of a corpus as a plan sees them: arrays (N,), by row."""
 
     seconds: np.ndarray  # float64, of audio
+    frames: np.ndarray  # int32, of the encoder
     tokens: np.ndarray  # int32
-    needed: np.ndarray  # int32, encoder frames that the losses need
+    needed: np.ndarray  # int32, frames that the losses need
     usable: np.ndarray  # bool
     groups: np.ndarray  # int32, language or corpus
     shards: np.ndarray  # int32, the tar file that holds it; the same everywhere if there are none
@@ -35,7 +36,7 @@ class Utterances:
     def plain(cls, seconds: np.ndarray) -> Utterances:
         """Utterances of which only the duration counts."""
         zeros = np.zeros(len(seconds), dtype=np.int32)
-        return cls(seconds, zeros, zeros, zeros == 0, zeros, zeros)
+        return cls(seconds, zeros, zeros, zeros, zeros == 0, zeros, zeros)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ def make_plan(
       without: rows that were trained on before.
     """
     u = utterances
-    fits = u.usable & options.fits(u.seconds) & (u.needed <= encoder_frames(u.seconds))
+    fits = u.usable & options.fits(u.seconds) & (u.needed <= u.frames)
     if without is not None:
         fits[without] = False
     rows = np.flatnonzero(fits).astype(np.int32)

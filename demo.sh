@@ -48,8 +48,8 @@ log "3. Features of the toy network's last layer, and of its front end for the s
 ./prepare.sh --data-dir "$data" --vocab-size 80 --stage 4
 
 log "4. A full-context model on the frozen features of the last layer"
-./train.sh "${small[@]}" --features last-cumulative --exp-dir "$exp/full" --num-epochs 12 \
-  --max-duration 28 --base-lr 0.004 --time-mask-length 8 --resume auto
+./train.sh "${small[@]}" --features last-cumulative --exp-dir "$exp/full" --num-epochs 8 \
+  --max-duration 14 --base-lr 0.003 --time-mask-length 8 --resume auto
 
 log "5. A streaming model that continues from it: all layers trained, many chunk sizes in one"
 ./train.sh "${small[@]}" --features frontend-cumulative --exp-dir "$exp/streaming" \

@@ -103,6 +103,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     trainer.resume()
     if network:  # only now: options that contradict the checkpoint change no file
         shown = {c.__name__: dataclasses.asdict(options[c]) for c in options if c not in OF_MODEL}
+        shown["input"] = {"conf": args.conf, **shown.pop("InputOptions")}
         save_settings(args.exp_dir, {"model": config.to_dict(), **shown})
         save_below_cut(network, config, args.exp_dir)
     with repeatable():

@@ -37,7 +37,6 @@ class StepReport:
 
     sums: LossSums  # over all processes
     grad_norm: float
-    rate: float  # base learning rate
     is_asked_to_end: bool  # on any process
 
 
@@ -208,7 +207,7 @@ class Stepper:
         """
         state, progress = self.state, self.state.progress
         sums, self.sums = self.sums.over_all(self.process), LossSums()
-        rate = set_learning_rate(
+        set_learning_rate(
             state.optimizer, self.objective.optim, progress.seconds / self.total_seconds
         )
         grad_norm = 0.0
@@ -230,7 +229,7 @@ class Stepper:
         progress.step += 1
         progress.batches += last.place.batches
         progress.seconds += sums.seconds
-        return StepReport(sums, grad_norm, rate, self.process.any(is_asked_to_end))
+        return StepReport(sums, grad_norm, self.process.any(is_asked_to_end))
 
     def _change_weights(self) -> float:
         """Changes the weights, unless the gradient is not finite; returns its norm."""

@@ -54,7 +54,7 @@ def texts_of(data_dir: Path, role: str) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Sentences:
-    """Sentences as tokens, one behind the other."""
+    """Sentences as tokens, one after the other."""
 
     tokens: np.ndarray  # int32
     starts: np.ndarray  # int64, of each sentence, and where the last one ends

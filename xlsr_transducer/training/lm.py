@@ -155,7 +155,7 @@ class LmTrainer:
         }
 
     def restore(self, path: Path) -> None:
-        """Goes on behind what a checkpoint of this run holds."""
+        """Resumes from a checkpoint of this run."""
         content = read_lm(path)
         if content["lm_options"] != dataclasses.asdict(self.lm_options):
             raise UserError(f"{path}: was trained with other model options than the ones given")

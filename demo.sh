@@ -48,7 +48,7 @@ log "3. Features of the toy network's last layer, and of its front end for the s
 ./prepare.sh --data-dir "$data" --vocab-size 80 --stage 4
 
 log "4. A full-context model on the frozen features of the last layer"
-./train.sh "${small[@]}" --features last-cumulative --exp-dir "$exp/full" --num-epochs 8 \
+./train.sh "${small[@]}" --features last-cumulative --exp-dir "$exp/full" --num-epochs 12 \
   --max-duration 14 --base-lr 0.003 --time-mask-length 8 --resume auto
 
 decode_full() {

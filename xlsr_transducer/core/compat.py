@@ -207,6 +207,12 @@ def has_fsdp2() -> bool:
     return hasattr(fsdp, "fully_shard")
 
 
+def has_fused_adamw() -> bool:
+    """Returns whether ``torch.optim.AdamW`` has one kernel for all of a step on a CPU too (from
+    PyTorch 2.4 on)."""
+    return tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 4)
+
+
 def grad_scaler(enabled: bool) -> Any:
     """Returns the loss scaler for float16 on a GPU, under its name in this PyTorch.
 

@@ -19,7 +19,7 @@ _RECORDING_KEYS = ("sampling_rate", "num_samples", "channel_ids", "transforms")
 
 
 def settings_digest(cut: dict) -> str:
-    """Returns a digest of all that the manifest tells of a cut's audio, but not its place.
+    """Returns a digest of all that the manifest holds about a cut's audio, but not its place.
 
     Args:
       cut: the dictionary of a MonoCut.

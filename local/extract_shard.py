@@ -71,7 +71,7 @@ class Stored:
     """One utterance of a shard: an array, or the reason why there is none."""
 
     id: str
-    settings: str  # digest of what the manifest tells of the audio
+    settings: str  # digest of what the manifest holds about the audio
     file: str  # size and time of change of the audio file
     content: str  # digest of the audio file
     shard: str  # below the folder of the features

@@ -1,4 +1,4 @@
-"""Options from dataclasses: their types, their ranges, and what is said about a wrong one."""
+"""Options from dataclasses: their types, their ranges, and the message about a wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command hears the same samples: channel 0 at 16 kHz, whatever the file."""
+"""Every command reads the same samples: channel 0 at 16 kHz, whatever the file."""
 
 from __future__ import annotations
 

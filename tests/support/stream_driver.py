@@ -51,7 +51,7 @@ def padded(waves: List[Tensor], filler: float = 0.0) -> Tuple[Tensor, Tensor]:
 
 
 class Stream:
-    """One speaker: audio that arrives in random pieces, and what the encoder said."""
+    """One stream: audio that arrives in random pieces, and what the encoder gave."""
 
     def __init__(self, wave: Tensor, chunk_size: int, seed: int, whole: bool = False):
         self.buffer = AudioBuffer(chunk_size * 320)

@@ -91,7 +91,7 @@ def test_a_training_goes_on_to_the_bit_and_decodes_without_flags(
         loaded = load_model(CheckpointOptions(tmp_path / "a", epoch=2, avg=avg)).model
         assert not any(isinstance(m, LoraLinear) for m in loaded.modules())
     decode.main(["--exp-dir", str(tmp_path / "a"), "--data-dir", str(corpus), "--split", "val"])
-    with pytest.raises(UserError, match="rank 4, alpha 8, but the options say .*rank 2"):
+    with pytest.raises(UserError, match="rank 4, alpha 8, but the options .*rank 2"):
         run_train(corpus, tmp_path / "b", "--lora-rank", "2", "--start-batch", "5")
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from xlsr_transducer.core import compat  # noqa: F401  it switches TF32 off
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.cuts import load_cuts
 from xlsr_transducer.data.flaws import flaw

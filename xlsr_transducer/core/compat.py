@@ -207,10 +207,13 @@ def has_fsdp2() -> bool:
     return hasattr(fsdp, "fully_shard")
 
 
-def has_fused_adamw() -> bool:
-    """Returns whether ``torch.optim.AdamW`` has one kernel for all of a step on a CPU too (from
-    PyTorch 2.4 on)."""
-    return tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 4)
+def fused_adamw() -> dict[str, bool]:
+    """Returns the argument of ``torch.optim.AdamW`` for one kernel for all of a step.
+
+    PyTorch 2.4 and newer have it on CPUs too; 1.13 does not know the argument.
+    """
+    version = tuple(int(n) for n in torch.__version__.split(".")[:2])
+    return {"fused": True} if version >= (2, 4) else {}
 
 
 def grad_scaler(enabled: bool) -> Any:

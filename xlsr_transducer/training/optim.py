@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xlsr_transducer.core.compat import has_fused_adamw
+from xlsr_transducer.core.compat import fused_adamw
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.model.transducer import Transducer
@@ -237,7 +237,7 @@ def make_optimizer(model: Transducer, options: OptimOptions) -> torch.optim.Opti
         [{"params": p, "lr_scale": s, "weight_decay": d} for (s, d), p in groups.items()],
         lr=options.base_lr,
         betas=(0.9, 0.98),
-        fused=has_fused_adamw(),
+        **fused_adamw(),
     )
 
 

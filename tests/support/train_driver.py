@@ -57,13 +57,12 @@ class TracedStepper(Stepper):
         self.ids = []
         return report
 
-    def _change_weights(self) -> float:
+    def _change_weights(self, scale: float) -> float:
         if self.state.progress.step == 0 and self.process.is_main:
             names = self.state.model.named_parameters()
-            torch.save(
-                {n: p.grad for n, p in names if p.grad is not None}, _trace() / "gradient.pt"
-            )
-        return super()._change_weights()
+            gradient = {n: scale * p.grad for n, p in names if p.grad is not None}
+            torch.save(gradient, _trace() / "gradient.pt")
+        return super()._change_weights(scale)
 
     def _backward(self, *args: Any) -> LossSums:
         result = super()._backward(*args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
 from xlsr_transducer.model.transducer import Transducer, TransducerOptions
 from xlsr_transducer.training.optim import (
     OptimOptions,
-    clip_gradient,
     make_optimizer,
     rate_scales,
+    scale_and_clip,
     set_learning_rate,
     set_trainable,
 )
@@ -225,6 +226,10 @@ def test_a_resumed_optimizer_has_its_moments_back_and_the_rates_of_its_options()
             load_optimizer(make_optimizer(model, options), saved.state_dict())
 
 
+def gradients(model: Transducer) -> list[torch.Tensor]:
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "scaled_adam"])
 def test_frozen_layers_keep_their_values_until_they_thaw(optimizer: str) -> None:
     model, start = small_model(), small_model().state_dict()
@@ -240,7 +245,7 @@ def test_frozen_layers_keep_their_values_until_they_thaw(optimizer: str) -> None
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.ones_like(parameter)
-        assert clip_gradient(model, options) > 2.0
+        assert scale_and_clip(gradients(model), 1.0, options) > 2.0
         made.step()
         layers = {name for name in changed() if name.startswith("encoder.xlsr.")}
         assert bool(layers) == (step >= 2)
@@ -253,9 +258,25 @@ def test_the_gradient_is_shortened_for_adamw_and_left_to_scaled_adam() -> None:
     for options, length in ((OptimOptions(), 2.0), (OptimOptions("scaled_adam"), 10.0)):
         model = small_model()
         model.joiner.output_linear.bias.grad = torch.zeros(12)
-        model.joiner.output_linear.bias.grad[3] = 10.0
-        assert clip_gradient(model, options) == pytest.approx(10.0)
+        model.joiner.output_linear.bias.grad[3] = 40.0
+        assert scale_and_clip(gradients(model), 0.25, options) == pytest.approx(10.0)
         assert float(model.joiner.output_linear.bias.grad.norm()) == pytest.approx(length)
+
+
+def test_a_short_gradient_is_scaled_and_one_that_is_not_finite_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(3, 5, generator=generator), torch.randn(7, generator=generator)]
+    for scale, factor in ((1e-3, 1e-3), (1.0, None)):
+        found = [x.clone() for x in given]
+        whole = float(torch.cat([x.reshape(-1).double() for x in given]).norm())
+        assert scale_and_clip(found, scale, OptimOptions()) == pytest.approx(scale * whole)
+        factor = factor or 2.0 / whole
+        for x, y in zip(found, given):
+            torch.testing.assert_close(x, y * factor)
+    given[1][2] = float("inf")
+    found = [x.clone() for x in given]
+    assert not math.isfinite(scale_and_clip(found, 0.5, OptimOptions()))
+    assert all(torch.equal(x, y) for x, y in zip(found, given))
 
 
 @pytest.mark.parametrize(

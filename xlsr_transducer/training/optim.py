@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xlsr_transducer.core.compat import fused_adamw
 from xlsr_transducer.core.errors import UserError
@@ -241,15 +242,21 @@ def make_optimizer(model: Transducer, options: OptimOptions) -> torch.optim.Opti
     )
 
 
-def clip_gradient(model: Transducer, options: OptimOptions) -> float:
-    """Clips the gradient to ``--clip-grad``; returns its norm before that.
+def scale_and_clip(gradients: list[Tensor], scale: float, options: OptimOptions) -> float:
+    """Multiplies the gradient by ``scale`` and clips it to ``--clip-grad``, in one pass.
 
-    ScaledAdam does so itself, by the median of recent norms.
+    ScaledAdam clips it itself, by the median of recent norms.
+
+    Returns:
+      the norm after scaling and before clipping; of one that is not finite nothing changes.
     """
-    trained = [p for p in model.parameters() if p.grad is not None]
-    most = float("inf") if options.clip_grad is None else options.clip_grad
-    norm = torch.nn.utils.clip_grad_norm_(trained, most)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of shards
+    norms = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    whole = norms.full_tensor() if hasattr(norms, "full_tensor") else norms  # of shards
+    norm = scale * float(whole)
+    if math.isfinite(norm):
+        most = math.inf if options.clip_grad is None else options.clip_grad
+        torch._foreach_mul_(gradients, scale * min(most / (norm + 1e-6), 1.0))
+    return norm
 
 
 def set_learning_rate(

@@ -26,7 +26,7 @@ from xlsr_transducer.training.failed_batch import FailedBatches
 from xlsr_transducer.training.gradient import Objective, dummy_batch, finite
 from xlsr_transducer.training.memory import ADVICE, MemoryOptions, OutOfMemory, describe
 from xlsr_transducer.training.metrics import LossSums
-from xlsr_transducer.training.optim import clip_gradient, set_learning_rate
+from xlsr_transducer.training.optim import scale_and_clip, set_learning_rate
 from xlsr_transducer.training.sharding import is_sharded
 from xlsr_transducer.training.state import TrainingState
 
@@ -212,9 +212,7 @@ class Stepper:
         )
         grad_norm = 0.0
         if sums.utterances:
-            gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, self.process.world_size / max(sums.tokens, 1))
-            grad_norm = self._change_weights()
+            grad_norm = self._change_weights(self.process.world_size / max(sums.tokens, 1))
         sums.lost_updates = int(not math.isfinite(grad_norm))
         batches, self.batches = self.batches, []
         self.failed.end_step(
@@ -231,11 +229,12 @@ class Stepper:
         progress.seconds += sums.seconds
         return StepReport(sums, grad_norm, self.process.any(is_asked_to_end))
 
-    def _change_weights(self) -> float:
-        """Changes the weights, unless the gradient is not finite; returns its norm."""
+    def _change_weights(self, scale: float) -> float:
+        """Changes the weights by the gradient times ``scale``, if finite; returns its norm."""
         state = self.state
         state.scaler.unscale_(state.optimizer)
-        grad_norm = clip_gradient(state.model, self.objective.optim)
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        grad_norm = scale_and_clip(gradients, scale, self.objective.optim)
         if math.isfinite(grad_norm) or state.scaler.is_enabled():
             state.scaler.step(state.optimizer)
         state.scaler.update()

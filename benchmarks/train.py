@@ -8,9 +8,9 @@ runs ``xlsr_transducer.train`` itself, on a recipe's data or on noise with rando
 makes, for two epochs of which the first does not count. Columns:
 
 * share of the time in forward (with the losses), backward and the optimizer's step; then what
-  is left: waiting for data, and everything else (moving, clipping, running mean, log lines);
-  the two together, and together as a share of the processor time of the training process, which
-  depends less on what else the machine does;
+  is left: waiting for data, and everything else (scaling and clipping the gradient, running mean,
+  log lines); the two together, and together as a share of the processor time of the training
+  process, which depends less on what else the machine does;
 * hours of audio per hour; on a GPU from a second run, as the clock of the first waits for the
   device at every boundary;
 * FLOP utilisation: matrix and convolution FLOPs of forward and backward by those of a large

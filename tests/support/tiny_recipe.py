@@ -6,13 +6,14 @@ Random weights and a handful of utterances: it shows that the parts fit, not wha
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from local import extract_features, prepare_lang, prepare_manifests, prepare_text
-from local.demo import make_corpus as make_demo_corpus
 from local.demo.make_toy_xlsr import make_random
 from xlsr_transducer import train
 from xlsr_transducer.core.tensor_files import save_atomically
@@ -25,6 +26,7 @@ from xlsr_transducer.model.checkpoint import (
 )
 from xlsr_transducer.model.transducer import Transducer
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "--encoder-dim",
     "32",
@@ -82,20 +84,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder after stages 0 to 2, with frontend features."""
     data = tmp_path_factory.mktemp("recipe") / "data"
     demo = data / "demo"
-    make_demo_corpus.main(
-        [
-            "--out-dir",
-            str(demo),
-            "--num-train",
-            "30",
-            "--num-val",
-            "4",
-            "--num-test-seen",
-            "5",
-            "--num-test-unseen",
-            "3",
-        ]
-    )
+    # In a process of its own: within one, the synthesizer's state depends on what it spoke before,
+    # and so would the corpus, and all that is trained on it.
+    sizes = ["--num-train=30", "--num-val=4", "--num-test-seen=5", "--num-test-unseen=3"]
+    command = [sys.executable, "-m", "local.demo.make_corpus", f"--out-dir={demo}", *sizes]
+    subprocess.run(command, check=True, cwd=ROOT)
     lists = [f"--{split}-list={demo / split}.txt" for split in ("train", "val")]
     tests = [f"--test-list={demo / name}.txt" for name in ("test_seen", "test_unseen")]
     prepare_manifests.main([*lists, *tests, f"--data-dir={data}"])

@@ -21,9 +21,8 @@ from xlsr_transducer.recognition.alignment import (
     align_ctc,
     best_path,
     ctc_best_path,
-    token_spans,
-    word_spans,
 )
+from xlsr_transducer.recognition.spans import token_spans, word_spans
 from xlsr_transducer.search import Hypothesis, SearchOptions, make_search
 
 

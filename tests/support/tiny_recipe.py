@@ -155,7 +155,7 @@ def closest_call(model: Transducer, frames: torch.Tensor) -> float:
     for frame in frames:
         context_out = model.decoder(torch.tensor([context]), need_pad=False)[:, 0]
         (best, second), (token, _) = model.joiner(frame.unsqueeze(0), context_out)[0].topk(2)
-        lead = min(lead, float(best - second))
+        lead = min(lead, float((best - second).detach()))
         if token != 0:
             context = [context[1], int(token)]
     return lead

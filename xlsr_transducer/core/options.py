@@ -191,18 +191,23 @@ def numbers_of(flag: str, text: str, kind: Number) -> list[Any]:
         raise UserError(f"{flag} {text}: {e}; it takes a number or a list such as 16,32") from e
 
 
-def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Adds one ``--option`` for each field of ``cls`` that ``option()`` made."""
+def add_options(parser: argparse.ArgumentParser, cls: type, **defaults: Any) -> None:
+    """Adds one ``--option`` for each field of ``cls`` that ``option()`` made.
+
+    Args:
+      defaults: those of this command where they differ from the dataclass's, by field.
+    """
     group = parser.add_argument_group((cls.__doc__ or cls.__name__).splitlines()[0].rstrip("."))
     types = types_of(cls)
     for field in dataclasses.fields(cls):
         if field.name not in types:
             continue
-        shown = "" if field.default is None else f" (default: {field.default})"
+        default = defaults.get(field.name, field.default)
+        shown = "" if default is None else f" (default: {default})"
         group.add_argument(
             flag_of(field.name),
             type=types[field.name],
-            default=field.default,
+            default=default,
             choices=field.metadata["choices"],
             help=(field.metadata["help"] + shown).replace("%", "%%"),
         )

@@ -14,8 +14,6 @@ Letters: N utterances, T frames, S tokens, L = 2 S + 1 labels of CTC, J joiner w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -230,52 +228,3 @@ def ctc_best_path(
         frames = frames.masked_fill(begins, t)
         at = before
     return total.masked_fill(lens == 0, NEVER), frames
-
-
-@dataclass(frozen=True)
-class Span:
-    """A word or token with its time in seconds and its confidence, the mean probability."""
-
-    text: str
-    start: float
-    end: float
-    confidence: float
-
-
-def token_spans(hypothesis: Hypothesis, tokens: list[str], frame: float) -> list[Span]:
-    """Returns the time of each token: its frame of ``frame`` seconds, shared equally in a frame.
-
-    So spans follow each other, do not overlap, and none is empty.
-    """
-    spans = []
-    frames = hypothesis.frames
-    for i, (token, at, log_prob) in enumerate(
-        zip(hypothesis.tokens, frames, hypothesis.log_probs)
-    ):
-        count, first = frames.count(at), frames.index(at)
-        start, end = ((at + (i + j - first) / count) * frame for j in (0, 1))
-        spans.append(Span(tokens[token], start, end, float(torch.tensor(log_prob).exp())))
-    return spans
-
-
-def word_spans(spans: list[Span], starts: list[bool], words: list[str]) -> list[Span]:
-    """Joins token spans into words.
-
-    A word lasts from the first frame of its first token to the end of its last token's frame:
-    the model knows when a token is there, not how long it lasts.
-
-    Args:
-      starts: whether each token begins a word.
-      words: their spelling.
-
-    Raises:
-      ValueError: there are not as many words as beginnings.
-    """
-    begins = [i for i, start in enumerate(starts) if start or i == 0]
-    if len(begins) != len(words):
-        raise ValueError(f"{len(words)} words, but {len(begins)} in the tokens")
-    found = []
-    for word, i, j in zip(words, begins, [*begins[1:], len(spans)]):
-        confidence = sum(s.confidence for s in spans[i:j]) / (j - i)
-        found.append(Span(word, spans[i].start, spans[j - 1].end, confidence))
-    return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from xlsr_transducer.core.files import write_text
-from xlsr_transducer.recognition.alignment import Span
+from xlsr_transducer.recognition.spans import Span
 
 
 @dataclasses.dataclass(frozen=True)

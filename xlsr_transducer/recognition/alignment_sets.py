@@ -16,10 +16,11 @@ from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.recognition.alignment import align, align_ctc, token_spans, word_spans
+from xlsr_transducer.recognition.alignment import align, align_ctc
 from xlsr_transducer.recognition.alignment_files import Aligned
 from xlsr_transducer.recognition.audio_sets import AudioSet
 from xlsr_transducer.recognition.decoding import DecodeOptions, batches
+from xlsr_transducer.recognition.spans import token_spans, word_spans
 
 
 def sets_to_align(options: DecodeOptions, wavs: list[Path], texts: list[str]) -> list[AudioSet]:

@@ -80,19 +80,25 @@ class ChunkOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeOptions(ChunkOptions):
-    """Decoding."""
+class LayerOptions(Options):
+    """Computing."""
 
-    data_dir: Path = option(Path("data"), "what prepare.sh wrote")
-    split: str = option("", "splits to decode, such as val,test (default: all but training)")
-    manifest: Path | None = option(None, "decode this lhotse cut manifest instead of splits")
-    num_workers: int = option(2, "processes that read audio", at_least=0, at_most=1024)
     cpu_layers: str = option(
         AUTO,
         "linear layers on a CPU: PyTorch's own or oneDNN's (auto: the faster one here, measured "
         "once and kept in the user's cache folder)",
         choices=CPU_LAYERS,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions(LayerOptions, ChunkOptions):
+    """Decoding."""
+
+    data_dir: Path = option(Path("data"), "what prepare.sh wrote")
+    split: str = option("", "splits to decode, such as val,test (default: all but training)")
+    manifest: Path | None = option(None, "decode this lhotse cut manifest instead of splits")
+    num_workers: int = option(2, "processes that read audio", at_least=0, at_most=1024)
 
     def audio_sets(self, wavs: Sequence[Path] = ()) -> list[AudioSet]:
         """What to decode (see ``audio_sets``)."""

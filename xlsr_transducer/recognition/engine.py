@@ -108,6 +108,11 @@ class Stream:
             self.segments.append(self.live.hypothesis())
         self.live = Segment(next_start)
 
+    def take_segments(self) -> list[Hypothesis]:
+        """Returns the segments that have ended since the last call, and forgets them."""
+        taken, self.segments = self.segments, []
+        return taken
+
     @property
     def seconds(self) -> float:
         """Seconds of audio that have arrived."""
@@ -177,6 +182,10 @@ class StreamingEngine:
     def bytes_per_stream(self) -> int:
         """Returns the bytes of encoder state that one stream takes at its start."""
         return state_bytes(self.encoder.get_init_states(1, self.device))
+
+    def has_work(self) -> bool:
+        """Returns whether a step would compute a chunk, or end a stream."""
+        return any(s.buffer.has_chunk() or s.buffer.is_finished for s in self.streams)
 
     @torch.no_grad()
     def step(self) -> tuple[list[Stream], list[Stream]]:

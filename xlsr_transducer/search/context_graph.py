@@ -81,7 +81,7 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> TokenGr
     except UnicodeDecodeError as e:
         raise UserError(f"--context-file {path}: not UTF-8 text ({e})") from e
     phrases = [
-        _phrase(line, tokenizer, score, f"{path} line {number}")
+        phrase_tokens(line, tokenizer, score, f"{path} line {number}")
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -90,7 +90,18 @@ def read_context_file(path: Path, tokenizer: Tokenizer, score: float) -> TokenGr
     return context_graph(phrases, tokenizer.vocab_size)
 
 
-def _phrase(line: str, tokenizer: Tokenizer, score: float, where: str) -> tuple[list[int], float]:
+def phrase_tokens(
+    line: str, tokenizer: Tokenizer, score: float, where: str
+) -> tuple[list[int], float]:
+    """Returns the tokens of `phrase` or `phrase :score`, and the bonus of each of them.
+
+    Args:
+      score: the bonus where none is given.
+      where: the line, for messages.
+
+    Raises:
+      UserError: the score is no number, or the tokens cannot spell the phrase.
+    """
     given = re.fullmatch(r"(.*?)\s*(?:(?:^|\s):(\S+))?", line.strip())
     text = " ".join(given.group(1).split())
     if given.group(2) is not None:
@@ -98,8 +109,8 @@ def _phrase(line: str, tokenizer: Tokenizer, score: float, where: str) -> tuple[
             score = float(given.group(2))
         except ValueError:
             score = math.nan
-        if not math.isfinite(score):
-            raise UserError(f"{where}: ':{given.group(2)}' is not a number")
+        if not abs(score) <= 1000:
+            raise UserError(f"{where}: ':{given.group(2)}' is not a number from -1000 to 1000")
     if not text:
         raise UserError(f"{where}: a score without a phrase")
     [tokens, lower] = tokenizer.encode([text, text.lower()])

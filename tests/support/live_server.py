@@ -1,0 +1,137 @@
+"""A small model with random weights behind a real server, for tests of the protocols.
+
+What it recognises is nonsense that depends on every sample, which is what equality needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from local.prepare_lang import train_bpe
+from tests.support.stream_driver import TINY, speech
+from tests.support.tiny_recipe import closest_call
+from xlsr_transducer.core.options import Parser
+from xlsr_transducer.core.tensor_files import save_atomically
+from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.model.checkpoint import model_content
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
+from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.feature_info import FeatureInfo
+from xlsr_transducer.model.transducer import Transducer, TransducerOptions
+from xlsr_transducer.recognition.live import LiveModel, add_live_options
+from xlsr_transducer.recognition.spans import TimedText
+from xlsr_transducer.serving.options import ServeOptions
+from xlsr_transducer.serving.server import listen, serve
+
+RATE = 16000
+CHUNK = ChunkSettings(16, 2, 4)
+ROUNDING = 1e-3  # of logits; between batches of different sizes they differ by less
+ENDPOINT = ("--rule2-min-trailing-silence", "0.4", "--rule3-min-utterance-length", "3")
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """Forty pieces of random words."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("aeioklmnst", k=draw.randint(2, 6))) for _ in range(60)]
+    return Tokenizer(train_bpe([" ".join(draw.choices(words, k=6)) for _ in range(200)], 40))
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Writes the checkpoint of a random streaming model; returns its path."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        features=FeatureInfo("random", "0" * 64, "waveform", "cumulative", 1),
+        xlsr=TINY,
+        encoder=EncoderOptions(encoder_dim=32),
+        transducer=TransducerOptions(decoder_dim=16, joiner_dim=32),
+        streaming=StreamingOptions(True, *map(str, CHUNK)),
+        vocab_size=tokenizer().vocab_size,
+        has_ctc=False,
+    )
+    model = build_model(config).eval()
+    _make_talkative(model)
+    path = folder / "pretrained.pt"
+    save_atomically(model_content(config, tokenizer(), model.state_dict()), path)
+    return path
+
+
+@torch.no_grad()
+def _make_talkative(model: Transducer) -> None:
+    """Lets the random joiner answer to the encoder's deviations, mostly by blanks."""
+    frames = encoded(model, speech(10 * RATE, 0, torch.float32))
+    projection, output = model.joiner.encoder_proj, model.joiner.output_linear
+    projection.weight.normal_().div_(frames.std(0) * frames.shape[1] ** 0.5)
+    projection.bias.copy_(-projection.weight @ frames.mean(0))
+    output.weight.normal_()
+    output.bias.zero_()
+    output.bias[0] = 12
+
+
+def encoded(model: Transducer, wave: torch.Tensor) -> torch.Tensor:
+    """Returns (T, E) of (n,) samples."""
+    return model.encoder(wave[None], torch.tensor([len(wave)]), *CHUNK)[0][0]
+
+
+def load_live(checkpoint: Path, *options: str) -> LiveModel:
+    """Returns the model with command line options; without endpoints unless they say so."""
+    parser = Parser()
+    add_live_options(parser)
+    given = ["--checkpoint", str(checkpoint), "--cpu-layers", "pytorch", *options]
+    return LiveModel.from_args(parser.parse_args(given))
+
+
+def waves(model: Transducer, count: int, seed: int = 0) -> list[torch.Tensor]:
+    """Returns ``count`` pieces of audio of 1 to 6 s in which no decision of greedy search is so
+    close that rounding could turn it."""
+    draw, found = random.Random(seed), []
+    while len(found) < count:
+        wave = speech(draw.randint(RATE, 6 * RATE), draw.randrange(10**6), torch.float32)
+        if draw.random() < 0.5:  # silence within, where segments end
+            wave[len(wave) // 3 : len(wave) // 2] = 0
+        if closest_call(model, encoded(model, wave)) > ROUNDING:
+            found.append(wave)
+    return found
+
+
+def expected(model: LiveModel, wave: torch.Tensor) -> list[TimedText]:
+    """Returns the segments of (n,) samples alone, as ``streaming_decode`` finds them."""
+    engine = model.engine(1)
+    stream = engine.open("alone", None)
+    stream.accept(wave)
+    stream.finish()
+    while len(engine):
+        engine.step()
+    return [model.timed(found, n, is_final=True) for n, found in enumerate(stream.segments)]
+
+
+@contextlib.contextmanager
+def serving(model: LiveModel, **options: object) -> Iterator[str]:
+    """Runs a server in a thread; yields its address as ``localhost:12345``."""
+    listener = listen(ServeOptions(port=0, drain_timeout=0, **options))
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    thread = threading.Thread(
+        target=loop.run_until_complete,
+        args=(serve(model, ServeOptions(**options, drain_timeout=0), listener, stop),),
+    )
+    thread.start()
+    try:
+        yield f"localhost:{listener.getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+def texts_of(segments: Sequence[TimedText]) -> list[tuple[str, list[str], list[float]]]:
+    """Returns text, tokens and times of segments: what has to be equal."""
+    return [(s.text, s.tokens, s.timestamps) for s in segments]

@@ -146,7 +146,7 @@ def _by_pyav(file: BinaryIO, stack: contextlib.ExitStack) -> Media:
     promised = 0.0
     if container.format.name.startswith("mov") and stream.duration:
         promised = float(stream.duration * stream.time_base)
-    rate = _within(stream.rate)
+    rate = _within(stream.rate or 0)
     blocks = _decoded(container, stream, rate, promised, file)
     return Media(seconds, _resampled(blocks, rate))
 

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+from collections.abc import Sequence
 
 import pytest
 
@@ -20,7 +21,7 @@ def segment(number: int, words: list[Span]) -> TimedText:
     return TimedText(number, text, [], [w.start for w in words], [], words, True)
 
 
-def spoken(seed: int, start: float = 0.0, pieces: str = "aeioklmnst") -> list[TimedText]:
+def spoken(seed: int, start: float = 0.0, pieces: Sequence[str] = "aeioklmnst") -> list[TimedText]:
     """Segments of one to sixty words, some with long pauses within."""
     draw, now, found = random.Random(seed), start, []
     for number in range(12):
@@ -76,6 +77,13 @@ def test_cues_can_be_read(seed: int) -> None:
     assert sum(len(text) for *_, text in shown) / len(shown) > 25  # and are not single words
 
 
+def test_slow_speech_and_pauses_end_a_cue() -> None:
+    slow = [Span("slow", k * 2.0, k * 2.0 + 1.5, 1.0) for k in range(6)]
+    pause = [Span("after", 12.7, 12.8, 1.0), Span("pause", 12.8, 12.9, 1.0)]
+    shown = parsed(render("srt", [segment(0, slow + pause)], 1.0), "srt")
+    assert [text for *_, text in shown] == ["slow slow slow", "slow slow slow", "after pause"]
+
+
 def test_two_lines_are_about_equally_long() -> None:
     words = [Span("four", k * 0.1, k * 0.1 + 0.1, 1.0) for k in range(9)]
     [(_, _, text)] = parsed(render("srt", [segment(0, words)], 1.0), "srt")
@@ -96,7 +104,7 @@ def test_words_in_one_frame_do_not_make_cues_without_duration() -> None:
 
 
 def test_vtt_escapes_what_it_would_take_for_tags() -> None:
-    segments = spoken(3, pieces="<>&b/;-")
+    segments = spoken(3, pieces=["<", ">", "&", "&lt;", "/", ";", "-", "b"])
     words = [word.text for s in segments for word in s.words]
     shown = parsed(render("vtt", segments, 0.0), "webvtt")
     assert " ".join(text for *_, text in shown).split() == words

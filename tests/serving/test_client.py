@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
+from tests.core.test_rooms import PACKAGE, ROOT, graph
 from tests.support.live_capture import LiveCapture
 from tests.support.live_server import ENDPOINT, expected, load_live, serving, waves
 from xlsr_transducer import microphone
@@ -186,10 +187,29 @@ def test_a_microphone_that_fails_does_not_lose_the_text(
     assert found == texts
 
 
-def test_the_client_needs_nothing_of_the_server() -> None:
-    code = """
-import sys
-sys.modules |= dict.fromkeys(["starlette", "uvicorn", "prometheus_client", "multipart"])
-import xlsr_transducer.serving.client
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate")
+def test_a_certificate_of_ones_own_is_trusted_if_it_is_given(
+    model: LiveModel, wave: np.ndarray, texts: list[str], tmp_path: Path
+) -> None:
+    key, certificate, both = (tmp_path / name for name in ("key", "certificate", "both"))
+    request = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
+    command = [*request.split(), "subjectAltName=DNS:localhost"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    both.write_text(key.read_text() + certificate.read_text())
+    with serving(model, certificate=both) as address:
+        server = f"wss://{address}"
+        with pytest.raises(UserError, match="cannot be reached .*certificate"):
+            list(recognise_remotely(server, "", None, LiveCapture(wave, 1600)))
+        found = list(recognise_remotely(server, "", certificate, LiveCapture(wave, 1600)))
+    assert [h.text for h in found if h.is_final and h.text] == texts
+    with pytest.raises(UserError, match="--ca-file .*none: No such file"):
+        list(recognise_remotely("wss://localhost", "", tmp_path / "none", LiveCapture(wave, 1)))
+
+
+def test_the_client_imports_nothing_of_the_server() -> None:
+    client = f"{PACKAGE}.serving.client"
+    imported, found = graph(ROOT / PACKAGE), {client}
+    while more := set().union(*(imported[name] for name in found)) - found:
+        found |= more
+    assert {name for name in found if f"{PACKAGE}.serving." in name} == {client}

@@ -183,6 +183,10 @@ class StreamingEngine:
         """Returns the bytes of encoder state that one stream takes at its start."""
         return state_bytes(self.encoder.get_init_states(1, self.device))
 
+    def ready(self) -> list[Stream]:
+        """Returns the streams of which the next step computes a chunk."""
+        return [s for s in self.streams if s.buffer.has_chunk()]
+
     def has_work(self) -> bool:
         """Returns whether a step would compute a chunk, or end a stream."""
         return any(s.buffer.has_chunk() or s.buffer.is_finished for s in self.streams)
@@ -195,7 +199,7 @@ class StreamingEngine:
           the streams of which a chunk was computed; and those that are over and have left, each
           with all of its segments.
         """
-        ready = [s for s in self.streams if s.buffer.has_chunk()]
+        ready = self.ready()
         if ready:
             self._admit([s for s in ready if s.slot is None])
             self._compute(ready)

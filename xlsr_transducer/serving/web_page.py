@@ -42,7 +42,9 @@ class PageFiles(StaticFiles):
         return response
 
 
-def config(request: Request, sessions: Sessions, access: Access, denial: Response | None) -> Response:
+def config(
+    request: Request, sessions: Sessions, access: Access, denial: Response | None
+) -> Response:
     """Returns what the page needs to know: the model's name, whether a key is needed, why there
     are no hotwords, and why a session with the request's key and ``?hotwords=`` would be refused
     (a browser does not tell a page why a websocket was not opened).

@@ -65,7 +65,7 @@ def test_files_are_shown_as_the_engine_finds_them(site: Site, visit: Visit) -> N
 def test_a_dropped_file_goes_on_in_time_and_clear_begins_anew(site: Site, visit: Visit) -> None:
     page, _ = visit(site.address)
     drop(page, site.folder / "a.wav")
-    assert_shown(page, site.expected())
+    assert_shown(page, site.segments)
     once = shown(page)
     drop(page, site.folder / "a.wav")
     both = shown(page)
@@ -98,9 +98,9 @@ def test_hotwords_are_sent_and_wrong_ones_refused_with_the_reason(
     site: Site, visit: Visit
 ) -> None:
     page, watch = visit(site.address)
-    plain = site.expected()
+    plain = site.segments
     hotwords = [f"{plain[0].words[0].text[::-1]} :5", "kala :5"]
-    wanted = site.expected(*hotwords)
+    wanted = expected(site.model, site.wave, hotwords)
     assert [s.text for s in wanted] != [s.text for s in plain], "choose hotwords that matter"
     page.fill("#hotwords", ", ".join(hotwords))
     read_file(page, site.folder / "a.wav")
@@ -134,7 +134,7 @@ def test_a_key_is_asked_for_where_one_is_needed_and_kept_out_of_addresses(
         )
         page.fill("#key", "s3cret")
         read_file(page, site.folder / "a.wav")
-        assert_shown(page, site.expected())
+        assert_shown(page, site.segments)
         addresses = [*watch.requests, *(address for address, _ in watch.sockets), page.url]
         assert not any("s3cret" in address for address in addresses)
 
@@ -160,7 +160,7 @@ def test_why_there_is_no_microphone_is_said(site: Site, visit: Visit) -> None:
     expect(other.locator("#problem")).to_contain_text("only on https pages")
     expect(other.locator("#problem")).to_contain_text("--certificate")
     read_file(other, site.folder / "a.wav")  # this works all the same
-    assert_shown(other, site.expected())
+    assert_shown(other, site.segments)
 
 
 def test_when_the_server_dies_the_text_stays_and_the_page_goes_on_with_the_next(

@@ -23,7 +23,7 @@ def saved(page: Page, name: str) -> str:
 def test_the_transcript_can_be_saved_and_copied(site: Site, visit: Visit) -> None:
     page, _ = visit(site.address, ("clipboard-read", "clipboard-write"))
     read_file(page, site.folder / "a.wav")
-    segments = site.expected()
+    segments = site.segments
     lines = [segment.text for segment in segments]
     assert saved(page, "txt").splitlines() == lines
     page.click("#copy")

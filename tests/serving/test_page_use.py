@@ -62,6 +62,24 @@ def test_subtitles_are_short_and_escaped(site: Site, visit: Visit) -> None:
     )
 
 
+def test_the_delay_is_the_mean_over_tokens_from_when_they_were_sent(
+    site: Site, visit: Visit
+) -> None:
+    page, _ = visit(site.address)
+    found = page.evaluate(
+        """async () => {
+            const { Delay } = await import("/delay.js");
+            const delay = new Delay();
+            delay.sent(1, 1000);
+            delay.sent(2, 2000);
+            const first = delay.mean([0.5, 1.5], 2500); // 1.5 and 0.5 s
+            delay.sent(3, 3000);
+            return [first, delay.mean([0.5, 1.5, 2.5], 7000), delay.mean([], 9000)];
+        }"""
+    )
+    assert found == [1.0, 2.0, 2.0]
+
+
 def test_words_are_text_grey_until_final_and_announced_once_final(
     site: Site, visit: Visit
 ) -> None:
@@ -102,18 +120,7 @@ def test_all_can_be_done_with_the_keyboard(site: Site, visit: Visit) -> None:
                 "  id || className || dataset.format || tagName)(document.activeElement)"
             )
         )
-    wanted = [
-        "hotwords",
-        "word",
-        "speak",
-        "choose",
-        "copy",
-        "clear",
-        "txt",
-        "srt",
-        "vtt",
-        "SUMMARY",
-    ]
+    wanted = "hotwords word speak choose copy clear txt srt vtt SUMMARY".split()
     assert order == wanted
     words = sum(shown(page), [])
     for _ in range(8):

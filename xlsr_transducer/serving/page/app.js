@@ -47,7 +47,7 @@ async function showServer() {
   $("key").required = server.needs_key;
   $("hotwords-note").textContent = server.no_hotwords && `Not with this server: ${server.no_hotwords}.`;
   $("hotwords-note").hidden = !server.no_hotwords;
-  showState(recogniser.state);
+  $("hotwords").disabled ||= Boolean(server.no_hotwords);
 }
 
 function showState(state, problem = "", done = "") {
@@ -60,6 +60,9 @@ function showState(state, problem = "", done = "") {
   showProblem(problem);
   if (!["listening", "reading"].includes(state)) {
     showSamples([]);
+  }
+  if (state === "starting") {
+    $("delay").textContent = "–";
   }
 }
 
@@ -84,7 +87,9 @@ function showButtons() {
 }
 
 function read(file) {
-  if (file && recogniser.state === "idle" && isReady()) {
+  if (file && recogniser.state !== "idle") {
+    showProblem("Press Stop before you open a file.");
+  } else if (file && isReady()) {
     recogniser.read(file, settings());
   }
 }

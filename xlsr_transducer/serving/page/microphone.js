@@ -8,6 +8,8 @@ const CONSTRAINTS = {
   audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false },
 };
 
+const ANSWERS_IN = 2000; // ms
+
 /** Why there is no microphone; the message is for the user. */
 export class MicrophoneProblem extends Error {}
 
@@ -51,7 +53,8 @@ export class Microphone {
   async stop() {
     this.track.onended = null;
     this.node.port.postMessage("stop");
-    await this.emptied;
+    // The system may have halted the audio thread: then no answer comes.
+    await Promise.race([this.emptied, new Promise((resolve) => setTimeout(resolve, ANSWERS_IN))]);
     this.track.stop();
     await this.context.close();
   }

@@ -6,6 +6,7 @@ import { Microphone } from "./microphone.js";
 import { askServer, Session } from "./session.js";
 
 const BAD_DATA = 1007; // websocket close code: the same audio would be refused again
+const FRAME = 0.04; // seconds, an encoder frame: a token is dated by the beginning of its own
 const FILE_PIECE = 1 << 14; // samples per message
 const WHILE_LOST = "The text so far is kept; what is said now is not heard. Trying again…";
 const LONGEST_PAUSE = 8000; // ms between attempts to connect
@@ -80,6 +81,7 @@ export class Recogniser {
    */
   async stop(reason = "") {
     if (this.isStopping) {
+      this.isAbandoned = true;
       this.session?.close();
       return;
     }
@@ -95,7 +97,7 @@ export class Recogniser {
 
   begin(settings) {
     this.settings = settings;
-    this.isStopping = false;
+    this.isStopping = this.isAbandoned = false;
     this.reason = "";
     this.stopped = new Promise((resolve) => {
       this.wake = resolve;
@@ -120,7 +122,8 @@ export class Recogniser {
     this.rate = rate;
     this.session = new Session(rate, this.settings, (message) => {
       this.transcript.update(message, offset);
-      const delay = this.delay?.of(this.transcript.end);
+      const ends = message.timestamps.map((time) => offset + time + FRAME);
+      const delay = this.delay?.mean(ends);
       if (delay !== undefined) {
         this.onDelay(delay);
       }
@@ -159,6 +162,9 @@ export class Recogniser {
   /** Returns what to tell the user about the end of a session; "" if it ended as it should. */
   async whyEnded(session, { reason }) {
     this.transcript.freeze();
+    if (this.isAbandoned) {
+      return "";
+    }
     if (session.isComplete) {
       return this.isStopping ? "" : "The server has ended the session.";
     }

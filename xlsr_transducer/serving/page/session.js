@@ -39,7 +39,7 @@ export class Session {
     address.search = new URLSearchParams({ rate, hotwords: hotwords.join("/") });
     this.socket = new WebSocket(address, key ? [PROTOCOL, KEY_PROTOCOL + key] : []);
     this.unsent = []; // until it is open
-    this.wasOpen = this.hasResults = this.isComplete = false;
+    this.wasOpen = this.hasResults = this.isFinished = this.isComplete = false;
     this.socket.onopen = () => this.opened();
     this.socket.onmessage = ({ data }) => {
       const message = JSON.parse(data);
@@ -58,14 +58,22 @@ export class Session {
     this.unsent.splice(0).forEach((data) => this.socket.send(data));
   }
 
-  /** Sends float32 samples; they wait while the connection is made, and go nowhere once it ended. */
+  /**
+   * Sends float32 samples: little-endian, as machines with browsers are. They wait while the
+   * connection is made; what comes after the end goes nowhere.
+   */
   send(samples) {
-    this.push(samples); // little-endian, as the protocol has it: so are all machines with browsers
+    if (!this.isFinished) {
+      this.push(samples);
+    }
   }
 
   /** Ends the audio; results follow until the session has ended. */
   finish() {
-    this.push("Done");
+    if (!this.isFinished) {
+      this.isFinished = true;
+      this.push("Done");
+    }
   }
 
   push(data) {

@@ -55,9 +55,4 @@ export class Transcript extends EventTarget {
   get isEmpty() {
     return !this.segments.length;
   }
-
-  /** The end of the last word, in seconds. */
-  get end() {
-    return this.segments.at(-1)?.words.at(-1).end ?? 0;
-  }
 }

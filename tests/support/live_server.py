@@ -103,10 +103,12 @@ def waves(model: Transducer, count: int, seed: int = 0) -> list[torch.Tensor]:
     return found
 
 
-def expected(model: LiveModel, wave: torch.Tensor) -> list[TimedText]:
+def expected(
+    model: LiveModel, wave: torch.Tensor, hotwords: Sequence[str] = ()
+) -> list[TimedText]:
     """Returns the segments of (n,) samples alone, as ``streaming_decode`` finds them."""
     engine = model.engine(1)
-    stream = engine.open("alone", None)
+    stream = engine.open("alone", model.hotwords(hotwords))
     stream.accept(wave)
     stream.finish()
     while len(engine):

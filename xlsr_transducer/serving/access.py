@@ -31,6 +31,15 @@ def read_keys(path: Path | None) -> list[str]:
     return keys
 
 
+def accepted_protocol(connection: HTTPConnection) -> str | None:
+    """Returns which of the offered subprotocols to accept: a browser that offers some wants one.
+
+    The first that is no key, so that keys are not sent back.
+    """
+    offered = connection.scope.get("subprotocols", [])
+    return next((name for name in offered if not name.startswith(KEY_PROTOCOL)), None)
+
+
 class Access:
     """Decides which requests are let in."""
 
@@ -43,12 +52,17 @@ class Access:
         self._keys = [key.encode() for key in keys]
         self.origins = tuple(origins)
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self._keys)
+
     def has_key(self, connection: HTTPConnection) -> bool:
         """Returns whether a request carries an accepted key.
 
         It may be a bearer token, ``?api_key=``, or a websocket's subprotocol.
         """
-        if not self._keys:
+        if not self.needs_key:
             return True
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
         given = [token.strip()] if scheme.lower() == "bearer" else []

@@ -7,24 +7,20 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.serving import sherpa
-from xlsr_transducer.serving.access import Access
+from xlsr_transducer.serving import sherpa, web_page
+from xlsr_transducer.serving.access import Access, accepted_protocol
 from xlsr_transducer.serving.metrics import Metrics
 from xlsr_transducer.serving.options import ServeOptions
 from xlsr_transducer.serving.session import Session, SessionFailed, SessionRefused, Sessions
 from xlsr_transducer.serving.wire import BadAudio
-
-PAGE = Path(__file__).with_name("page")
 
 # Why a session ended, as close codes of RFC 6455.
 NORMAL, BAD_DATA, POLICY, INTERNAL = 1000, 1007, 1008, 1011
@@ -47,7 +43,8 @@ def make_app(server: Server) -> Starlette:
         Route("/health", _health),
         Route("/ready", _ready),
         Route("/metrics", _metrics),
-        Mount("/", StaticFiles(directory=PAGE, html=True)),
+        Route("/config", _config),
+        Mount("/", web_page.PageFiles()),
     ]
     app = Starlette(routes=routes)
     app.state.server = server
@@ -76,6 +73,12 @@ async def _ready(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     return Response(_server(request).metrics.page(), media_type="text/plain; version=0.0.4")
+
+
+async def _config(request: Request) -> Response:
+    server = _server(request)
+    denial = refusal_of(request, server)
+    return web_page.config(request, server.sessions, server.access, denial)
 
 
 async def _sherpa(websocket: WebSocket) -> None:
@@ -109,7 +112,7 @@ async def serve_websocket(
         return
     code, reason = NORMAL, ""
     try:
-        await websocket.accept()
+        await websocket.accept(accepted_protocol(websocket))
         await serve(session)
     except (BadAudio, UserError) as e:
         code, reason = BAD_DATA, str(e)

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.serving import sherpa
+from xlsr_transducer.serving import openai_realtime, sherpa
 from xlsr_transducer.serving.access import Access
 from xlsr_transducer.serving.metrics import Metrics
 from xlsr_transducer.serving.options import ServeOptions
@@ -44,6 +44,7 @@ def make_app(server: Server) -> Starlette:
     """Returns the application: all protocols on one port."""
     routes = [
         WebSocketRoute("/", _sherpa),
+        WebSocketRoute("/v1/realtime", _openai_realtime),
         Route("/health", _health),
         Route("/ready", _ready),
         Route("/metrics", _metrics),
@@ -86,6 +87,16 @@ async def _sherpa(websocket: WebSocket) -> None:
         await sherpa.serve_stream(websocket, session, server.options.idle_timeout)
 
     await serve_websocket(websocket, lambda: server.sessions.open(hotwords), serve)
+
+
+async def _openai_realtime(websocket: WebSocket) -> None:
+    server = _server(websocket)
+
+    async def serve(session: Session) -> None:
+        timeout = server.options.idle_timeout
+        await openai_realtime.serve_connection(websocket, session, server.sessions, timeout)
+
+    await serve_websocket(websocket, server.sessions.open, serve)
 
 
 async def serve_websocket(

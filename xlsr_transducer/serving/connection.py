@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from xlsr_transducer.core.errors import UserError
@@ -20,6 +21,7 @@ from xlsr_transducer.serving.wire import BadAudio
 
 # Close codes of RFC 6455.
 NORMAL, GOING_AWAY, BAD_DATA, POLICY, INTERNAL = 1000, 1001, 1007, 1008, 1011
+BY_THE_PARSER = (1002, 1007, 1009)  # what is no websocket, no text, or too large a message
 
 LONGEST_REASON = 123  # bytes, in a frame that closes
 CLOSE_SECONDS = 5.0  # for a caller to take what closes its connection
@@ -74,14 +76,12 @@ def end_by(error: Exception, idle_timeout: float) -> End:
     """Returns how a connection ends that ``error`` ended."""
     if isinstance(error, (BadAudio, UserError)):
         return End(BAD_DATA, "bad data", str(error))
-    if isinstance(error, Unread):
-        return End(POLICY, "idle", f"nothing was read for {idle_timeout:g} s")
-    if isinstance(error, asyncio.TimeoutError):
-        return End(POLICY, "idle", f"no message for {idle_timeout:g} s")
+    if isinstance(error, (Unread, asyncio.TimeoutError)):
+        return End(POLICY, "idle", f"nothing came, or was read, for {idle_timeout:g} s")
     if isinstance(error, SessionFailed):
         return End(INTERNAL, "failed", str(error))
     if isinstance(error, WebSocketDisconnect):
-        return End(NORMAL, "left")
+        return End(NORMAL, "bad data" if error.code in BY_THE_PARSER else "left", error.reason)
     logging.error("a protocol failed", exc_info=error)
     return End(INTERNAL, "failed", "internal error")
 
@@ -97,6 +97,19 @@ def cut_to_fit(reason: str) -> str:
     return reason.encode()[:LONGEST_REASON].decode(errors="ignore")
 
 
+async def receive(websocket: WebSocket) -> Message:
+    """Returns the next message, with ``text`` or ``bytes``.
+
+    Raises:
+      WebSocketDisconnect: the caller left, or has sent something else.
+      asyncio.TimeoutError: none came for ``--idle-timeout``.
+    """
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
+    return message
+
+
 async def until_left(websocket: WebSocket) -> None:
     """Reads on after the end of the audio: only so is it known when the caller leaves.
 
@@ -105,6 +118,4 @@ async def until_left(websocket: WebSocket) -> None:
     """
     while True:
         with contextlib.suppress(asyncio.TimeoutError):
-            message = await websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1005))
+            await receive(websocket)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.recognition.spans import TimedText
-from xlsr_transducer.serving.connection import until_left
+from xlsr_transducer.serving.connection import receive, until_left
 from xlsr_transducer.serving.session import Session, both
 from xlsr_transducer.serving.wire import BadAudio, WireAudio
 
@@ -62,9 +62,7 @@ async def serve_stream(websocket: WebSocket, session: Session) -> None:
 async def _receive(websocket: WebSocket, session: Session) -> None:
     audio = WireAudio("float32", _rate(websocket))
     while not session.is_finished:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005))
+        message = await receive(websocket)
         if message.get("bytes") is not None:
             await session.send(audio.decode(message["bytes"]))
         elif message.get("text") == DONE:

@@ -3,7 +3,8 @@
 * A request whose head never ends is given up; uvicorn waits for ever.
 * Who does not read what is sent is not read from either; uvicorn answers pings for ever, and
   the answers pile up.
-* Who takes nothing for long, or whose machine is gone, is cut off by the system (``cut_off_after``).
+* Who takes nothing for long, or whose machine is gone, is cut off by the system
+  (``cut_off_after``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from xlsr_transducer.serving.refusals import error_response
 
 HEAD_SECONDS = 15.0  # for the head of a request, from its first byte or the connection's start
-LONGEST_TARGET = 8000  # bytes of a websocket's path and query; its parser takes lines of 8192
+LINGER_SECONDS = 1.0  # between the reason for the end of a websocket, and its end
 SEND_BUFFER = 1 << 18  # bytes that the system keeps of what a caller has not read
 
 
@@ -41,10 +42,13 @@ class HttpConnection(H11Protocol):
         self._stop_watching()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        if len(event.target) > LONGEST_TARGET:
-            self._refuse(414, f"the address is longer than {LONGEST_TARGET} bytes")
-        else:
-            super().handle_websocket_upgrade(event)
+        super().handle_websocket_upgrade(event)
+        # The websocket's own parser takes less than HTTP's, and says nothing when it gives up.
+        if not self.transport.get_protocol().handshake_initiated:
+            self._refuse(431, "the address or a header is too long, or they are too many")
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "this is no HTTP request, or its head is too long")
 
     def _watch(self) -> None:
         """Limits the time in which no request is being answered, and data has come."""
@@ -77,6 +81,34 @@ class HttpConnection(H11Protocol):
 
 class WebSocketConnection(WebSocketsSansIOProtocol):
     """A websocket that reads only while its caller does."""
+
+    def data_received(self, data: bytes) -> None:
+        if self.conn.parser_exc is None:
+            super().data_received(data)
+
+    def handle_parser_exception(self) -> None:
+        """Tells what was wrong with a message, and throws away for a while what still comes.
+
+        To close at once, with data unread, would reset the connection, and the reason be lost.
+        """
+        closing = self.conn.close_sent
+        event = {"type": "websocket.disconnect", "code": closing.code, "reason": closing.reason}
+        self.queue.put_nowait(event)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.read_paused = False
+        self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.conn.fail(1007, "a text message is not UTF-8")
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -23,6 +23,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from xlsr_transducer.recognition.spans import TimedText
+from xlsr_transducer.serving.connection import end_by, serve_websocket
 from xlsr_transducer.serving.openai_settings import (
     Settings,
     Shape,
@@ -31,46 +32,37 @@ from xlsr_transducer.serving.openai_settings import (
     updated,
 )
 from xlsr_transducer.serving.openai_shapes import (
+    BadRequest,
     GrowingText,
-    RequestError,
-    error_shape,
     log_probs_of,
     words_of,
 )
-from xlsr_transducer.serving.session import (
-    Session,
-    SessionFailed,
-    SessionRefused,
-    Sessions,
-    both,
-)
+from xlsr_transducer.serving.refusals import error_shape
+from xlsr_transducer.serving.session import Session, SessionRefused, Sessions, both
+from xlsr_transducer.serving.state import server_of
 from xlsr_transducer.serving.wire import BadAudio
 
-PROTOCOL = "realtime"  # the subprotocol that browsers ask for, beside their key
 BETA_PROTOCOL = "openai-beta.realtime-v1"
 ITEM, TRANSCRIPTION = "conversation.item", "conversation.item.input_audio_transcription"
 BUFFER = "input_audio_buffer"
 
 
-async def serve_connection(
-    websocket: WebSocket, session: Session, sessions: Sessions, idle_timeout: float
-) -> None:
-    """Serves an accepted connection to its end.
+async def serve(websocket: WebSocket) -> None:
+    """Serves a connection from its handshake to its end."""
+    server = server_of(websocket)
 
-    Args:
-      session: the first of the connection, which keeps its place among ``sessions``.
+    async def serve_from(session: Session) -> None:
+        connection = _Connection(websocket, session, server.sessions)
+        try:
+            await connection.run()
+        except Exception as e:
+            end = end_by(e, server.options.idle_timeout)
+            connection.session.close(end.how, end.reason)
+            raise
+        finally:
+            connection.session.close()
 
-    Raises:
-      TimeoutError, SessionFailed, WebSocketDisconnect: why it ended.
-    """
-    connection = _Connection(websocket, session, sessions, idle_timeout)
-    try:
-        await connection.run()
-    except SessionFailed as e:
-        await connection.send_error(error_shape(str(e), "server_error"))
-        raise
-    finally:
-        connection.session.close()
+    await serve_websocket(websocket, server.sessions.open, serve_from)
 
 
 @dataclasses.dataclass
@@ -95,11 +87,9 @@ class _NewStream(Exception):
 class _Connection:
     """One client: its settings, its present stream, and the item in it that has not ended."""
 
-    def __init__(
-        self, websocket: WebSocket, session: Session, sessions: Sessions, idle_timeout: float
-    ):
-        self.session = session
-        self._websocket, self._sessions, self._idle_timeout = websocket, sessions, idle_timeout
+    def __init__(self, websocket: WebSocket, session: Session, sessions: Sessions):
+        self.session = session  # the first keeps its place for those of later streams
+        self._websocket, self._sessions = websocket, sessions
         self._id = _new_id("sess")
         self._is_beta = _asks_for_beta(websocket)
         model = websocket.query_params.get("model")
@@ -118,7 +108,11 @@ class _Connection:
         }
 
     async def run(self) -> None:
-        """Serves one stream after the other, until an error or the client ends it."""
+        """Serves one stream after the other, until an error or the client ends it.
+
+        Raises:
+          SessionRefused, SessionFailed, TimeoutError, Unread, WebSocketDisconnect: why it ended.
+        """
         kind = "transcription_session" if self._is_beta else "session"
         await self._send(self._session_event(f"{kind}.created"))
         while True:
@@ -127,10 +121,8 @@ class _Connection:
             except _NewStream as e:
                 await self._send(e.event)
             self.session.close()
-            try:  # in the same moment, so that nobody takes its place
-                self.session = self._sessions.open(self._settings.keywords)
-            except SessionRefused as e:
-                raise SessionFailed(str(e)) from e
+            # In the same moment, so that nobody takes its place.
+            self.session = self._sessions.open(self._settings.keywords)
             self._offset += self._seconds
             self._begin_stream()
 
@@ -143,22 +135,22 @@ class _Connection:
     async def _receive(self) -> None:
         """Acts on the client's events up to the one that ends the stream."""
         while not self._is_committed:
-            message = await asyncio.wait_for(self._websocket.receive(), self._idle_timeout)
+            message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
             event: Shape = {}
             try:
                 event = _parsed(message.get("text"))
                 await self._handler(event)(event)
-            except RequestError as e:
+            except BadRequest as e:
                 cause = event.get("event_id")
-                await self.send_error(e.shape(), cause if isinstance(cause, str) else None)
+                await self._send_error(e, cause if isinstance(cause, str) else None)
 
     def _handler(self, event: Shape) -> Callable[[Shape], Awaitable[None]]:
         kind = event.get("type")
         if not isinstance(kind, str) or kind not in self._handlers:
             shown = json.dumps(kind)[:60]
-            raise RequestError(
+            raise BadRequest(
                 f"type {shown}: this server transcribes, and takes {', '.join(self._handlers)}",
                 "type",
             )
@@ -170,7 +162,7 @@ class _Connection:
         hears = (new.coding, new.rate) != (old.coding, old.rate)
         restarts = hears or new.keywords != old.keywords
         if restarts and self._seconds:
-            raise RequestError(
+            raise BadRequest(
                 "the format and keywords cannot change within a stream: commit or clear it first",
                 "session",
             )
@@ -188,20 +180,20 @@ class _Connection:
         except ValueError:
             data = None
         if data is None:
-            raise RequestError("audio: must be base64 text", "audio")
+            raise BadRequest("audio: must be base64 text", "audio")
         self._seconds += len(data) / self._settings.bytes_per_second
         await self.session.send(self._audio.decode(data))
 
     async def _commit(self, event: Shape) -> None:
         if not self._seconds:
-            raise RequestError(
+            raise BadRequest(
                 "the audio buffer is empty: append audio before a commit",
                 code=f"{BUFFER}_commit_empty",
             )
         try:
             rest = self._audio.finish()
         except BadAudio as e:
-            raise RequestError(str(e), code="invalid_audio") from e
+            raise BadRequest(str(e), code="invalid_audio") from e
         await self.session.send(rest)
         async with self._turn:
             self._is_committed = True
@@ -220,7 +212,7 @@ class _Connection:
             if self._item.segments:
                 await self._announce_commit()
                 await self._complete(self._seconds)
-            raise SessionFailed("the server is shutting down")
+            raise SessionRefused(self.session.cut_reason)
         await self._complete(self._seconds)
 
     async def _show(self, segment: TimedText) -> None:
@@ -290,9 +282,10 @@ class _Connection:
     async def _send_of_item(self, kind: str, **fields: Any) -> None:
         await self._send({"type": kind, "item_id": self._item.id, **fields})
 
-    async def send_error(self, error: Shape, cause: str | None = None) -> None:
+    async def _send_error(self, error: BadRequest, cause: str | None) -> None:
         """Sends an error; ``cause`` is the id that the client gave its event."""
-        await self._send({"type": "error", "error": {**error, "event_id": cause}})
+        shape = error_shape(error.status_code, error.detail, error.code, error.param)
+        await self._send({"type": "error", "error": {**shape, "event_id": cause}})
 
     async def _send(self, event: Shape) -> None:
         await self._websocket.send_text(json.dumps({"event_id": _new_id("event"), **event}))
@@ -311,16 +304,16 @@ def _parsed(text: str | None) -> Shape:
     """Returns a client's event.
 
     Raises:
-      RequestError: it is none.
+      BadRequest: it is none.
     """
     if text is None:
-        raise RequestError("events are JSON in text messages; this one is binary", code="no_text")
+        raise BadRequest("events are JSON in text messages; this one is binary", code="no_text")
     try:
         event = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise RequestError(f"this is not JSON: {str(e)[:100]}", code="invalid_json") from e
+        raise BadRequest(f"this is not JSON: {str(e)[:100]}", code="invalid_json") from e
     if not isinstance(event, dict):
-        raise RequestError("an event must be a JSON object", code="invalid_json")
+        raise BadRequest("an event must be a JSON object", code="invalid_json")
     return event
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.recognition.endpoint import EndpointRules
 from xlsr_transducer.recognition.live import LiveModel
-from xlsr_transducer.serving.openai_shapes import RequestError, require_keywords
+from xlsr_transducer.serving.openai_shapes import BadRequest, require_keywords
 from xlsr_transducer.serving.wire import CODINGS, BadAudio, WireAudio
 
 # Codings of WireAudio by OpenAI's names, older and newer.
@@ -60,11 +60,11 @@ def updated(settings: Settings, session: Any, model: LiveModel) -> Settings:
       session: from the client, in either shape.
 
     Raises:
-      RequestError: it cannot be done.
+      BadRequest: it cannot be done.
     """
     session = _mapping(session, "session")
     if session.get("type", "transcription") != "transcription":
-        raise RequestError(
+        raise BadRequest(
             'this server transcribes: session.type must be "transcription"', "session.type"
         )
     audio = _mapping(session.get("audio"), "session.audio")
@@ -100,17 +100,17 @@ def _format(value: Any, param: str, model: LiveModel) -> Shape:
         name, rate, names = value.get("type", "audio/pcm"), value.get("rate"), FORMATS
     coding = names.get(name) if isinstance(name, str) else None
     if coding is None:
-        raise RequestError(f"{param}: must be one of {', '.join(names)}", param)
+        raise BadRequest(f"{param}: must be one of {', '.join(names)}", param)
     usual = PCM_RATE if coding == "pcm16" else G711_RATE
     rate = usual if rate is None else rate
     if isinstance(rate, bool) or not isinstance(rate, int):
-        raise RequestError(f"{param}.rate: must be a number of Hz", f"{param}.rate")
+        raise BadRequest(f"{param}.rate: must be a number of Hz", f"{param}.rate")
     if coding != "pcm16" and rate != usual:
-        raise RequestError(f"{param}.rate: {name} has {usual} Hz", f"{param}.rate")
+        raise BadRequest(f"{param}.rate: {name} has {usual} Hz", f"{param}.rate")
     try:
         WireAudio(coding, rate)
     except BadAudio as e:
-        raise RequestError(f"{param}.rate: {e}", f"{param}.rate") from e
+        raise BadRequest(f"{param}.rate: {e}", f"{param}.rate") from e
     return {"coding": coding, "rate": rate}
 
 
@@ -122,7 +122,7 @@ def _transcription(value: Any, param: str, model: LiveModel) -> Shape:
     for name in ("model", "language", "prompt"):
         if name in value:
             if value[name] is not None and not isinstance(value[name], str):
-                raise RequestError(f"{param}.{name}: must be text", f"{param}.{name}")
+                raise BadRequest(f"{param}.{name}: must be text", f"{param}.{name}")
             changes[name] = value[name]
     if "keywords" in value:
         where = f"{param}.keywords"
@@ -136,11 +136,9 @@ def _turn_detection(value: Any, param: str, model: LiveModel) -> Shape:
     if value is None:
         return {"detects_turns": False}
     if _mapping(value, param).get("type", TURN_DETECTIONS[0]) not in TURN_DETECTIONS:
-        raise RequestError(
-            f"{param}.type: must be {' or '.join(TURN_DETECTIONS)}", f"{param}.type"
-        )
+        raise BadRequest(f"{param}.type: must be {' or '.join(TURN_DETECTIONS)}", f"{param}.type")
     if model.rules is None:
-        raise RequestError(
+        raise BadRequest(
             f"{param}: the server runs without endpoint detection; commit the audio instead", param
         )
     return {"detects_turns": True}
@@ -157,13 +155,13 @@ def _mapping(value: Any, param: str) -> Shape:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise RequestError(f"{param}: must be an object", param)
+        raise BadRequest(f"{param}: must be an object", param)
     return value
 
 
 def _strings(value: Any, param: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise RequestError(f"{param}: must be a list of texts", param)
+        raise BadRequest(f"{param}: must be a list of texts", param)
     return value
 
 

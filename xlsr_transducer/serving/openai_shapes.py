@@ -9,54 +9,26 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import WORD_START
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.recognition.spans import TimedText, ends_word
+from xlsr_transducer.serving.refusals import Refused
+from xlsr_transducer.serving.session import bounded
 
-# Hotwords of one session; more would keep the others waiting while their graph is made.
-MOST_KEYWORDS, LONGEST_KEYWORD = 500, 200
 
-
-class RequestError(Exception):
-    """Why a request or an event cannot be done; the text is the reason given to the caller."""
+class BadRequest(Refused):
+    """A request or an event that is wrong; ``param`` says what of it."""
 
     def __init__(self, message: str, param: str | None = None, code: str = "invalid_value"):
-        """
-        Args:
-          param: the parameter that is wrong.
-          code: for programs.
-        """
-        super().__init__(message)
-        self.param, self.code = param, code
-
-    def shape(self) -> dict[str, Any]:
-        """Returns it as OpenAI's servers write errors."""
-        return error_shape(str(self), "invalid_request_error", self.param, self.code)
-
-
-def error_shape(
-    message: str, kind: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    """Returns the details of an error; ``kind`` such as invalid_request_error, server_error."""
-    return {"message": message, "type": kind, "param": param, "code": code}
+        super().__init__(400, message, code)
+        self.param = param
 
 
 def require_keywords(model: LiveModel, keywords: Sequence[str], param: str) -> None:
-    """Raises RequestError if ``keywords`` cannot be the hotwords of a session.
-
-    Args:
-      param: the parameter that they came by.
-    """
-    if len(keywords) > MOST_KEYWORDS:
-        raise RequestError(f"{len(keywords)} keywords: at most {MOST_KEYWORDS}", param)
-    for keyword in keywords:
-        if len(keyword) > LONGEST_KEYWORD or not is_unicode(keyword):
-            shown = keyword[:20].encode("ascii", "backslashreplace").decode()
-            raise RequestError(
-                f"keyword {shown!r}...: must be text of at most {LONGEST_KEYWORD} characters",
-                param,
-            )
+    """Raises BadRequest if ``keywords`` cannot be the hotwords of a session."""
+    if not all(map(is_unicode, keywords)):
+        raise BadRequest("a keyword has half a character", param)
     try:
-        model.hotwords(keywords)
+        model.hotwords(bounded(keywords))
     except UserError as e:
-        raise RequestError(str(e), param) from e
+        raise BadRequest(str(e), param) from e
 
 
 def is_unicode(text: str) -> bool:

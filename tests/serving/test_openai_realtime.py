@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
+import json
 import random
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +17,8 @@ import torch
 
 pytest.importorskip("openai")
 from openai import AsyncOpenAI
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from tests.support.live_server import (
     ENDPOINT,
@@ -290,3 +294,183 @@ def test_the_older_shape_of_openai_is_spoken_too(model: LiveModel, audio: list) 
     segments = expected(model, from_wire(data, coding, rate))
     assert completed(events)[0].transcript == joined(segments)
     assert found(events) == wanted(segments)
+
+
+def test_a_wrong_event_is_answered_and_the_session_goes_on(model: LiveModel, audio: list) -> None:
+    data, coding, rate = audio[0]
+    good = base64.b64encode(data).decode()
+    commit = {"type": "input_audio_buffer.commit"}
+
+    def update(**audio_input: Any) -> dict[str, Any]:
+        session = {"type": "transcription", "audio": {"input": audio_input}}
+        return {"type": "session.update", "session": session}
+
+    wrong: list[tuple[str | bytes | dict, str, str | None]] = [
+        ("", "invalid_json", None),
+        ("[" * 100000, "invalid_json", None),
+        ("[1]", "invalid_json", None),
+        (b"\x00\x01", "no_text", None),
+        ({}, "invalid_value", "type"),
+        ({"type": {}}, "invalid_value", "type"),
+        ({"type": "response.create"}, "invalid_value", "type"),
+        ({"type": "input_audio_buffer.append"}, "invalid_value", "audio"),
+        ({"type": "input_audio_buffer.append", "audio": "a?b="}, "invalid_value", "audio"),
+        ({"type": "input_audio_buffer.append", "audio": "\u00e4"}, "invalid_value", "audio"),
+        (commit, "input_audio_buffer_commit_empty", None),
+        ({"type": "session.update", "session": []}, "invalid_value", "session"),
+        (
+            {"type": "session.update", "session": {"type": "realtime"}},
+            "invalid_value",
+            "session.type",
+        ),
+        (update(format={"type": "audio/opus"}), "invalid_value", "session.audio.input.format"),
+        (
+            update(format={"type": "audio/pcm", "rate": 0}),
+            "invalid_value",
+            "session.audio.input.format.rate",
+        ),
+        (
+            update(format={"type": "audio/pcmu", "rate": 16000}),
+            "invalid_value",
+            "session.audio.input.format.rate",
+        ),
+        (
+            update(turn_detection={"type": "none"}),
+            "invalid_value",
+            "session.audio.input.turn_detection.type",
+        ),
+        (
+            update(transcription={"model": 5}),
+            "invalid_value",
+            "session.audio.input.transcription.model",
+        ),
+        (
+            update(transcription={"keywords": ["a"]}),  # greedy search takes none
+            "invalid_value",
+            "session.audio.input.transcription.keywords",
+        ),
+    ]
+
+    async def speak(address: str) -> tuple[list[dict], list[dict]]:
+        answers, events = [], []
+        async with connect(f"ws://{address}/v1/realtime?model=x", max_size=None) as websocket:
+            created = json.loads(await websocket.recv())
+            assert created["type"] == "session.created"
+            for number, (event, _, _) in enumerate(wrong):
+                if isinstance(event, dict):
+                    event = json.dumps(event | {"event_id": f"wrong-{number}"})
+                await websocket.send(event)
+                answers.append(json.loads(await websocket.recv()))
+            session = settings(coding, rate, None)
+            await websocket.send(json.dumps({"type": "session.update", "session": session}))
+            append_event = {"type": "input_audio_buffer.append", "audio": good}
+            await websocket.send(json.dumps(append_event))
+            # Within a stream its format cannot change, nor does a commit split a sample.
+            await websocket.send(json.dumps(update(format={"type": "audio/pcma"})))
+            half = {"type": "input_audio_buffer.append", "audio": "AA=="}
+            await websocket.send(json.dumps(half))
+            await websocket.send(json.dumps(commit))
+            await websocket.send(json.dumps(half))
+            await websocket.send(json.dumps(commit))
+            while not events or not events[-1]["type"].endswith(".completed"):
+                events.append(json.loads(await websocket.recv()))
+        return answers, events
+
+    with serving(model) as address:
+        answers, events = asyncio.run(speak(address))
+    for number, (answer, (event, code, param)) in enumerate(zip(answers, wrong)):
+        assert answer["type"] == "error", answer
+        error = answer["error"]
+        assert (error["code"], error["param"]) == (code, param), (event, error)
+        assert error["type"] == "invalid_request_error" and error["message"]
+        assert error["event_id"] == (f"wrong-{number}" if isinstance(event, dict) else None)
+    late = [e["error"]["code"] for e in events if e["type"] == "error"]
+    assert late == ["invalid_value", "invalid_audio"]
+    segments = expected(model, from_wire(data + bytes(2), coding, rate))
+    assert events[-1]["transcript"] == joined(segments)
+
+
+def test_keywords_are_the_hotwords_of_the_next_streams(beam: LiveModel, audio: list) -> None:
+    data, coding, rate = next(a for a in audio if a[1:] == ("pcm16", 16000))
+    word = beam.tokenizer.decode([beam.tokenizer.encode(["a"])[0][0], 7, 9])
+
+    async def texts(address: str) -> list[str]:
+        found = []
+        async with client(address).realtime.connect(model="any-name") as connection:
+            for keywords in [], [f"{word} :20"], []:
+                session = settings(coding, rate, None, keywords=keywords)
+                await connection.session.update(session=session)
+                await append(connection, data, random.Random(0))
+                await connection.input_audio_buffer.commit()
+                found.append(completed(await until_completed(connection))[0].transcript)
+        return found
+
+    with serving(beam) as address:
+        first, second, third = asyncio.run(texts(address))
+    assert first == third == joined(expected(beam, from_wire(data, coding, rate)))
+    assert word in second and word not in first
+
+
+def test_keys_come_as_the_package_and_as_browsers_send_them(
+    model: LiveModel, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+
+    async def by_package(address: str, key: str) -> str:
+        async with client(address, key).realtime.connect(model="any-name") as connection:
+            return (await connection.recv()).type
+
+    async def by_browser(address: str) -> tuple[str | None, str]:
+        protocols = ["realtime", "openai-insecure-api-key.secret", "openai-beta.realtime-v1"]
+        async with connect(f"ws://{address}/v1/realtime", subprotocols=protocols) as websocket:
+            return websocket.subprotocol, json.loads(await websocket.recv())["type"]
+
+    with serving(model, api_key_file=keys) as address:
+        with pytest.raises(InvalidStatus, match="401"):
+            asyncio.run(by_package(address, "wrong"))
+        assert asyncio.run(by_package(address, "secret")) == "session.created"
+        found = asyncio.run(by_browser(address))
+    assert found == ("realtime", "transcription_session.created")
+
+
+def test_a_server_without_endpoints_waits_for_commits(checkpoint: Path, audio: list) -> None:
+    model = load_live(checkpoint)
+    model = dataclasses.replace(model, rules=None)
+    data, coding, rate = audio[0]
+
+    async def speak(address: str) -> tuple[Any, list[Any]]:
+        async with client(address).realtime.connect(model="any-name") as connection:
+            created = await connection.recv()
+            await connection.session.update(session=settings(coding, rate))
+            refused = await connection.recv()
+            assert refused.type == "error" and "endpoint" in refused.error.message
+            await connection.session.update(session=settings(coding, rate, None))
+            await append(connection, data, random.Random(0))
+            await connection.input_audio_buffer.commit()
+            return created, await until_completed(connection)
+
+    with serving(model) as address:
+        created, events = asyncio.run(speak(address))
+    assert created.session.audio.input.turn_detection is None
+    assert found(events) == wanted(expected(model, from_wire(data, coding, rate)))
+
+
+def test_one_place_serves_one_connection_through_all_its_streams(
+    model: LiveModel, audio: list
+) -> None:
+    data, coding, rate = audio[0]
+
+    async def speak(address: str) -> None:
+        async with client(address).realtime.connect(model="any-name") as connection:
+            await connection.session.update(session=settings(coding, rate, None))
+            for _ in range(3):
+                with pytest.raises(InvalidStatus, match="503"):
+                    async with client(address).realtime.connect(model="any-name"):
+                        pass
+                await append(connection, data[:20000], random.Random(0))
+                await connection.input_audio_buffer.commit()
+                await until_completed(connection)
+
+    with serving(model, max_sessions=1) as address:
+        asyncio.run(speak(address))

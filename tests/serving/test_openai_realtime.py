@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import json
 import random
@@ -18,7 +19,7 @@ import torch
 pytest.importorskip("openai")
 from openai import AsyncOpenAI
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.live_server import (
     ENDPOINT,
@@ -474,3 +475,30 @@ def test_one_place_serves_one_connection_through_all_its_streams(
 
     with serving(model, max_sessions=1) as address:
         asyncio.run(speak(address))
+
+
+def test_a_server_that_ends_gives_the_text_so_far(model: LiveModel, audio: list) -> None:
+    data, coding, rate = next(a for a in audio if a[1:] == ("pcm16", 16000))
+
+    async def speak(address: str, server: contextlib.ExitStack) -> tuple[list[Any], Any]:
+        events = []
+        async with client(address).realtime.connect(model="any-name") as connection:
+            session = settings(coding, rate, None)
+            await connection.session.update(session=session)
+            await append(connection, data, random.Random(0))
+            await connection.session.update(session=session)  # answered once all has arrived
+            await until(connection, lambda e: e.type == "session.updated")
+            events += await until(connection, lambda e: e.type == "session.updated")
+            ending = asyncio.create_task(asyncio.to_thread(server.close))
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    events.append(await connection.recv())
+            await ending
+        return events, closed.value.rcvd
+
+    with contextlib.ExitStack() as server:
+        address = server.enter_context(serving(model))
+        events, closing = asyncio.run(speak(address, server))
+    [item] = completed(events)
+    assert item.transcript == joined(expected(model, from_wire(data, coding, rate)))
+    assert (closing.code, closing.reason) == (1001, "the server is shutting down")

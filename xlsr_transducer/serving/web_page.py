@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.serving.access import Access
+from xlsr_transducer.serving.refusals import Refused
 from xlsr_transducer.serving.session import SessionRefused, Sessions
 
 FOLDER = Path(__file__).with_name("page")
@@ -42,34 +42,28 @@ class PageFiles(StaticFiles):
         return response
 
 
-def config(
-    request: Request, sessions: Sessions, access: Access, denial: Response | None
-) -> Response:
+def config(request: Request, sessions: Sessions, access: Access) -> Response:
     """Returns what the page needs to know: the model's name, whether a key is needed, why there
     are no hotwords, and why a session with the request's key and ``?hotwords=`` would be refused
     (a browser does not tell a page why a websocket was not opened).
-
-    Args:
-      denial: why this caller may not come in.
     """
     return JSONResponse(
         {
             "model": sessions.model.name,
             "needs_key": access.needs_key,
             "no_hotwords": sessions.model.why_no_hotwords,
-            "refusal": _refusal(request, sessions, denial),
+            "refusal": _refusal(request, sessions, access),
         }
     )
 
 
-def _refusal(request: Request, sessions: Sessions, denial: Response | None) -> str:
-    if denial is not None:
-        if denial.status_code == 401:
-            return "it does not accept this API key"
-        return json.loads(denial.body)["error"]
+def _refusal(request: Request, sessions: Sessions, access: Access) -> str:
     try:
+        access.require(request)
         sessions.require_room()
         sessions.model.hotwords(request.query_params.get("hotwords", "").split("/"))
+    except Refused as e:
+        return "it does not accept this API key" if e.status_code == 401 else str(e.detail)
     except (SessionRefused, UserError) as e:
         return str(e)
     return ""

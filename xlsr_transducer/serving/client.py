@@ -94,7 +94,7 @@ def _connected(server: str, api_key: str, ca_file: Path | None) -> ClientConnect
     except InvalidStatus as e:
         status, body = e.response.status_code, (e.response.body or b"").decode(errors="replace")
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            body = json.loads(body)["error"]
+            body = json.loads(body)["error"]["message"]
         raise UserError(f"{server}: refused with status {status}: {body[:300]}") from e
     except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as e:
         raise UserError(f"{server}: cannot be reached ({e})") from e

@@ -46,6 +46,11 @@ class Access:
         self._keys = [key.encode() for key in keys]
         self.origins = tuple(origins)
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self._keys)
+
     def require(self, connection: HTTPConnection) -> None:
         """Raises Refused if a request or websocket may not come in."""
         if not self.may_come_from(connection):
@@ -61,7 +66,7 @@ class Access:
 
         It may be a bearer token, ``?api_key=``, or a websocket's subprotocol.
         """
-        if not self._keys:
+        if not self.needs_key:
             return True
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
         given = [token.strip()] if scheme.lower() == "bearer" else []

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
-from xlsr_transducer.serving import sherpa
+from xlsr_transducer.serving import openai_files, openai_realtime, sherpa, web_page
 from xlsr_transducer.serving.connection import serve_websocket
 from xlsr_transducer.serving.guard import Guard
 from xlsr_transducer.serving.refusals import HANDLERS, Refused, response_to
 from xlsr_transducer.serving.session import SessionRefused
 from xlsr_transducer.serving.state import Server, server_of
 
-PAGE = Path(__file__).with_name("page")
-
 
 def make_app(server: Server) -> Starlette:
     """Returns the application."""
     routes = [
         WebSocketRoute("/", _sherpa),
+        WebSocketRoute("/v1/realtime", openai_realtime.serve),
+        Route("/v1/audio/transcriptions", openai_files.transcriptions, methods=["POST"]),
+        Route("/v1/models", openai_files.models),
+        Route("/v1/models/{name:path}", openai_files.model),
         Route("/health", _health),
         Route("/ready", _ready),
         Route("/metrics", _metrics),
+        Route("/config", _config),
         WebSocketRoute("/{path:path}", _unknown),
-        Mount("/", StaticFiles(directory=PAGE, html=True)),
+        Mount("/", web_page.PageFiles()),
     ]
     cors = Middleware(
         CORSMiddleware,
@@ -63,6 +63,11 @@ async def _ready(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     return Response(server_of(request).metrics.page(), media_type="text/plain; version=0.0.4")
+
+
+async def _config(request: Request) -> Response:
+    server = server_of(request)
+    return web_page.config(request, server.sessions, server.access)
 
 
 async def _sherpa(websocket: WebSocket) -> None:

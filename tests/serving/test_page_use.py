@@ -1,0 +1,213 @@
+"""The page in a real browser: saving, keyboard, phone, colours, what is read out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.support.browser import needs_chromium
+from tests.support.page_driver import Site, Visit, read_file, shown, wait_for
+
+pytestmark = needs_chromium
+
+
+def saved(page: Page, name: str) -> str:
+    with page.expect_download() as download:
+        page.click(f"[data-format={name}]")
+    assert download.value.suggested_filename == f"transcript.{name}"
+    return download.value.path().read_text()
+
+
+def test_the_transcript_can_be_saved_and_copied(site: Site, visit: Visit) -> None:
+    page, _ = visit(site.address, ("clipboard-read", "clipboard-write"))
+    read_file(page, site.folder / "a.wav")
+    segments = site.segments
+    lines = [segment.text for segment in segments]
+    assert saved(page, "txt").splitlines() == lines
+    page.click("#copy")
+    expect(page.locator("#status")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()").splitlines() == lines
+    for name, point in (("srt", ","), ("vtt", ".")):
+        text = saved(page, name)
+        cues = re.findall(rf"(\S+{point}\d{{3}}) --> (\S+{point}\d{{3}})\n(.+)\n", text)
+        assert " ".join(words for _, _, words in cues) == " ".join(lines)
+        starts = [f"00:00:{segment.start:06.3f}".replace(".", point) for segment in segments]
+        assert set(starts) <= {start for start, _, _ in cues}
+    assert saved(page, "vtt").startswith("WEBVTT\n\n")
+
+
+def test_subtitles_are_short_and_escaped(site: Site, visit: Visit) -> None:
+    page, _ = visit(site.address)
+    words = [
+        {"word": word, "start": 3599 + i, "end": 3599.5 + i, "confidence": 1}
+        for i, word in enumerate(["<b>&", *"abcdefghi", "x" * 80, "last"])
+    ]
+    srt, vtt = page.evaluate(
+        """async (segments) => {
+            const { srt, vtt } = await import("/subtitles.js");
+            return [srt(segments), vtt(segments)];
+        }""",
+        [{"words": words}],
+    )
+    assert srt == (
+        "1\n00:59:59,000 --> 01:00:05,500\n<b>& a b c d e f\n\n"
+        "2\n01:00:06,000 --> 01:00:08,500\ng h i\n\n"
+        f"3\n01:00:09,000 --> 01:00:09,500\n{'x' * 80}\n\n"
+        "4\n01:00:10,000 --> 01:00:10,500\nlast\n"
+    )
+    assert vtt.startswith(
+        "WEBVTT\n\n00:59:59.000 --> 01:00:05.500\n&lt;b&gt;&amp; a b c d e f\n\n"
+    )
+
+
+def test_the_delay_is_the_mean_over_tokens_from_when_they_were_sent(
+    site: Site, visit: Visit
+) -> None:
+    page, _ = visit(site.address)
+    found = page.evaluate(
+        """async () => {
+            const { Delay } = await import("/delay.js");
+            const delay = new Delay();
+            delay.sent(1, 1000);
+            delay.sent(2, 2000);
+            const first = delay.mean([0.5, 1.5], 2500); // 1.5 and 0.5 s
+            delay.sent(3, 3000);
+            return [first, delay.mean([0.5, 1.5, 2.5], 7000), delay.mean([], 9000)];
+        }"""
+    )
+    assert found == [1.0, 2.0, 2.0]
+
+
+def test_words_are_text_grey_until_final_and_announced_once_final(
+    site: Site, visit: Visit
+) -> None:
+    page, _ = visit(site.address)
+    found = page.evaluate(
+        """async () => {
+            const { Transcript } = await import("/transcript.js");
+            const { TranscriptView } = await import("/transcript_view.js");
+            const [list, announcer] =
+                ["segments", "announcer"].map((id) => document.getElementById(id));
+            const transcript = new Transcript();
+            new TranscriptView(transcript, list, announcer);
+            const look = () => {
+                const word = list.querySelector(".word");
+                return [word.textContent, getComputedStyle(word).color, announcer.textContent];
+            };
+            const word = { word: "<img src=x onerror=alert(1)>", start: 0, end: 1, confidence: 1 };
+            transcript.update({ word_details: [word], is_final: false }, 0);
+            const partial = look();
+            transcript.update({ word_details: [word], is_final: true }, 0);
+            return [partial, look(), list.querySelectorAll("img").length];
+        }"""
+    )
+    text = "<img src=x onerror=alert(1)>"
+    assert found == [[text, "rgb(89, 98, 110)", ""], [text, "rgb(22, 25, 29)", text], 0]
+
+
+def test_all_can_be_done_with_the_keyboard(site: Site, visit: Visit) -> None:
+    page, _ = visit(site.address)
+    read_file(page, site.folder / "a.wav")
+    page.evaluate("document.activeElement.blur()")
+    order = []
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        order.append(
+            page.evaluate(
+                "(({ id, className, dataset, tagName }) =>"
+                "  id || className || dataset.format || tagName)(document.activeElement)"
+            )
+        )
+    wanted = "hotwords word speak choose copy clear txt srt vtt SUMMARY".split()
+    assert order == wanted
+    words = sum(shown(page), [])
+    for _ in range(8):
+        page.keyboard.press("Shift+Tab")
+    for press, (word, details) in (
+        (None, words[0]),
+        ("ArrowRight", words[1]),
+        ("End", words[-1]),
+        ("ArrowLeft", words[-2]),
+        ("Home", words[0]),
+    ):
+        if press:
+            page.keyboard.press(press)
+        assert page.evaluate("document.activeElement.textContent") == word
+        expect(page.locator("#word-details")).to_have_text(details)
+        assert (
+            page.evaluate("document.activeElement.getAttribute('aria-describedby')")
+            == "word-details"
+        )
+    page.keyboard.press("Escape")
+    expect(page.locator("#word-details")).to_be_hidden()
+    page.hover("#segments li:last-child .word:last-child")
+    expect(page.locator("#word-details")).to_have_text(words[-1][1])
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    wait_for(page, "listening")
+    page.keyboard.press("Enter")
+    wait_for(page, "idle")
+
+
+CONTRASTS = """() => {
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+    const rgba = (color) => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        return canvas.getImageData(0, 0, 1, 1).data;
+    };
+    const ground = (e) => {
+        const color = getComputedStyle(e).backgroundColor;
+        return rgba(color)[3] === 255 ? color : ground(e.parentElement);
+    };
+    const luminance = (color) => {
+        const [r, g, b] = [...rgba(color)].map((c) => c / 255)
+            .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const hasText = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    return [...document.body.querySelectorAll("*")]
+        .filter((e) => hasText(e) && e.checkVisibility() && e.tagName !== "SCRIPT")
+        .map((e) => {
+            const [a, b] = [getComputedStyle(e).color, ground(e)].map(luminance);
+            const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            return [e.id || e.className || e.tagName, ratio];
+        });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_can_be_read_in_light_and_dark(
+    site: Site, visit: Visit, scheme: str
+) -> None:
+    page, _ = visit(
+        site.address,
+        viewport={"width": 320, "height": 600},
+        color_scheme=scheme,
+        has_touch=True,
+        is_mobile=True,
+        reduced_motion="reduce",
+    )
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('#level div')).transitionDuration")
+        == "0s"
+    )
+    read_file(page, site.folder / "a.wav")
+    page.click("summary")
+    page.set_input_files("#file", site.folder / "text.wav")
+    expect(page.locator("#problem")).to_be_visible()
+    page.tap(".word")
+    expect(page.locator("#word-details")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    for box in (b.bounding_box() for b in page.locator("button").all()):
+        assert box["height"] >= 44 and box["width"] >= 44
+    contrasts = page.evaluate(CONTRASTS)
+    assert {"problem", "word", "speak-label", "status", "copy", "word-details"} <= {
+        n for n, _ in contrasts
+    }
+    assert [(name, ratio) for name, ratio in contrasts if ratio < 4.5] == []
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(16, 19, 23)") == (scheme == "dark")

@@ -213,4 +213,4 @@ def test_a_page_of_another_site_is_refused(model: LiveModel, wavs: list[Path]) -
     with serving(model) as address, pytest.raises(InvalidStatus) as refused:
         asyncio.run(use_page(address, read(wavs[0]).numpy()))
     assert refused.value.response.status_code == 403
-    assert PAGE in json.loads(refused.value.response.body)["error"]
+    assert PAGE in json.loads(refused.value.response.body)["error"]["message"]

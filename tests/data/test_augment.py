@@ -130,6 +130,31 @@ def test_a_room_response_convolves_without_delay_and_keeps_loudness(tmp_path: Pa
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_change_of_level_scales_all_samples_alike_and_clips_none(tmp_path: Path) -> None:
+    quiet, loud = (
+        augmenter(gain_prob=1.0, gain_db="-40,-40"),
+        augmenter(gain_prob=1.0, gain_db="20,20"),
+    )
+    cut = a_cut(tmp_path)
+    clean = read_audio(cut)
+    found = quiet(cut, clean)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, clean * 0.01, rtol=1e-6)
+    np.testing.assert_allclose(loud(cut, clean), clean / np.abs(clean).max(), rtol=1e-6)
+    assert np.array_equal(quiet(cut, np.zeros_like(clean)), np.zeros_like(clean))
+
+
+def test_levels_are_drawn_within_the_range_for_the_share_asked_for(tmp_path: Path) -> None:
+    change = augmenter(gain_prob=0.5, gain_db="-20,-10")
+    clean, factors = read_audio(a_cut(tmp_path)), []
+    for i in range(40):
+        found = change(a_cut(tmp_path, name=f"utt{i}"), clean)
+        factors.append(20 * np.log10(np.abs(found).max() / np.abs(clean).max()))
+    changed = [f for f in factors if f != 0.0]
+    assert 10 <= len(changed) <= 30 and len(set(changed)) == len(changed)
+    assert min(changed) >= -20.001 and max(changed) <= -9.999
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("torchaudio"), reason="needs torchaudio")
 def test_simulated_rooms_repeat_and_leave_other_generators_alone(tmp_path: Path) -> None:
     cut = a_cut(tmp_path)
@@ -220,6 +245,7 @@ def test_features_are_augmented_anew_each_epoch_and_the_same_for_a_seed(corpus: 
         ({"speed_perturb": True}, False, "--speed-perturb changes the waveform"),
         ({"noise_dir": Path("tests")}, False, "--noise-dir changes the waveform"),
         ({"reverb_prob": 0.1}, False, "--reverb-prob changes the waveform"),
+        ({"gain_prob": 0.1}, False, "--gain-prob changes the waveform"),
         ({"enable_spec_aug": True}, True, "--enable-spec-aug 1 changes stored features"),
         ({"noise_dir": Path("no-such-folder")}, True, "--noise-dir no-such-folder: no such"),
         ({"noise_dir": Path("docs")}, True, "--noise-dir docs: holds no audio"),
@@ -241,6 +267,8 @@ def test_augmentation_that_cannot_be_is_refused_by_name(
         ({"noise_snr": "20,10"}, "--noise-snr 20,10: must rise"),
         ({"noise_snr": "nan,10"}, "--noise-snr nan,10: must rise"),
         ({"noise_prob": 1.5}, "--noise-prob 1.5"),
+        ({"gain_db": "10"}, "--gain-db 10: must be two numbers"),
+        ({"gain_prob": -0.5}, "--gain-prob -0.5"),
     ],
 )
 def test_impossible_values_are_refused_by_name(options: dict, message: str) -> None:
@@ -252,7 +280,7 @@ def test_a_training_with_all_of_it_resumes_to_the_same_bits(corpus: Path, tmp_pa
     noise = write_noise(tmp_path / "noise", [30000, 8000])
     options = ["--cut=waveform", f"--xlsr={corpus / 'toy_xlsr'}", "--speed-perturb=1",
                f"--noise-dir={noise}", "--reverb-prob=0.5", f"--rir-dir={noise / 'part-1'}",
-               "--num-epochs=1", "--save-every-n=3"]  # fmt: skip
+               "--gain-prob=0.5", "--num-epochs=1", "--save-every-n=3"]  # fmt: skip
     run_train(corpus, tmp_path / "exp", *options)
     straight = read_checkpoint(tmp_path / "exp" / "epoch-1.pt")
     run_train(corpus, tmp_path / "exp", *options, "--start-batch=3")

@@ -55,23 +55,28 @@ class AugmentOptions(Options):
     rir_dir: Path | None = option(
         None, "folder of room impulse responses; without it lhotse simulates rooms"
     )
+    gain_prob: float = option(
+        0.0, "share of utterances whose level is changed", at_least=0, at_most=1
+    )
+    gain_db: str = option(
+        "-30,10", "least and greatest change of level, in dB; no sample is clipped"
+    )
     enable_spec_aug: bool = option(False, "SpecAugment of stored features, time warp included")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.snr_range()
+        self.gain_range()
         if self.rir_dir and self.reverb_prob == 0:
             raise UserError(f"--rir-dir {self.rir_dir} does nothing without --reverb-prob")
 
     def snr_range(self) -> tuple[float, float]:
         """Least and greatest signal-to-noise ratio in dB."""
-        try:
-            low, high = (float(word) for word in self.noise_snr.split(","))
-        except ValueError as e:
-            raise UserError(f"--noise-snr {self.noise_snr}: must be two numbers: 10,20") from e
-        if not -100.0 <= low <= high <= 100.0:
-            raise UserError(f"--noise-snr {self.noise_snr}: must rise, within 100 dB")
-        return low, high
+        return _decibels("--noise-snr", self.noise_snr)
+
+    def gain_range(self) -> tuple[float, float]:
+        """Least and greatest change of level in dB."""
+        return _decibels("--gain-db", self.gain_db)
 
     def check(self, from_waveform: bool) -> None:
         """Refuses what cannot be done to the model's input.
@@ -80,7 +85,7 @@ class AugmentOptions(Options):
           UserError: names the option, and what it needs.
         """
         wanted = {"--speed-perturb": self.speed_perturb, "--noise-dir": self.noise_dir,
-                  "--reverb-prob": self.reverb_prob}  # fmt: skip
+                  "--reverb-prob": self.reverb_prob, "--gain-prob": self.gain_prob}  # fmt: skip
         flags = [flag for flag, value in wanted.items() if value]
         if flags and not from_waveform:
             raise UserError(
@@ -146,7 +151,15 @@ class Augmenter:
             values = self._in_a_room(values, rng)
         if rng.random() < self.options.noise_prob and self.noises:
             values = self._with_noise(values, rng)
+        if rng.random() < self.options.gain_prob:
+            values = self._at_another_level(values, rng)
         return values
+
+    def _at_another_level(self, wave: np.ndarray, rng: random.Random) -> np.ndarray:
+        """Louder or quieter; the loudest sample stays within full scale."""
+        factor = 10 ** (rng.uniform(*self.options.gain_range()) / 20)
+        peak = float(np.abs(wave).max(initial=0.0))
+        return (wave * min(factor, max(1.0 / max(peak, 1e-9), 1.0))).astype(np.float32)
 
     def _in_a_room(self, wave: np.ndarray, rng: random.Random) -> np.ndarray:
         """Reverberated, as loud and as long as before, and not delayed."""
@@ -190,6 +203,17 @@ def spec_augment(features: np.ndarray, rng: random.Random) -> np.ndarray:
     )
     with _all_generators(rng):
         return transform(values.unsqueeze(0))[0].numpy()
+
+
+def _decibels(flag: str, text: str) -> tuple[float, float]:
+    """Returns the two ends of a range in dB, such as `10,20`."""
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError as e:
+        raise UserError(f"{flag} {text}: must be two numbers: 10,20") from e
+    if not -100.0 <= low <= high <= 100.0:
+        raise UserError(f"{flag} {text}: must rise, within 100 dB")
+    return low, high
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from xlsr_transducer.evaluation.drawing import (
     drawing,
     mark_cells,
     plain_map,
+    styled,
 )
 from xlsr_transducer.evaluation.rows import Row, pareto
 from xlsr_transducer.evaluation.section import Figure
@@ -22,6 +23,7 @@ from xlsr_transducer.evaluation.section import Figure
 LEFT = {-1: "all"}  # how a left context is written
 
 
+@styled
 def wer_over_latency(grids: Sequence[Sequence[Row]]) -> Figure:
     """Draws all settings, and the Pareto front of each experiment with its names."""
     figure, [[axes]] = drawing(7.6, 4.2)
@@ -86,6 +88,7 @@ def _spoken(grids: Sequence[Sequence[Row]]) -> str:
     )
 
 
+@styled
 def sink_effect(rows: Sequence[Row]) -> Figure | None:
     """Draws WER over the number of sinks, a line per left context, a panel per chunk size.
 
@@ -125,6 +128,7 @@ def sink_effect(rows: Sequence[Row]) -> Figure | None:
     )
 
 
+@styled
 def wer_map(rows: Sequence[Row]) -> Figure | None:
     """Draws the WER of every setting as a map; None without streaming settings."""
     streaming = [row for row in rows if math.isfinite(row.latency)]
@@ -149,6 +153,7 @@ def wer_map(rows: Sequence[Row]) -> Figure | None:
     return Figure("wer-map", figure, "WER (%) of every setting.", "WER of every setting as a map")
 
 
+@styled
 def delay_curves(rows: Sequence[Row]) -> Figure | None:
     """Draws the distribution of word delays of the Pareto front; None without any word."""
     front = [row for row in pareto(rows) if math.isfinite(row.latency) and len(row.delays)]

@@ -227,7 +227,7 @@ def grid_section(experiments: Sequence[Experiment], grids: Sequence[Sequence[Row
         )
     section.paragraphs.append(
         "Whole utterances are recognised, each frame seeing what it would see in a stream. "
-        "Utterances are counted in full in every WER. An interval is the WER with 1.96 standard "
+        "An interval is the WER with 1.96 standard "
         "deviations to both sides, over sets of utterances drawn with replacement."
     )
     if any(len(rows) > 1 for rows in grids):

@@ -17,6 +17,7 @@ from xlsr_transducer.core.errors import UserError, complain, run_command
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.data.splits import load_splits
+from xlsr_transducer.evaluation.attention_section import attention_section
 from xlsr_transducer.evaluation.experiment import REPORT, evaluate
 from xlsr_transducer.evaluation.grid_section import (
     grid_section,
@@ -72,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         grid_section(experiments, grids),
         latency_section(experiments, grids),
     ]
+    if options.attention:
+        show = [name for name in options.show.split(",") if name]
+        sections.append(attention_section(experiments[0], options.attention, show))
     names = " and ".join(experiment.name for experiment in experiments)
     settings = [row.flat() for rows in grids for row in rows]
     path = write_report(report, f"Evaluation of {names}", sections, settings)

@@ -27,7 +27,9 @@ from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.whole import whole_encoder
 from xlsr_transducer.recognition.audio_sets import AudioSet, audio_sets
+from xlsr_transducer.recognition.facts import facts_of
 from xlsr_transducer.recognition.scoring import Score, Transcript, write_results
+from xlsr_transducer.recognition.spans import timed_text
 from xlsr_transducer.search import BiasOptions, Hypothesis, SearchOptions
 
 
@@ -218,8 +220,10 @@ class Results:
           name: of the set, in ``folder`` (see ``name_in_results``).
         """
         reasons = {i: unread.reason for i, unread in self.unread.items()}
-        transcripts = self.transcripts(tokenizer)
-        found = write_results(folder, name, suffix, transcripts, self.hypotheses, reasons)
+        facts = {cut.id: facts_of(cut) for cut in self.audio.cuts}
+        words = {i: timed_text(h, tokenizer.tokens).words for i, h in self.hypotheses.items()}
+        given = (self.transcripts(tokenizer), self.hypotheses, reasons, facts, words)
+        found = write_results(folder, name, suffix, *given)
         logging.info(f"{name}: WER {found.wer.percent:.2f} %, {found.num_unread} unread")
         return found
 

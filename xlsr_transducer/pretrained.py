@@ -23,7 +23,6 @@ class PretrainedOptions:
     checkpoint: Path = option(Path("exp/pretrained.pt"), "what export wrote")
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     about = __doc__.splitlines()[0]
     return run(argv, about, PretrainedOptions, lambda o: load_checkpoint(o.checkpoint))

@@ -108,6 +108,7 @@ class Grid:
                 x, lens = self.xlsr.front_end(batch.inputs, batch.input_lens)
             yield FrontEnd(batch, x, lens)
 
+    @torch.no_grad()
     def encode(self, front: FrontEnd, chunk: ChunkSettings) -> tuple[Tensor, Tensor]:
         """Returns (N, ceil(T / 2), E) and lengths (N,): each utterance as a whole."""
         return self.encoder.encode(front.x, front.lens, *chunk)

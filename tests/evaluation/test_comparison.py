@@ -111,7 +111,7 @@ def test_only_utterances_with_the_same_reference_are_compared() -> None:
     section = comparison_section({"one": first, "two": second}, label="test")
     assert [e["words"] for e in section.data["experiments"]] == [2, 2]
     assert len(section.notes) == 2
-    assert section.finding.startswith("two does not differ from one (p = ")
+    assert section.finding.startswith("two does not differ significantly from one (p = ")
     names = [u.about.split(":")[0] for u in section.utterances[0].utterances]
     assert names == ["one", "two"]
 

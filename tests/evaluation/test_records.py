@@ -39,7 +39,7 @@ def test_files_of_other_tools_need_no_files_beside(tmp_path: Path) -> None:
     [found] = find_results(tmp_path, "test-clean")
     assert (found.set_name, found.suffix) == ("test-clean", "beam-4")
     [record] = found.read(PLAIN)
-    assert record.num_errors == 1 and record.about == "1 errors in 2 words"
+    assert record.num_errors == 1 and record.about == "1 error in 2 words"
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.evaluation.records import Record, slug
+from xlsr_transducer.evaluation.section import Column, Section, Table
 
 NUM_RESAMPLES = 1000
 
@@ -42,6 +44,31 @@ def bleu(pairs: Sequence[tuple[str, str]]) -> Bleu:
     found = metric.corpus_score(translations, [references], n_bootstrap=NUM_RESAMPLES)
     low, high = found._mean - found._ci, found._mean + found._ci  # it has no public name
     return Bleu(found.score, max(low, 0.0), min(high, 100.0), str(metric.get_signature()))
+
+
+def bleu_section(decodes: Mapping[str, Sequence[Record]], label: str = "") -> Section:
+    """Returns the section of BLEU, by the name of the experiment or baseline.
+
+    Texts count as they are, with case and punctuation.
+    """
+    section = Section("-".join(filter(None, ["bleu", slug(label)])), f"Translation: {label}")
+    columns = [Column("experiment"), Column("BLEU", "", 2), Column("from", "", 2),
+               Column("to", "", 2), Column("utterances", "", 0)]  # fmt: skip
+    rows, signatures = [], []
+    for name, records in decodes.items():
+        if not records:
+            section.notes.append(f"{name}: there are no utterances.")
+            continue
+        found = bleu([(r.ref, r.hyp) for r in records])
+        rows.append([name, found.score, found.low, found.high, len(records)])
+        signatures.append(found.signature)
+        section.data[name] = dataclasses.asdict(found)
+    if rows:
+        best = max(rows, key=lambda row: row[1])
+        section.finding = f"Highest BLEU: {best[1]:.2f}, {best[0]}."
+        caption = f"From, to: 95 % bootstrap interval. {signatures[0]}"
+        section.tables.append(Table("BLEU", columns, rows, caption))
+    return section
 
 
 def require_bleu() -> None:

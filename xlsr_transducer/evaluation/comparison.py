@@ -145,7 +145,7 @@ def _finding(first: str, differences: Mapping[str, Difference | None]) -> str:
     parts = []
     for name, d in known.items():
         if d.verdict == "no difference":
-            parts.append(f"{name} does not differ from {first} (p = {d.p:.3f})")
+            parts.append(f"{name} does not differ significantly from {first} (p = {d.p:.3f})")
         else:
             parts.append(f"{name} is {d.verdict} than {first} by {abs(d.points):.2f} points "
                          f"(p = {d.p:.4f})")  # fmt: skip

@@ -119,14 +119,14 @@ def _rates_table(records: Sequence[Record], rate: ErrorRate, normalizer: Normali
 
 
 def _pairs_table(heading: str, sides: Sequence[str], pairs: dict[Pair, list[str]]) -> Table:
-    columns = [Column("times", "", 0), *(Column(side) for side in sides), Column("utterances")]
+    columns = [*(Column(side) for side in sides), Column("times", "", 0), Column("utterances")]
     rows = []
     for (ref, hyp), ids in list(pairs.items())[:NUM_ROWS]:
         names = list(dict.fromkeys(ids))
         more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
         words = {"reference": ref, "recognised": hyp}
-        row = [len(ids), *(words[side] for side in sides)]
-        rows.append([*row, ", ".join(names[:NUM_NAMED]) + more])
+        named = ", ".join(names[:NUM_NAMED]) + more
+        rows.append([*(words[side] for side in sides), len(ids), named])
     left_out = len(pairs) - len(rows)
     caption = f"{left_out} rarer ones are left out." if left_out else ""
     return Table(heading, columns, rows, caption, shown=15)

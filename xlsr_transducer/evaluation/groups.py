@@ -165,11 +165,14 @@ def _add(section: Section, what: str, groups: Sequence[Group], num_records: int)
     caption = "From, to: 95 % bootstrap interval over the group's utterances."
     if single:
         caption += f" {single} groups have one utterance, and no interval."
-    section.tables.append(Table(f"WER by {what}", columns, rows, caption, shown=NUM_GROUPS))
     left_out = num_records - sum(len(g.records) for g in groups)
     if left_out:
         section.notes.append(f"WER by {what}: {left_out} utterances without one are left out.")
-    section.figures.append(_picture(section.name, what, groups[:NUM_GROUPS]))
+    if any(g.rate.num_ref and not g.rate.errors for g in groups):
+        caption += " Of a group without errors the interval is too narrow: none can be drawn."
+    section.tables.append(Table(f"WER by {what}", columns, rows, caption, shown=NUM_GROUPS))
+    if len(groups) > 1:
+        section.figures.append(_picture(section.name, what, groups[:NUM_GROUPS]))
     section.data[what] = [
         {"group": g.name, "utterances": len(g.records), "words": g.rate.num_ref,
          "wer": _finite(g.rate.percent), "low": _finite(g.rate.low),

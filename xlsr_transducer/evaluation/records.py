@@ -58,7 +58,8 @@ class Record:
     def about(self) -> str:
         """One line for people: speaker, duration, errors."""
         parts = [self.speaker, f"{self.seconds:.1f} s" if self.seconds is not None else ""]
-        parts.append(f"{self.num_errors} errors in {len(self.ref_words)} words")
+        parts.append(f"{counted(self.num_errors, 'error')} in "
+                     f"{counted(len(self.ref_words), 'word')}")  # fmt: skip
         parts.append(f"could not be read: {self.unread}" if self.unread else "")
         return ", ".join(part for part in parts if part)
 
@@ -66,6 +67,11 @@ class Record:
 def slug(label: str) -> str:
     """Returns a label as a part of a name in the report: a-z, 0-9 and -."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+
+
+def counted(count: int, what: str) -> str:
+    """``1 error``, ``2 errors``."""
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def word_errors(records: Iterable[Record]) -> ErrorRate:

@@ -31,9 +31,9 @@ RULES = {
     "words without sound": f"{LONGEST_RUN} or more reference words in a row for which nothing was "
     f"recognised, while the recognised words have a mean confidence of {CONFIDENT} or more",
     "too fast": f"more than {FASTEST:.0f} characters a second",
-    "poor alignment": "the forced alignment of the reference has a log-probability per token that "
-    f"lies more than {NUM_DEVIATIONS:.0f} robust standard deviations (from the median absolute "
-    "deviation) below the set's median",
+    "poor alignment": "on the best path of the reference, the mean logarithm of its words' "
+    f"probabilities lies more than {NUM_DEVIATIONS:.0f} robust standard deviations (from the "
+    "median absolute deviation) below the set's median",
 }
 
 
@@ -54,8 +54,8 @@ def references_section(
     """Returns the section of references that look wrong.
 
     Args:
-      alignment: log-probability per token of the best path of each reference, by id; without it
-        that rule is left out.
+      alignment: mean log of the words' probabilities on the best path of each reference, by id;
+        without it that rule is left out.
     """
     name = "-".join(filter(None, ["references", slug(label)]))
     section = Section(name, f"References to check: {label}")

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError, complain
 from xlsr_transducer.core.options import Options, flag_of, option
-from xlsr_transducer.data.datamodule import Batch, DataModule, DataOptions
+from xlsr_transducer.data.batches import Batch, Change
+from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel, load_model
@@ -108,12 +109,16 @@ class DecodeOptions(LayerOptions, ChunkOptions):
 
 
 def batches(
-    audio: AudioSet, tokenizer: Tokenizer, max_duration: float, num_workers: int
+    audio: AudioSet,
+    tokenizer: Tokenizer,
+    max_duration: float,
+    num_workers: int,
+    change: Change = None,
 ) -> DataLoader:
-    """Padded batches of waveforms, in a fixed order."""
+    """Padded batches of waveforms, in a fixed order, with a change of what is read."""
     options = DataOptions(max_duration=max_duration, num_workers=num_workers)
     data = DataModule(options, None, tokenizer)
-    return data.fixed_loader(audio.cuts)
+    return data.fixed_loader(audio.cuts, change)
 
 
 def decode_device() -> torch.device:

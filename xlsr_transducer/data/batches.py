@@ -6,7 +6,8 @@ Letters: N utterances, T frames, n samples, D width of the features, U tokens.
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Callable
+from typing import Optional, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch.utils.data import Dataset
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import audio_duration, read_audio
-from xlsr_transducer.data.augment import Augmenter
 from xlsr_transducer.data.features import read_features
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.steps import Place, Planned
@@ -59,6 +59,11 @@ def at_speed(cut: Cut, speed: float) -> Cut:
     return cut if speed == 1.0 else cut.perturb_speed(speed, affix_id=False)
 
 
+# Takes a cut, its samples (n,) or features (T, D), and the seconds of pause that the plan gives it;
+# returns others in their place.
+Change = Optional[Callable[[Cut, np.ndarray, float], np.ndarray]]
+
+
 class SpeechDataset(Dataset):
     """Reads planned batches. Only here do lines of a manifest become cuts, and texts tokens."""
 
@@ -67,10 +72,14 @@ class SpeechDataset(Dataset):
         cuts: Cuts,
         tokenizer: Tokenizer,
         from_waveform: bool,
-        augmenter: Augmenter | None = None,
+        change: Change = None,
     ):
+        """
+        Args:
+          change: of what is read, such as an ``Augmenter``.
+        """
         self.cuts, self.tokenizer = cuts, tokenizer
-        self.from_waveform, self.augmenter = from_waveform, augmenter
+        self.from_waveform, self.change = from_waveform, change
 
     def __getitem__(self, planned: Planned) -> Batch:
         """Returns the batch; without utterances where none can be read."""
@@ -104,4 +113,4 @@ class SpeechDataset(Dataset):
 
     def _read(self, cut: Cut, pause: float) -> np.ndarray:
         values = read_audio(cut) if self.from_waveform else read_features(cut)
-        return self.augmenter(cut, values, pause) if self.augmenter else values
+        return self.change(cut, values, pause) if self.change else values

@@ -24,7 +24,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import UNFINISHED, alone_in, disk_errors_named, write_text
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.augment import SPEEDS, Augmenter, AugmentOptions
-from xlsr_transducer.data.batches import Batch, Cuts, SpeechDataset
+from xlsr_transducer.data.batches import Batch, Change, Cuts, SpeechDataset
 from xlsr_transducer.data.features import present_cuts, without_features
 from xlsr_transducer.data.index import Corpus, open_index
 from xlsr_transducer.data.plan import (
@@ -305,21 +305,19 @@ class DataModule:
         plan = fixed_plan(corpus.utterances(self.has_ctc), self._plan_options())
         return self._loader(_shared_out(plan, rank, world_size), corpus)
 
-    def fixed_loader(self, cuts: CutSet) -> DataLoader:
-        """All utterances of ``cuts``, in a fixed order."""
+    def fixed_loader(self, cuts: CutSet, change: Change = None) -> DataLoader:
+        """All utterances of ``cuts``, in a fixed order, with a change of what is read."""
         in_memory = list(cuts)
         utterances = Utterances.plain(np.array([cut.duration for cut in in_memory]))
         plan = fixed_plan(utterances, self._plan_options())
-        return self._loader(_shared_out(plan), in_memory)
+        return self._loader(_shared_out(plan), in_memory, change)
 
-    def _dataset(self, cuts: Cuts, augmenter: Augmenter | None = None) -> SpeechDataset:
-        return SpeechDataset(cuts, self.tokenizer, self.features is None, augmenter)
+    def _dataset(self, cuts: Cuts, change: Change = None) -> SpeechDataset:
+        return SpeechDataset(cuts, self.tokenizer, self.features is None, change)
 
-    def _loader(
-        self, batches: Iterable[Planned], cuts: Cuts, augmenter: Augmenter | None = None
-    ) -> DataLoader:
+    def _loader(self, batches: Iterable[Planned], cuts: Cuts, change: Change = None) -> DataLoader:
         return DataLoader(
-            self._dataset(cuts, augmenter),
+            self._dataset(cuts, change),
             sampler=batches,
             batch_size=None,
             num_workers=self.options.num_workers,

@@ -66,6 +66,16 @@ class Session:
         self.cut_reason = ""  # why the server ended the audio, if it did
         self._ticket: Ticket = sessions.scheduler.open(self._receive, graph)
 
+    def take_hotwords(self, hotwords: Sequence[str]) -> None:
+        """Takes hotwords instead of those at the opening; before the first audio.
+
+        Raises:
+          UserError: they cannot be used, or are too many.
+        """
+        graph = self._model.hotwords(bounded(hotwords))
+        self._sessions.scheduler.close(self._ticket)
+        self._ticket = self._sessions.scheduler.open(self._receive, graph)
+
     async def send(self, samples: np.ndarray) -> None:
         """Takes the next (n,) float32 samples at 16 kHz; waits while too many are not computed.
 

@@ -299,7 +299,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=1, help="processes of callers")
     parser.add_argument("--server-cores", default="", help="such as 0,1")
     parser.add_argument("--client-cores", default="")
-    parser.add_argument("--serve-options", default="", help="more options of the server")
+    parser.add_argument("--serve-options", default="", help="more options of our server")
+    parser.add_argument(
+        "--sherpa-options", default="", help="more options of sherpa-onnx's server"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path, help="keep the models here, or find them here")
     parser.add_argument("--in-process", action="store_true", help="the engine without a server")

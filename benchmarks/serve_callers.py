@@ -91,6 +91,7 @@ class Caller:
     async def receive(self, websocket, begin: float, length: int) -> int:
         """Reads results until the server has sent its last one; returns the number of tokens."""
         by_segment: dict[int, int] = {}
+        shown = -1.0  # time of the newest token so far
         async for message in websocket:
             if message == "Done!":  # sherpa-onnx's server says so
                 break
@@ -99,7 +100,9 @@ class Caller:
             if result["is_final"] or not result["timestamps"]:
                 continue
             newest = result["start_time"] * self.options.from_segment + result["timestamps"][-1]
-            sample = ready_sample(newest, self.options.chunk_samples)
+            if newest <= shown:  # nothing new; sherpa-onnx's server says so after every chunk
+                continue
+            shown, sample = newest, ready_sample(newest, self.options.chunk_samples)
             if sample <= length:  # otherwise it came of the last chunk, which is short
                 in_message = -(-sample // self.size) * self.size
                 due = begin + min(in_message, length) / SAMPLING_RATE

@@ -9,12 +9,15 @@ from __future__ import annotations
 import html
 import io
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Drawing
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 INK, FAINT, PAPER = "#1d1f23", "#8b9099", "#fefefe"
 LINES = "#e1e3e8"
@@ -24,6 +27,7 @@ COLOURS = ("#3b74c4", "#d07d24", "#35936a", "#c24d52", "#8560b5", "#6f7782")
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f7fc", "#8fb3e3", "#24508f"])
 STYLE = {
     "axes.axisbelow": True,
+    "axes.facecolor": "none",
     "axes.edgecolor": FAINT,
     "axes.grid": True,
     "axes.labelcolor": INK,
@@ -52,15 +56,20 @@ STYLE = {
 }
 
 
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a function that draws: inside, everything has the style."""
+    return matplotlib.rc_context(STYLE)(draw)
+
+
+@styled
 def drawing(width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any):
     """Returns a figure of so many inches, and its axes as a (rows, columns) array.
 
     Args:
       shared: ``sharex`` and ``sharey`` of ``Figure.subplots``.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Drawing(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+    figure = Drawing(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
 def picture(figure: Drawing, kind: str, name: str) -> bytes:

@@ -136,9 +136,6 @@ def evaluate(
             raise
         settings.remove(ChunkSettings())
         notes.append(f"Full context is left out: {e}.")
-    for audio in sets:
-        if audio.unread:
-            notes.append(_unread_note(audio))
     alignment = settings[0] if settings[0].is_full_context else own
     digest = model_digest(loaded)
     about = described(digest, search, alignment)
@@ -148,6 +145,7 @@ def evaluate(
     decode_parts([part for own_parts in parts for part in own_parts], work, options.jobs)
     found = [_evaluated(audio, own_parts, settings, checkpoint.exp_dir)
              for audio, own_parts in zip(sets, parts)]  # fmt: skip
+    notes += [_unread_note(one) for one in found if one.unread]
     name = checkpoint.exp_dir.name
     experiment = Experiment(
         name, checkpoint, search, loaded, digest, own, settings, found, notes=notes
@@ -157,11 +155,11 @@ def evaluate(
     return experiment
 
 
-def _unread_note(audio: AudioSet) -> str:
-    first = next(iter(audio.unread.values()))
+def _unread_note(one: EvaluatedSet) -> str:
+    first = next(iter(one.unread.values()))
     return (
-        f"{audio.name}: {len(audio.unread)} utterances cannot be used, and their words count as "
-        f"deleted; the first is {first}."
+        f"{one.name}: {len(one.unread)} of {len(one.unread) + len(one.texts)} utterances cannot "
+        f"be read, and their words count as deleted; the first is {first}."
     )
 
 

@@ -15,6 +15,7 @@ from xlsr_transducer.evaluation.drawing import (
     drawing,
     mark_cells,
     plain_map,
+    styled,
 )
 from xlsr_transducer.evaluation.rows import Row, pareto
 from xlsr_transducer.evaluation.section import Figure
@@ -22,12 +23,19 @@ from xlsr_transducer.evaluation.section import Figure
 LEFT = {-1: "all"}  # how a left context is written
 
 
+def _streaming(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of settings that stream and have a WER: without words there is none."""
+    return [r for r in rows if math.isfinite(r.latency) and math.isfinite(r.total.wer.percent)]
+
+
+@styled
 def wer_over_latency(grids: Sequence[Sequence[Row]]) -> Figure:
     """Draws all settings, and the Pareto front of each experiment with its names."""
     figure, [[axes]] = drawing(7.6, 4.2)
+    grids = [[row for row in rows if math.isfinite(row.total.wer.percent)] for rows in grids]
     for number, rows in enumerate(grids):
         colour = COLOURS[number % len(COLOURS)]
-        streaming = [row for row in rows if math.isfinite(row.latency)]
+        streaming = _streaming(rows)
         _draw_settings(axes, streaming, colour)
         _draw_front(axes, pareto(streaming), colour, number)
         for row in rows:
@@ -86,18 +94,19 @@ def _spoken(grids: Sequence[Sequence[Row]]) -> str:
     )
 
 
+@styled
 def sink_effect(rows: Sequence[Row]) -> Figure | None:
     """Draws WER over the number of sinks, a line per left context, a panel per chunk size.
 
     Returns:
       None where fewer than two numbers of sinks were tried.
     """
-    streaming = [row for row in rows if math.isfinite(row.latency)]
+    streaming = _streaming(rows)
     sinks = sorted({row.chunk.attention_sink_size for row in streaming})
     sizes = sorted({row.chunk.chunk_size for row in streaming})
     if len(sinks) < 2:
         return None
-    figure, axes = drawing(max(2.1 * len(sizes), 4.4), 2.7, 1, len(sizes), sharey=True)
+    figure, axes = drawing(max(1.75 * len(sizes), 4.4), 2.7, 1, len(sizes), sharey=True)
     for panel, size in zip(axes[0], sizes):
         of_size = [row for row in streaming if row.chunk.chunk_size == size]
         lefts = sorted({row.chunk.left_context_chunks for row in of_size}, key=lambda n: n % 2**31)
@@ -112,9 +121,10 @@ def sink_effect(rows: Sequence[Row]) -> Figure | None:
             label = f"left {LEFT.get(left, left)}"
             panel.plot(x, y, "o-", ms=4.5, color=COLOURS[number % len(COLOURS)], label=label)
         panel.set_xticks(range(len(sinks)), list(map(str, sinks)))
-        panel.set(title=f"{size * 20} ms", xlabel="sinks", ylim=(0, None))
+        panel.set(title=f"{size * 20} ms", xlabel="sinks")
         panel.set_xlim(-0.35, len(sinks) - 0.65)
-    axes[0][0].set_ylabel("WER (%)")
+    most = max(row.total.wer.percent for row in streaming)
+    axes[0][0].set(ylabel="WER (%)", ylim=(0, 1.1 * most + 0.1))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8.5)
     return Figure(
@@ -125,9 +135,10 @@ def sink_effect(rows: Sequence[Row]) -> Figure | None:
     )
 
 
+@styled
 def wer_map(rows: Sequence[Row]) -> Figure | None:
     """Draws the WER of every setting as a map; None without streaming settings."""
-    streaming = [row for row in rows if math.isfinite(row.latency)]
+    streaming = _streaming(rows)
     if not streaming:
         return None
     sizes = sorted({row.chunk.chunk_size for row in streaming})
@@ -149,9 +160,10 @@ def wer_map(rows: Sequence[Row]) -> Figure | None:
     return Figure("wer-map", figure, "WER (%) of every setting.", "WER of every setting as a map")
 
 
+@styled
 def delay_curves(rows: Sequence[Row]) -> Figure | None:
     """Draws the distribution of word delays of the Pareto front; None without any word."""
-    front = [row for row in pareto(rows) if math.isfinite(row.latency) and len(row.delays)]
+    front = [row for row in pareto(_streaming(rows)) if len(row.delays)]
     if not front:
         return None
     figure, [[axes]] = drawing(7.6, 3.0)

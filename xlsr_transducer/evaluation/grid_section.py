@@ -15,7 +15,7 @@ from xlsr_transducer.evaluation.grid_plots import (
     wer_over_latency,
 )
 from xlsr_transducer.evaluation.rows import Row, best_within, pareto
-from xlsr_transducer.evaluation.section import Cell, Column, Fact, Section, Table
+from xlsr_transducer.evaluation.section import NOTHING, Cell, Column, Fact, Section, Table
 from xlsr_transducer.recognition.decoding import decode_device
 from xlsr_transducer.recognition.scoring import ErrorRate
 
@@ -43,7 +43,7 @@ def size_cells(row: Row) -> list[Cell]:
 
 def interval(rate: ErrorRate) -> str:
     """Returns the 95 % interval as text."""
-    return f"{rate.low:.2f} to {rate.high:.2f}"
+    return f"{rate.low:.2f} to {rate.high:.2f}" if math.isfinite(rate.high) else NOTHING
 
 
 def _ms(seconds: float | None) -> float | None:
@@ -87,6 +87,8 @@ def summary_section(
 
 def _finding(first: Experiment, own: Row, rows: Sequence[Row]) -> str:
     wer = own.total.wer
+    if not wer.num_ref:
+        return f"The references have no words: there is no word error rate of {first.name}."
     said = f"{first.name} makes {wer.percent:.2f} errors in 100 words"
     if own.chunk.is_full_context:
         return said + " with the whole utterance in view."
@@ -114,6 +116,8 @@ def _data(experiment: Experiment) -> Fact:
 
 def _error(row: Row) -> Fact:
     wer = row.total.wer
+    if not wer.num_ref:
+        return Fact("word error rate", NOTHING, "the references have no words")
     detail = f"95 % interval {interval(wer)}; {row.name}"
     return Fact("word error rate", f"{wer.percent:.2f} %", detail)
 
@@ -218,7 +222,7 @@ def grid_section(experiments: Sequence[Experiment], grids: Sequence[Sequence[Row
     """Returns error rates of all settings, with pictures."""
     section = Section("grid", "Chunk size, left context, sinks")
     front = [row for row in pareto(grids[0]) if math.isfinite(row.latency)]
-    if front:
+    if front and front[0].total.wer.num_ref:
         fast, good = front[0], front[-1]
         section.finding = (
             f"WER is {fast.total.wer.percent:.2f} % at the least latency "
@@ -227,10 +231,11 @@ def grid_section(experiments: Sequence[Experiment], grids: Sequence[Sequence[Row
         )
     section.paragraphs.append(
         "Whole utterances are recognised, each frame seeing what it would see in a stream. "
-        "Utterances are counted in full in every WER. An interval is the WER with 1.96 standard "
+        "An interval is the WER with 1.96 standard "
         "deviations to both sides, over sets of utterances drawn with replacement."
     )
-    if any(len(rows) > 1 for rows in grids):
+    has_words = grids[0][0].total.wer.num_ref > 0
+    if has_words and any(len(rows) > 1 for rows in grids):
         section.figures.append(wer_over_latency(grids))
     for drawn in (sink_effect(grids[0]), wer_map(grids[0])):
         if drawn is not None:

@@ -36,7 +36,9 @@ class Column:
             return NOTHING
         if isinstance(value, str) or self.digits is None:
             return str(value)
-        return f"{value:,.{self.digits}f}" if math.isfinite(value) else NOTHING
+        if not math.isfinite(value):
+            return NOTHING
+        return f"{value:,.{self.digits}f}" if abs(value) >= 10_000 else f"{value:.{self.digits}f}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Access:
 
         It may be a bearer token, ``?api_key=``, or a websocket's subprotocol.
         """
-        if not self.needs_key:
+        if not self._keys:
             return True
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
         given = [token.strip()] if scheme.lower() == "bearer" else []

@@ -29,7 +29,7 @@ def make_app(server: Server) -> Starlette:
         Route("/health", _health),
         Route("/ready", _ready),
         Route("/metrics", _metrics),
-        Route("/config", _config),
+        Route("/config", web_page.config),
         WebSocketRoute("/{path:path}", _unknown),
         Mount("/", web_page.PageFiles()),
     ]
@@ -63,11 +63,6 @@ async def _ready(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     return Response(server_of(request).metrics.page(), media_type="text/plain; version=0.0.4")
-
-
-async def _config(request: Request) -> Response:
-    server = server_of(request)
-    return web_page.config(request, server.sessions, server.access)
 
 
 async def _sherpa(websocket: WebSocket) -> None:

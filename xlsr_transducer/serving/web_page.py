@@ -10,9 +10,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.serving.access import Access
 from xlsr_transducer.serving.refusals import Refused
-from xlsr_transducer.serving.session import SessionRefused, Sessions
+from xlsr_transducer.serving.session import SessionRefused
+from xlsr_transducer.serving.state import Server, server_of
 
 FOLDER = Path(__file__).with_name("page")
 
@@ -42,28 +42,30 @@ class PageFiles(StaticFiles):
         return response
 
 
-def config(request: Request, sessions: Sessions, access: Access) -> Response:
-    """Returns what the page needs to know: the model's name, whether a key is needed, why there
-    are no hotwords, and why a session with the request's key and ``?hotwords=`` would be refused
-    (a browser does not tell a page why a websocket was not opened).
+async def config(request: Request) -> Response:
+    """Tells what the page needs to know: the model's name, whether a key is needed, why there are
+    no hotwords, and why a session with the request's key and ``?hotwords=`` would be refused (a
+    browser does not tell a page why a websocket was not opened).
     """
+    server = server_of(request)
+    model = server.sessions.model
     return JSONResponse(
         {
-            "model": sessions.model.name,
-            "needs_key": access.needs_key,
-            "no_hotwords": sessions.model.why_no_hotwords,
-            "refusal": _refusal(request, sessions, access),
+            "model": model.name,
+            "needs_key": server.access.needs_key,
+            "no_hotwords": model.why_no_hotwords,
+            "refusal": _refusal(request, server),
         }
     )
 
 
-def _refusal(request: Request, sessions: Sessions, access: Access) -> str:
+def _refusal(request: Request, server: Server) -> str:
     try:
-        access.require(request)
-        sessions.require_room()
-        sessions.model.hotwords(request.query_params.get("hotwords", "").split("/"))
+        server.access.require(request)
+        server.sessions.require_room()
+        server.sessions.model.hotwords(request.query_params.get("hotwords", "").split("/"))
     except Refused as e:
-        return "it does not accept this API key" if e.status_code == 401 else str(e.detail)
+        return "it does not accept this API key" if e.status_code == 401 else e.detail
     except (SessionRefused, UserError) as e:
         return str(e)
     return ""

@@ -162,14 +162,11 @@ export class Recogniser {
   /** Returns what to tell the user about the end of a session; "" if it ended as it should. */
   async whyEnded(session, { reason }) {
     this.transcript.freeze();
-    if (this.isAbandoned) {
+    if (this.isAbandoned || (session.isComplete && this.isStopping)) {
       return "";
     }
-    if (session.isComplete) {
-      return this.isStopping ? "" : "The server has ended the session.";
-    }
-    if (reason) {
-      return `The server has ended the session: ${reason}.`;
+    if (session.isComplete || reason) {
+      return `The server has ended the session${reason && ": "}${reason}.`;
     }
     if (session.wasOpen) {
       return "The connection to the server is lost.";

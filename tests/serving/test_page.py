@@ -194,3 +194,7 @@ def test_when_the_server_dies_the_text_stays_and_the_page_goes_on_with_the_next(
     times = [float(words[0][1].split("–")[0]) for words in found]
     assert times == sorted(times)
     relay.kill()
+    page.click("#speak")
+    expect(page.locator("#problem")).to_have_text("The server does not answer.")
+    wait_for(page, "idle")
+    assert shown(page) == found

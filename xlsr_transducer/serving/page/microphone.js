@@ -27,13 +27,15 @@ export class Microphone {
     }
     const context = new AudioContext();
     try {
-      await context.audioWorklet.addModule("worklet.js");
+      await context.audioWorklet.addModule("worklet.js").catch(() => {
+        throw new MicrophoneProblem("The server does not answer.");
+      });
       const stream = await navigator.mediaDevices.getUserMedia(CONSTRAINTS);
       await context.resume();
       return new Microphone(context, stream, onSamples, onEnd);
     } catch (error) {
       await context.close();
-      throw new MicrophoneProblem(whyRefused(error));
+      throw error instanceof MicrophoneProblem ? error : new MicrophoneProblem(whyRefused(error));
     }
   }
 

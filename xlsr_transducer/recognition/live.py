@@ -93,7 +93,7 @@ class LiveModel:
             _bias(search, bias, tokens, tokenizer, source),
             getattr(model, "ctc_output", None),
         )
-        name = live.onnx.stem if live.onnx else Path(checkpoint.source).name
+        name = live.onnx.stem if live.onnx else Path(checkpoint.source).name.removesuffix(".pt")
         return LiveModel(
             name, model.encoder, ready, endpoint.rules(), tokens, tokenizer, bias.context_score
         )

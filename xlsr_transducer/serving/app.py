@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from xlsr_transducer.serving import sherpa, web_page
+from xlsr_transducer.serving import openai_files, openai_realtime, sherpa, web_page
 from xlsr_transducer.serving.connection import serve_websocket
 from xlsr_transducer.serving.guard import Guard
 from xlsr_transducer.serving.refusals import HANDLERS, Refused, response_to
@@ -22,6 +22,10 @@ def make_app(server: Server) -> Starlette:
     """Returns the application."""
     routes = [
         WebSocketRoute("/", _sherpa),
+        WebSocketRoute("/v1/realtime", openai_realtime.serve),
+        Route("/v1/audio/transcriptions", openai_files.transcriptions, methods=["POST"]),
+        Route("/v1/models", openai_files.models),
+        Route("/v1/models/{name:path}", openai_files.model),
         Route("/health", _health),
         Route("/ready", _ready),
         Route("/metrics", _metrics),

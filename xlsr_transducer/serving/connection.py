@@ -80,6 +80,8 @@ def end_by(error: Exception, idle_timeout: float) -> End:
         return End(POLICY, "idle", f"nothing came, or was read, for {idle_timeout:g} s")
     if isinstance(error, SessionFailed):
         return End(INTERNAL, "failed", str(error))
+    if isinstance(error, SessionRefused):  # the connection's next one
+        return End(GOING_AWAY, "cut", str(error))
     if isinstance(error, WebSocketDisconnect):
         return End(NORMAL, "bad data" if error.code in BY_THE_PARSER else "left", error.reason)
     logging.error("a protocol failed", exc_info=error)

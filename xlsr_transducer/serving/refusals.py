@@ -18,6 +18,8 @@ from xlsr_transducer.serving.wire import BadAudio
 class Refused(HTTPException):
     """A request that is not served: an HTTP status, and the reason given to the caller."""
 
+    param: str | None = None  # what of the request was wrong
+
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
         """
         Args:
@@ -29,6 +31,14 @@ class Refused(HTTPException):
         self.code = code
 
 
+def error_shape(
+    status: int, message: str, code: str | None = None, param: str | None = None
+) -> dict[str, str | None]:
+    """Returns an error as OpenAI's clients read it; ``param`` is what was wrong in the request."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
 def error_response(
     status: int,
     message: str,
@@ -37,17 +47,15 @@ def error_response(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     """Returns an answer as OpenAI's clients read it: ``{"error": {"message": ..., ...}}``."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return JSONResponse({"error": error}, status, headers)
+    return JSONResponse({"error": error_shape(status, message, code, param)}, status, headers)
 
 
 def response_to(error: Exception) -> JSONResponse:
     """Returns the answer to a request that ended with ``error``."""
     if isinstance(error, HTTPException):
-        code = getattr(error, "code", None)
+        code, param = (getattr(error, name, None) for name in ("code", "param"))
         headers = dict(error.headers or {})
-        return error_response(error.status_code, str(error.detail), code, headers=headers)
+        return error_response(error.status_code, str(error.detail), code, param, headers)
     if isinstance(error, SessionRefused):
         return error_response(503, str(error), "unavailable", headers={"Retry-After": "5"})
     if isinstance(error, (UserError, BadAudio)):

@@ -61,7 +61,7 @@ class Ticket:
         self.receiver = receiver
         self.stream: Stream | None = None  # all of these: the scheduler's thread alone
         self.complete: deque[float] = deque()  # when each chunk that waits was complete
-        self.shown: tuple[list[int], list[int]] = ([], [])  # tokens and frames last sent as live
+        self.shown: tuple[list[int], list[int], int] = ([], [], 0)  # what was last sent as live
         self.seconds = 0.0  # of audio computed
 
 
@@ -191,9 +191,9 @@ class Scheduler:
             self._update(stream, is_over=False) for stream in computed if stream not in over
         ]
         updates += [self._update(stream, is_over=True) for stream in over]
-        self._post(updates)
         if computed:
             self._report(self._measured(computed, start, end))
+        self._post(updates)
         for stream in over:
             del self._tickets[stream]
 
@@ -213,7 +213,7 @@ class Scheduler:
         if is_over:
             return ticket.receiver, Update(ended, None, seconds, is_over=True)
         live = stream.live.hypothesis()
-        shown = (live.tokens, live.frames)
+        shown = (live.tokens, live.frames, live.num_stable)
         is_new = bool(ended) or shown != ticket.shown
         ticket.shown = shown
         return ticket.receiver, Update(ended, live if is_new else None, seconds)

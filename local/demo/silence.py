@@ -1,4 +1,4 @@
-"""Which words does silence give? Recognises sounds in which nobody speaks, as a live recogniser does.
+"""Which words does silence give? Recognises sounds without speech as a live recogniser does.
 
     python -m local.demo.silence --exp-dir exp/demo/streaming
 

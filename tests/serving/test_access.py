@@ -173,6 +173,12 @@ def test_pages_of_this_server_and_of_allowed_sites_may_open_a_websocket(guarded:
         assert status == 403 and origin in reason
 
 
+@pytest.mark.parametrize("origin", ["a.org", "https://a.org/path", "ftp://a.org", "https://"])
+def test_a_site_that_is_none_is_told_before_the_model_is_read(origin: str) -> None:
+    with pytest.raises(UserError, match=f"--allow-origin {origin.rstrip('/')}: must be like"):
+        serve.main(["--checkpoint", "/nothing", "--port", "0", "--allow-origin", origin])
+
+
 def test_any_site_may_come_where_all_are_allowed(model: LiveModel) -> None:
     with serving(model, allow_origin="*") as address:
         assert asyncio.run(handshake(f"ws://{address}/", origin=STRANGER))[0] == 101

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.recognition.spans import TimedText
 from xlsr_transducer.recognition.subtitles import render
 
+SESSIONS, AUDIO_SECONDS = "xlsr_sessions", "xlsr_audio_seconds_total"  # of /metrics
 KINDS = [("WAV", 16000), ("FLAC", 24000), ("OGG", 8000), ("MP3", 16000)]
 
 
@@ -35,7 +37,8 @@ def model(checkpoint: Path) -> LiveModel:
 
 @pytest.fixture(scope="module")
 def beam(checkpoint: Path) -> LiveModel:
-    return load_live(checkpoint, *ENDPOINT, "--decoding-method", "modified_beam_search")
+    unsure = ("--decoding-method", "modified_beam_search", "--temperature", "2")
+    return load_live(checkpoint, *ENDPOINT, *unsure)
 
 
 def file_of(wave: torch.Tensor, kind: str, rate: int) -> bytes:
@@ -65,7 +68,7 @@ def files(checkpoint: Path) -> list[bytes]:
 
 
 def client(address: str, key: str = "unused") -> OpenAI:
-    return OpenAI(api_key=key, base_url=f"http://{address}/v1", max_retries=0)
+    return OpenAI(api_key=key, base_url=f"http://{address}/v1", max_retries=0, timeout=120)
 
 
 def transcribe(address: str, data: bytes, **asked: Any) -> Any:
@@ -85,7 +88,7 @@ def test_files_give_the_tokens_and_times_of_each_alone(
 ) -> None:
     async def all_of_them(address: str) -> list[Any]:
         async with AsyncOpenAI(
-            api_key="unused", base_url=f"http://{address}/v1", max_retries=0
+            api_key="unused", base_url=f"http://{address}/v1", max_retries=0, timeout=120
         ) as ai:
 
             async def one(number: int) -> Any:
@@ -229,24 +232,29 @@ def test_keys_and_places_are_asked_for(
         ):
             slow.putheader(*header)
         slow.endheaders(b"--x\r\n")
-        wait_for_sessions(address, 1)
+        wait_for(address, SESSIONS, lambda x: x == 1)
         with pytest.raises(openai.InternalServerError, match="full") as caught:
             ai.audio.transcriptions.create(file=("a", files[0]), model="x")
         assert caught.value.status_code == 503
         slow.close()
-        wait_for_sessions(address, 0)
+        wait_for(address, SESSIONS, lambda x: x == 0)
         assert ai.audio.transcriptions.create(file=("a", files[0]), model="x").text
 
 
-def wait_for_sessions(address: str, count: int) -> str:
-    """Returns what ``/metrics`` says, once that is that ``count`` sessions are open."""
-    connection = http.client.HTTPConnection(address, timeout=60)
+def wait_for(address: str, name: str, is_so: Callable[[float], bool]) -> None:
+    """Returns once the value ``name`` of ``/metrics`` is as wanted."""
     for _ in range(100000):
-        connection.request("GET", "/metrics")
-        page = connection.getresponse().read().decode()
-        if f"\nxlsr_sessions {count}.0\n" in page:
-            return page
-    raise AssertionError(f"there are never {count} sessions")
+        if is_so(metric(address, name)):
+            return
+    raise AssertionError(f"{name} is never so")
+
+
+def metric(address: str, name: str) -> float:
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("GET", "/metrics")
+    page = connection.getresponse().read().decode()
+    connection.close()
+    return float(page.split(f"\n{name} ")[1].split("\n")[0])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -258,7 +266,7 @@ def test_who_leaves_makes_room(model: LiveModel, files: list[bytes], stream: boo
 
         async def leave() -> None:
             async with AsyncOpenAI(
-                api_key="unused", base_url=f"http://{address}/v1", max_retries=0
+                api_key="unused", base_url=f"http://{address}/v1", max_retries=0, timeout=120
             ) as ai:
                 asking = asyncio.ensure_future(
                     ai.audio.transcriptions.create(file=("a", data), model="x", stream=stream)
@@ -268,13 +276,12 @@ def test_who_leaves_makes_room(model: LiveModel, files: list[bytes], stream: boo
                         assert event.type == "transcript.text.delta"
                         break
                 else:
-                    await asyncio.to_thread(wait_for_sessions, address, 1)
+                    await asyncio.to_thread(wait_for, address, AUDIO_SECONDS, lambda x: x > 0)
                     asking.cancel()
 
         asyncio.run(leave())
-        page = wait_for_sessions(address, 0)
-        computed = float(page.split("\nxlsr_audio_seconds_total ")[1].split("\n")[0])
-        assert computed < len(samples) / 16000 / 2
+        wait_for(address, SESSIONS, lambda x: x == 0)
+        assert metric(address, AUDIO_SECONDS) < len(samples) / 16000 / 2
         assert transcribe(address, files[0]).text
 
 

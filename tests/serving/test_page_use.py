@@ -63,6 +63,30 @@ def test_subtitles_are_those_of_the_commands(site: Site, visit: Visit) -> None:
         assert found == render(name, segments, 0.0)
 
 
+def test_pieces_of_the_microphone_are_together_all_that_came(site: Site, visit: Visit) -> None:
+    page, _ = visit(site.address)
+    sizes, samples, last = page.evaluate(
+        """async () => {
+            const posted = [];
+            let Collector;
+            globalThis.registerProcessor = (name, found) => { Collector = found; };
+            globalThis.AudioWorkletProcessor = class {
+                port = { postMessage: (data) => posted.push(data) };
+            };
+            await import("/worklet.js");
+            const collector = new Collector();
+            collector.process([[]]); // before the microphone has started
+            for (let i = 0; i < 20; i++) {
+                collector.process([[Float32Array.from({ length: 128 }, (_, j) => 128 * i + j)]]);
+            }
+            collector.port.onmessage();
+            const last = posted.pop();
+            return [posted.map((p) => p.length), posted.flatMap((p) => [...p]), last];
+        }"""
+    )
+    assert sizes == [2048, 512] and samples == list(range(20 * 128)) and last is None
+
+
 def test_the_delay_is_the_mean_over_tokens_from_when_they_were_sent(
     site: Site, visit: Visit
 ) -> None:

@@ -66,20 +66,13 @@ class Watch:
         if "Content Security Policy" in message.text:
             self.problems.append(message.text)
 
-    def sent(self, number: int = -1) -> np.ndarray:
-        """Returns (n,) samples as the page sent them in a session, at the rate it gave."""
-        return np.frombuffer(self._audio(number), "<f4")
-
     def heard(self, number: int = -1) -> np.ndarray:
         """Returns (n,) samples at 16 kHz as the server heard them."""
         query = parse_qs(urlsplit(self.sockets[number][0]).query)
         audio = WireAudio("float32", int(query["rate"][0]))
-        return np.concatenate([audio.decode(self._audio(number)), audio.finish()])
-
-    def _audio(self, number: int) -> bytes:
         messages = self.sockets[number][1]
         assert messages[-1] == "Done", "the audio has not ended"
-        return b"".join(messages[:-1])
+        return np.concatenate([audio.decode(b"".join(messages[:-1])), audio.finish()])
 
 
 class Relay:

@@ -59,7 +59,7 @@ def at_speed(cut: Cut, speed: float) -> Cut:
     return cut if speed == 1.0 else cut.perturb_speed(speed, affix_id=False)
 
 
-# Takes a cut, its samples (n,) or features (T, D), and the seconds of pause that the plan gives it;
+# Takes a cut, its samples (n,) or features (T, D), and the seconds of pause that it is to get;
 # returns others in their place.
 Change = Optional[Callable[[Cut, np.ndarray, float], np.ndarray]]
 

@@ -66,7 +66,7 @@ async def transcriptions(request: Request) -> Response:
 async def _transcribe(request: Request, session: Session, sessions: Sessions) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(session.close)
-        form = await read_form(request, stack)
+        form = await session.unless_cut(read_form(request, stack))
         wanted = Wanted.from_form(form, sessions.model)
         session.take_hotwords(wanted.keywords)
         upload = await Upload.open(form["file"].file, stack)

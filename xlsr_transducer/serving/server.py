@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -91,10 +92,14 @@ def access_of(options: ServeOptions) -> Access:
     """Returns who may come in.
 
     Raises:
-      UserError: the file of keys cannot be used.
+      UserError: the file of keys cannot be used, or a site is no address of one.
     """
     origins = [origin.strip().rstrip("/") for origin in options.allow_origin.split(",")]
-    return Access(read_keys(options.api_key_file), [origin for origin in origins if origin])
+    origins = [origin for origin in origins if origin]
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise UserError(f"--allow-origin {origin}: must be like https://a.org, or *")
+    return Access(read_keys(options.api_key_file), origins)
 
 
 def tls_of(options: ServeOptions) -> ssl.SSLContext | None:

@@ -134,13 +134,20 @@ def _by_pyav(file: BinaryIO, stack: contextlib.ExitStack) -> Media:
     whitelist = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "none"}
     try:
         container = stack.enter_context(
-            av.open(_Input(file), "r", container_options=whitelist, io_open=_refuse)
+            av.open(
+                _Input(file),
+                container_options=whitelist,
+                io_open=_refuse,
+                metadata_errors="replace",  # titles are often no UTF-8, and nobody's concern
+            )
         )
     except (av.FFmpegError, OSError) as e:
         raise _problem(e, file) from e
     if not container.streams.audio:
         raise AudioProblem("holds no audio")
     stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise AudioProblem("unreadable audio: coded in a way that PyAV does not know")
     seconds = container.duration and container.duration / av.time_base
     # The header of these files tells exactly; of others it is often an estimate.
     promised = 0.0

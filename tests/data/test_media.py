@@ -283,6 +283,41 @@ def test_damaged_files_are_read_or_are_named_errors(tmp_path: Path, name: str, c
     assert 0 < problems < 100
 
 
+@pytest.mark.parametrize("codec, channels", [("pcm_s16le", 16), ("libopus", 8), ("libopus", 16)])
+def test_many_channels_are_read_or_refused(tmp_path: Path, codec: str, channels: int) -> None:
+    path = tmp_path / "a.mov" if codec == "pcm_s16le" else tmp_path / "a.mka"
+    layout = {8: "7.1", 16: "hexadecagonal"}[channels]
+    options = {} if codec == "pcm_s16le" else {"mapping_family": "255"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48000, layout=layout, options=options)
+        samples = np.zeros((1, 48000 * channels), np.int16)
+        samples[0, ::channels] = (tone(48000, 1)[:, 0] * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
+        frame.sample_rate = 48000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    if codec == "libopus" and channels > 8:
+        with pytest.raises(AudioProblem, match="16 channels; of its kind at most 8"):
+            joined(path)
+    else:
+        assert np.abs(joined(path)).max() > 0.25
+
+
+def test_a_stream_that_begins_midway_is_no_obstacle(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.ts", tmp_path / "b.ts"
+    encode(first, "mp2", tone(48000, 2))
+    with av.open(str(second), "w") as container:
+        streams = [container.add_stream("mp2", rate=48000, layout="stereo") for _ in range(2)]
+        for stream in streams:
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 96000), np.int16), format="s16", layout="stereo"
+            )
+            frame.sample_rate = 48000
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    alone = len(joined(first))
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    assert len(joined(first)) > alone + 15000
+
+
 def test_an_error_of_the_reader_is_not_called_one_of_the_audio(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", noise(16000), 16000)
     with pytest.raises(ValueError, match="mine"), open_media(tmp_path / "a.wav"):

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -302,20 +303,13 @@ def test_many_channels_are_read_or_refused(tmp_path: Path, codec: str, channels:
         assert np.abs(joined(path)).max() > 0.25
 
 
-def test_a_stream_that_begins_midway_is_no_obstacle(tmp_path: Path) -> None:
-    first, second = tmp_path / "a.ts", tmp_path / "b.ts"
-    encode(first, "mp2", tone(48000, 2))
-    with av.open(str(second), "w") as container:
-        streams = [container.add_stream("mp2", rate=48000, layout="stereo") for _ in range(2)]
-        for stream in streams:
-            frame = av.AudioFrame.from_ndarray(
-                np.zeros((1, 96000), np.int16), format="s16", layout="stereo"
-            )
-            frame.sample_rate = 48000
-            container.mux([*stream.encode(frame), *stream.encode(None)])
-    alone = len(joined(first))
-    first.write_bytes(first.read_bytes() + second.read_bytes())
-    assert len(joined(first)) > alone + 15000
+def test_pyav_may_stumble_over_other_streams_after_the_last_packet() -> None:
+    class Container:
+        def demux(self, stream: str) -> Iterator[str]:
+            yield stream
+            raise IndexError  # it does so for some damaged files, by what lies in its memory
+
+    assert list(media._packets(Container(), "packet")) == ["packet"]
 
 
 def test_an_error_of_the_reader_is_not_called_one_of_the_audio(tmp_path: Path) -> None:

@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from tests.serving.test_sherpa import finals, transcribe
+from tests.support.live_client import connect
 from tests.support.live_server import ENDPOINT, expected, load_live, serving, texts_of, waves
 from tests.support.server_process import ServerProcess, server_process
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.serving import server, transport
 
-SECONDS = 60  # for what takes a second on an idle machine
+SECONDS = 300  # for what takes a second on an idle machine
 MAX_SESSIONS = 100
 MAX_BACKLOG = 2  # s
 SEED = int(os.environ.get("XLSR_FUZZ_SEED", "0"))
@@ -67,7 +67,7 @@ def process(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 async def ending(address: str, messages: list[str | bytes], path: str = "/") -> tuple[int, str]:
     """Sends messages; returns close code and reason."""
-    async with connect(f"ws://{address}{path}", max_size=None) as websocket:
+    async with connect(f"ws://{address}{path}") as websocket:
         with contextlib.suppress(ConnectionClosed):
             for message in messages:
                 await websocket.send(message)
@@ -258,7 +258,7 @@ def test_results_that_are_never_read_stop_the_audio_and_end_the_session(
 async def flood(address: str, wave: torch.Tensor, sample: Callable[[], float]) -> list[float]:
     """Sends audio as fast as it is taken; returns what ``sample`` gave at each result."""
     found = []
-    async with connect(f"ws://{address}/", max_size=None) as websocket:
+    async with connect(f"ws://{address}/") as websocket:
 
         async def send() -> None:
             for piece in wave.split(1600):
@@ -280,7 +280,9 @@ def test_audio_faster_than_it_is_computed_waits_at_the_caller(
     name = "xlsr_backlog_seconds"
     waiting = asyncio.run(flood(process.address, wave, lambda: process.metric(name)))
     assert len(wave) / 16000 > 10 * MAX_BACKLOG
-    assert max(waiting) <= MAX_BACKLOG + 0.1  # a message of 0.1 s was let in while there was room
+    assert (
+        max(waiting) <= MAX_BACKLOG + 0.101
+    )  # a message of 0.1 s was let in while there was room
     assert max(waiting) > MAX_BACKLOG / 2
 
 
@@ -306,7 +308,7 @@ async def many(address: str, count: int) -> tuple[list[int], list]:
 
     async def one() -> None:
         try:
-            opened.append(await connect(f"ws://{address}/", open_timeout=SECONDS))
+            opened.append(await connect(f"ws://{address}/"))
             statuses.append(101)
         except InvalidStatus as e:
             statuses.append(e.response.status_code)
@@ -384,9 +386,7 @@ class Fuzz:
         how = self.draw.choice(["close", "abort", "read", "frames"])
         rest = self.draw.randbytes(self.draw.randint(1, 500))
         with contextlib.suppress(ConnectionClosed, InvalidHandshake, OSError):
-            async with connect(
-                f"ws://{self.address}{self.path()}", open_timeout=SECONDS, close_timeout=SECONDS
-            ) as websocket:
+            async with connect(f"ws://{self.address}{self.path()}") as websocket:
                 for message in messages:
                     await websocket.send(message)
                 if how == "frames":

@@ -13,7 +13,9 @@ import resource
 import socket
 
 import h11
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from xlsr_transducer.serving.refusals import error_response
@@ -121,7 +123,13 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         if not self.read_paused:
             self.transport.resume_reading()
 
-    async def receive(self) -> dict:  # type: ignore[override]
+    async def send(self, message: ASGISendEvent) -> None:
+        await self.writable.wait()
+        if self.close_sent and message["type"] == "websocket.send":
+            raise ClientDisconnected  # the parser has ended it; uvicorn takes this for a defect
+        await super().send(message)
+
+    async def receive(self) -> ASGIReceiveEvent:
         await self.writable.wait()
         return await super().receive()
 

@@ -129,7 +129,7 @@ class _Connection:
     def _begin_stream(self) -> None:
         self._audio = self._settings.audio()
         self._seconds = 0.0  # of the stream's audio
-        self._is_committed = False  # by the client, which ends the stream
+        self._is_committed = self._is_dropped = False  # by the client, which ends the stream
         self._item = Item(_new_id("item"), start=0.0)
 
     async def _receive(self) -> None:
@@ -201,13 +201,16 @@ class _Connection:
         self.session.finish()
 
     async def _clear(self, event: Shape) -> None:
+        async with self._turn:
+            self._is_dropped = True
         raise _NewStream({"type": f"{BUFFER}.cleared"})
 
     async def _send_results(self) -> None:
         """Sends what the stream gives, up to its end."""
         async for segment in self.session.results():
             async with self._turn:
-                await self._show(segment)
+                if not self._is_dropped:
+                    await self._show(segment)
         if not self._is_committed:  # the server has ended the stream
             if self._item.segments:
                 await self._announce_commit()

@@ -65,12 +65,10 @@ async def transcriptions(request: Request) -> Response:
 
 async def _transcribe(request: Request, session: Session, sessions: Sessions) -> Response:
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(lambda: session.close())
-        form = await read_form(request, stack)
+        stack.callback(session.close)
+        form = await session.unless_cut(read_form(request, stack))
         wanted = Wanted.from_form(form, sessions.model)
-        if wanted.keywords:
-            session.close()
-            session = sessions.open(wanted.keywords)
+        session.take_hotwords(wanted.keywords)
         upload = await Upload.open(form["file"].file, stack)
         if wanted.is_streamed:
             return _Streamed(_events(session, upload, wanted), stack.pop_all())

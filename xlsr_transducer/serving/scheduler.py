@@ -191,9 +191,9 @@ class Scheduler:
             self._update(stream, is_over=False) for stream in computed if stream not in over
         ]
         updates += [self._update(stream, is_over=True) for stream in over]
-        self._post(updates)
         if computed:
             self._report(self._measured(computed, start, end))
+        self._post(updates)
         for stream in over:
             del self._tickets[stream]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -28,7 +30,7 @@ from xlsr_transducer.serving.transport import (
     HttpConnection,
     WebSocketConnection,
     allow_many_files,
-    cut_off_after,
+    bound,
 )
 
 SPARE_FILES = 100  # open files besides a session's connection
@@ -71,6 +73,10 @@ def run_server(load: Callable[[], LiveModel], options: ServeOptions) -> None:
 
     with listen(options) as listener:
         model = load()
+        # What libraries and model have made stays: a full collection would walk it for 0.1 s, in
+        # which no session is served.
+        gc.collect()
+        gc.freeze()
         _announce(listener, options)
         asyncio.run(main())
 
@@ -86,10 +92,14 @@ def access_of(options: ServeOptions) -> Access:
     """Returns who may come in.
 
     Raises:
-      UserError: the file of keys cannot be used.
+      UserError: the file of keys cannot be used, or a site is no address of one.
     """
     origins = [origin.strip().rstrip("/") for origin in options.allow_origin.split(",")]
-    return Access(read_keys(options.api_key_file), [origin for origin in origins if origin])
+    origins = [origin for origin in origins if origin]
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise UserError(f"--allow-origin {origin}: must be like https://a.org, or *")
+    return Access(read_keys(options.api_key_file), origins)
 
 
 def tls_of(options: ServeOptions) -> ssl.SSLContext | None:
@@ -129,7 +139,7 @@ def listen(options: ServeOptions) -> socket.socket:
         listener = socket.create_server((options.host, options.port), family=family, backlog=2048)
     except OSError as e:
         raise UserError(f"--host {options.host} --port {options.port}: {e.strerror or e}") from e
-    cut_off_after(listener, options.idle_timeout + CLOSE_SECONDS)
+    bound(listener, options.idle_timeout + CLOSE_SECONDS)
     return listener
 
 

@@ -14,6 +14,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.recognition.spans import TimedText
 from xlsr_transducer.search import Hypothesis
 from xlsr_transducer.serving.scheduler import Receiver, Scheduler, Ticket, Update
+
+T = TypeVar("T")
 
 SHUTTING_DOWN = "the server is shutting down"
 MOST_UNREAD = 64  # ended segments that a caller has not fetched, before its audio waits
@@ -63,8 +66,19 @@ class Session:
         self._error = ""
         self.is_finished = False  # no more audio will come
         self.is_over = False  # all of it is computed
+        self._is_cut = asyncio.Event()
         self.cut_reason = ""  # why the server ended the audio, if it did
         self._ticket: Ticket = sessions.scheduler.open(self._receive, graph)
+
+    def take_hotwords(self, hotwords: Sequence[str]) -> None:
+        """Takes hotwords instead of those at the opening; before the first audio.
+
+        Raises:
+          UserError: they cannot be used, or are too many.
+        """
+        graph = self._model.hotwords(bounded(hotwords))
+        self._sessions.scheduler.close(self._ticket)
+        self._ticket = self._sessions.scheduler.open(self._receive, graph)
 
     async def send(self, samples: np.ndarray) -> None:
         """Takes the next (n,) float32 samples at 16 kHz; waits while too many are not computed.
@@ -91,7 +105,25 @@ class Session:
         """Ends the audio for the caller, who may have more; its text so far is its result."""
         if not self.is_finished:
             self.cut_reason = reason
+            self._is_cut.set()
             self.finish()
+
+    async def unless_cut(self, work: Awaitable[T]) -> T:
+        """Returns what ``work`` gives, which brings the audio.
+
+        Raises:
+          SessionRefused: the server has ended the audio before.
+        """
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self._is_cut.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                raise SessionRefused(self.cut_reason)
+            return tasks[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def results(self) -> AsyncIterator[TimedText]:
         """Yields segments: the live one when it has changed, and each once it is final.

@@ -78,3 +78,11 @@ def test_whatever_comes_is_taken_or_refused_with_a_reason(model: LiveModel) -> N
             model.hotwords(settings.keywords)
             settings.audio()
     assert refused > 100 and changes > 10
+
+
+@pytest.mark.parametrize("keywords", [["\ud800"], ["Z"], ["a"] * 101, ["a" * 101], "a", [1]])
+def test_keywords_that_cannot_be_hotwords_are_refused(model: LiveModel, keywords: Any) -> None:
+    session = {"audio": {"input": {"transcription": {"keywords": keywords}}}}
+    with pytest.raises(BadRequest) as refused:
+        updated(Settings(), session, model)
+    assert refused.value.param == "session.audio.input.transcription.keywords"

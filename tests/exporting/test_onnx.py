@@ -23,6 +23,7 @@ from xlsr_transducer.model.checkpoint import CheckpointOptions
 from xlsr_transducer.model.state import cat_states
 from xlsr_transducer.recognition import onnx_models
 from xlsr_transducer.recognition.decoding import ChunkOptions
+from xlsr_transducer.recognition.endpoint import EndpointOptions
 from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.onnx_models import load_onnx, metadata, open_session
@@ -31,6 +32,7 @@ from xlsr_transducer.search import SearchOptions, make_search
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = SearchOptions()
+RESETS = dict(enable_endpoint=True, rule3_min_utterance_length=0.8, reset_encoder=True)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +103,10 @@ def test_a_padded_batch_gives_each_row_what_it_gives_alone(folder, waves):
         torch.testing.assert_close(out[row, : n[0]], alone[0, : n[0]], atol=2e-5, rtol=0)
 
 
-def pooled(model, decoder, joiner, waves: list[torch.Tensor]) -> dict[str, tuple]:
+def pooled(model, decoder, joiner, waves: list[torch.Tensor], rules=None) -> dict[str, tuple]:
     """Tokens and frames of streams that begin one step after another, four in a batch."""
-    engine = StreamingEngine(model.encoder, make_search(GREEDY, decoder, joiner), num_slots=1)
+    search = make_search(GREEDY, decoder, joiner)
+    engine = StreamingEngine(model.encoder, search, rules, num_slots=1)
     done, todo, at_once = {}, list(enumerate(waves)), 0
     while todo or len(engine):
         if todo and len(engine) < 4:
@@ -119,12 +122,13 @@ def pooled(model, decoder, joiner, waves: list[torch.Tensor]) -> dict[str, tuple
     return done
 
 
-def test_four_streams_of_different_ages_in_one_batch(job, folder, waves):
-    own = job.loaded.model
+@pytest.mark.parametrize("endpoints", [{}, RESETS], ids=["no-endpoints", "encoder-is-reset"])
+def test_four_streams_of_different_ages_in_one_batch(job, folder, waves, endpoints):
+    own, rules = job.loaded.model, EndpointOptions(**endpoints).rules()
     model = load_onnx(three(encoder(folder, "", True)), None, is_streaming=True)
     waves = [torch.cat((w, w)) for w in waves[:3]] * 2
-    expected = pooled(own, own.decoder, own.joiner, waves)
-    assert pooled(model, model.decoder, model.joiner, waves) == expected
+    expected = pooled(own, own.decoder, own.joiner, waves, rules)
+    assert pooled(model, model.decoder, model.joiner, waves, rules) == expected
 
 
 @torch.no_grad()

@@ -17,8 +17,9 @@ from tests.support.stream_driver import speech, tiny_encoder
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
+from xlsr_transducer.recognition.endpoint import EndpointOptions
 from xlsr_transducer.recognition.engine import Stream, StreamingEngine
-from xlsr_transducer.search import Search, SearchOptions, history, make_search
+from xlsr_transducer.search import Hypothesis, Search, SearchOptions, history, make_search
 
 SETTINGS = {
     "greedy": (dict(), ChunkSettings(8, 2, 4)),
@@ -153,16 +154,17 @@ class Cost:
         sys.setprofile(None)
 
 
-def test_a_step_costs_after_an_hour_what_it_costs_after_ten_seconds(monkeypatch):
+@pytest.mark.parametrize("endpoint", [EndpointOptions(), EndpointOptions(True)])
+def test_a_step_costs_after_an_hour_what_it_costs_after_ten_seconds(monkeypatch, endpoint):
     """Function calls of a step and of reading it, tokens read, and numbers in the state."""
     monkeypatch.setattr(history.History.settle, "__defaults__", (32,))
     search = make(dict(decoding_method="ctc_greedy_search"))  # the fastest one
     chunk = 128  # 2.56 s
-    engine = StreamingEngine(FrameEncoder(DIM, chunk), search, num_slots=1)
+    engine = StreamingEngine(FrameEncoder(DIM, chunk), search, endpoint.rules(), num_slots=1)
     stream = engine.open("long")
     frames = random_frames([20 * chunk // 2])[0][0]
     frames[torch.arange(len(frames)) % 40 != 0] = silence(search)
-    wave, costs = audio_of(frames), []
+    wave, costs, num_segments = audio_of(frames), [], 0
     stream.accept(wave[:80])
     for part in range(71):  # 51.2 s each
         stream.accept(wave[80:])
@@ -171,6 +173,7 @@ def test_a_step_costs_after_an_hour_what_it_costs_after_ten_seconds(monkeypatch)
             with Cost() if part in (0, 70) else contextlib.nullcontext() as cost:
                 engine.step()
                 engine.read([stream])
+                num_segments += len(stream.take_segments())
             if cost is None:
                 continue
             state = engine._search_state
@@ -179,10 +182,33 @@ def test_a_step_costs_after_an_hour_what_it_costs_after_ten_seconds(monkeypatch)
             most = [max(a, b) for a, b in zip(most, now)]
         costs.append(most)
     first, *_, last = costs
-    assert stream.arrived > 3600 and len(stream.live.settled.tokens) > 1000
+    assert stream.arrived > 3600
     assert last[0] <= 1.1 * first[0] and first[0] > 100
     assert 0 < last[1] <= 32 + chunk // 2 and last[2] <= 32 + chunk // 2
-    assert stream.live.hypothesis() == search.results(engine._search_state)[0]
+    if engine.rules:
+        assert num_segments > 1000 and stream.segments == []
+    else:
+        assert len(stream.live.settled.tokens) > 1000
+        assert stream.live.hypothesis() == search.results(engine._search_state)[0]
+
+
+def test_segments_are_taken_once_and_nothing_of_them_stays():
+    search = make({})
+    engine = StreamingEngine(
+        FrameEncoder(DIM, 8), search, EndpointOptions(True, 0.4, 0.16, 0.8).rules()
+    )
+    frames = random_frames([400])[0][0]
+    kept, taken = engine.open("kept"), engine.open("taken")
+    for stream in (kept, taken):
+        stream.accept(audio_of(frames))
+        stream.finish()
+    found = []
+    while len(engine):
+        engine.step()
+        found += taken.take_segments()
+        assert taken.segments == [] and taken.has_tokens == kept.has_tokens
+    assert found == kept.segments and len(found) > 10
+    assert taken.result.tokens == [] and Hypothesis.joined(found) == kept.result
 
 
 def test_a_closed_stream_leaves_its_slot_to_the_next():
@@ -207,7 +233,101 @@ def test_a_stream_too_short_for_a_frame_has_no_tokens():
     engine = StreamingEngine(FrameEncoder(DIM, 8), make({}))
     stream = engine.open("short")
     stream.accept(torch.zeros(399, dtype=torch.float64))
+    assert not engine.has_work() and engine.ready() == []
     assert engine.step() == ([], [])
     stream.finish()
+    assert engine.has_work() and engine.ready() == []
     assert engine.step() == ([], [stream])
-    assert stream.result.tokens == [] and not len(engine)
+    assert stream.result.tokens == [] and not len(engine) and not engine.has_work()
+
+
+def test_there_is_work_while_a_stream_has_a_chunk_or_is_over():
+    engine = StreamingEngine(FrameEncoder(DIM, 8), make({}))
+    first, second = engine.open("first"), engine.open("second")
+    assert not engine.has_work()
+    first.accept(audio_of(random_frames([8])[0][0]))
+    assert engine.has_work() and engine.ready() == [first]
+    assert engine.step() == ([first], []) and engine.step() == ([first], [])
+    assert not engine.has_work() and engine.ready() == []
+    second.finish()
+    assert engine.has_work() and engine.ready() == []
+    assert engine.step() == ([], [second]) and not engine.has_work()
+
+
+class Failing(Recorder):
+    """An encoder without memory for a chunk that holds a sample of 1e9, found late."""
+
+    def streaming_forward(self, x, lens, states):
+        """As the encoder's."""
+        found = super().streaming_forward(x, lens, states)
+        if (x == 1e9).any():
+            raise RuntimeError("out of memory")
+        return found
+
+
+@pytest.mark.parametrize("lacks_slots", [False, True])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_after_a_step_that_raises_the_other_streams_go_on(name, lacks_slots, monkeypatch):
+    options, chunk = SETTINGS[name]
+    encoder = tiny_encoder(chunk=chunk).double()
+    search = search_for(options, torch.float64)
+    waves = [speech(n, n) for n in (30000, 22222)]
+    size = encoder.chunk_size * 320
+
+    def without_memory(states):
+        raise RuntimeError("out of memory")
+
+    def recognised(with_failure: bool) -> list[Hypothesis]:
+        engine = StreamingEngine(Failing(encoder), search, num_slots=2)
+        streams = [engine.open(str(i)) for i in range(2)]
+        for stream, wave in zip(streams, waves):
+            stream.accept(wave[:10000])
+        while engine.ready():
+            engine.step()
+        if with_failure:  # of streams for which there have to be more slots
+            for _ in range(3):
+                engine.open("failing").accept(torch.full((80 + size,), 1e9, dtype=torch.float64))
+            failing = engine.ready()
+            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="memory"):
+                if lacks_slots:
+                    patch.setattr(search, "cat", without_memory)
+                engine.step()
+            for stream in failing:
+                engine.close(stream)
+            assert len(failing) == 3 and engine.num_slots == (2 if lacks_slots else 8)
+        for stream, wave in zip(streams, waves):
+            stream.accept(wave[10000:])
+            stream.finish()
+        while len(engine):
+            engine.step()
+        assert sorted(engine._free) == list(range(engine.num_slots))
+        return [stream.result for stream in streams]
+
+    assert recognised(True) == recognised(False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_samples_that_are_no_audio_change_no_other_stream(name, value):
+    options, chunk = SETTINGS[name]
+    encoder = tiny_encoder(chunk=chunk)
+    search = search_for(options, torch.float32)
+
+    def recognised(wave: torch.Tensor) -> list[tuple[list[int], list[int]]]:
+        engine = StreamingEngine(encoder, search, EndpointOptions(True).rules(), num_slots=2)
+        streams = [engine.open(str(i)) for i in range(2)]
+        for stream, samples in zip(streams, (speech(30000, 1, torch.float32), wave)):
+            stream.accept(samples)
+            stream.finish()
+        while len(engine):
+            engine.step()
+        new = engine.open("in the same slots")
+        new.accept(speech(30000, 2, torch.float32))
+        new.finish()
+        while len(engine):
+            engine.step()
+        return [(s.result.tokens, s.result.frames) for s in (streams[0], new)]
+
+    bad = speech(25000, 3, torch.float32)
+    good, bad[9000] = recognised(bad), value
+    assert recognised(bad) == good and good[0][0] and good[1][0]

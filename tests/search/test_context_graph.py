@@ -187,6 +187,43 @@ def test_streams_with_hotwords_join_and_leave_between_pieces():
     assert search.results(search.advance(x[:0], lens[:0], nobody)) == []
 
 
+def test_graphs_are_joined_when_a_new_one_comes_not_when_other_streams_meet(monkeypatch):
+    joined, original = [], TokenGraph.union
+
+    def union(graphs):
+        joined.append(len(graphs))
+        return original(graphs)
+
+    monkeypatch.setattr(TokenGraph, "union", staticmethod(union))
+    search = biased(Bias(VOCAB))
+    graphs = [context_graph([([i + 1, i + 2], 3.0)], VOCAB) for i in range(5)]
+    x, lens = speech([30] * 5)
+    state = search.init_state(5, hotwords=graphs)
+    done, draw = [0] * 5, random.Random(0)
+    while min(done) < 30:
+        left = [row for row in range(5) if done[row] < 30]
+        rows = draw.sample(left, draw.randint(1, len(left)))
+        piece = torch.stack([x[row, done[row] : done[row] + 3] for row in rows])
+        part = search.advance(piece, torch.tensor([3] * len(rows)), search.select(state, rows))
+        state = search.put(state, torch.tensor(rows), part)
+        for row in rows:
+            done[row] += 3
+    assert joined == [5]
+    alone = [biased(Bias(VOCAB, graph)) for graph in graphs]
+    expected = [s.results(whole(s, x[:1], lens[:1]))[0] for s, x in zip(alone, x.split(1))]
+    assert_same(search.results(state), expected)
+    assert len({tuple(h.tokens) for h in expected}) > 1
+
+
+def test_a_graph_that_no_stream_holds_any_more_is_left_out():
+    bias = Bias(VOCAB)
+    for token in range(1, 8):
+        graph = context_graph([([token], 3.0)], VOCAB)
+        walk = bias.walk((graph, bias.nothing), "cpu")
+        assert len(walk.graphs[0].backoff) == 3  # states: two, and one where nothing is
+        del graph
+
+
 def spelling_search(bias: Bias | None):
     """A search whose log-probs are what the encoder output says, whatever was emitted before."""
     decoder, joiner = Decoder(VOCAB, VOCAB).eval(), Joiner(VOCAB, VOCAB, VOCAB, VOCAB).eval()

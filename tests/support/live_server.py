@@ -134,10 +134,12 @@ def waves(
     return found
 
 
-def expected(model: LiveModel, wave: torch.Tensor) -> list[TimedText]:
+def expected(
+    model: LiveModel, wave: torch.Tensor, hotwords: Sequence[str] = ()
+) -> list[TimedText]:
     """Returns the segments of (n,) samples alone, as ``streaming_decode`` finds them."""
     engine = model.engine(1)
-    stream = engine.open("alone", None)
+    stream = engine.open("alone", model.hotwords(hotwords))
     stream.accept(wave)
     stream.finish()
     while len(engine):

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 from lhotse import CutSet
+from torch import Tensor
 from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE
+from xlsr_transducer.data.batches import Batch
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.recognition.alignment import align, align_ctc
 from xlsr_transducer.recognition.alignment_files import Aligned
 from xlsr_transducer.recognition.audio_sets import AudioSet
@@ -86,19 +89,43 @@ def align_set(
             continue
         batch = batch.to(device)
         out, lens = model.encoder.encode(batch.inputs, batch.input_lens, *chunk)
-        given = (model, out, lens, batch.tokens, batch.token_lens)
-        paths = align_ctc(*given) if topology == "ctc" else align(*given, topology)
-        for i, path in enumerate(paths):
-            name, text = batch.ids[i], batch.texts[i]
-            if path.score == -float("inf"):
-                reason = f"no path for {int(batch.token_lens[i])} tokens in {int(lens[i])} frames"
-                reason = f"{audio.shown(name)}: {reason}" if audio.files else reason
-                left_out.append(Unread(name, text, reason))
-                continue
-            tokens = token_spans(path, tokenizer.tokens, ENCODER_FRAME)
-            starts = [tokenizer.word_starts[t] for t in path.tokens]
-            words = word_spans(tokens, starts, text.split())
-            seconds = max(float(batch.input_lens[i]) / SAMPLING_RATE, int(lens[i]) * ENCODER_FRAME)
-            found.append(Aligned(name, words, tokens, seconds))
+        aligned, failed = align_batch(audio, batch, out, lens, model, tokenizer, topology)
+        found += aligned
+        left_out += failed
     place = {name: number for number, name in enumerate(audio.files)}
     return sorted(found, key=lambda a: (place.get(a.id), a.id)), left_out
+
+
+def align_batch(
+    audio: AudioSet,
+    batch: Batch,
+    out: Tensor,
+    lens: Tensor,
+    model: Transducer,
+    tokenizer: Tokenizer,
+    topology: str = "regular",
+) -> tuple[list[Aligned], list[Unread]]:
+    """Aligns a batch of a set whose encoder output (N, T, E) with lengths (N,) is there.
+
+    Args:
+      topology: as in ``align_set``.
+
+    Returns:
+      The alignments; what has no path.
+    """
+    given = (model, out, lens, batch.tokens, batch.token_lens)
+    paths = align_ctc(*given) if topology == "ctc" else align(*given, topology)
+    found, left_out = [], []
+    for i, path in enumerate(paths):
+        name, text = batch.ids[i], batch.texts[i]
+        if path.score == -float("inf"):
+            reason = f"no path for {int(batch.token_lens[i])} tokens in {int(lens[i])} frames"
+            reason = f"{audio.shown(name)}: {reason}" if audio.files else reason
+            left_out.append(Unread(name, text, reason))
+            continue
+        tokens = token_spans(path, tokenizer.tokens, ENCODER_FRAME)
+        starts = [tokenizer.word_starts[t] for t in path.tokens]
+        words = word_spans(tokens, starts, text.split())
+        seconds = max(float(batch.input_lens[i]) / SAMPLING_RATE, int(lens[i]) * ENCODER_FRAME)
+        found.append(Aligned(name, words, tokens, seconds))
+    return found, left_out

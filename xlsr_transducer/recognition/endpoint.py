@@ -17,11 +17,12 @@ from xlsr_transducer.core.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class EndpointRules:
-    """The thresholds in encoder frames."""
+    """The thresholds in encoder frames, and what happens at an endpoint."""
 
     silence: int  # rule 1: blanks that end a segment
     silence_after_tokens: int  # rule 2: the same, if the segment has a token
     length: int  # rule 3: frames of a segment, whatever is in it
+    reset_encoder: bool = False  # the encoder begins anew with the chunk after an endpoint
 
     def is_endpoint(self, length: Tensor, trailing: Tensor) -> Tensor:
         """Returns (N,) bool, whether a segment ends after the frames so far.
@@ -64,14 +65,26 @@ class EndpointOptions(Options):
         20.0, "rule 3: seconds after which a segment ends in any case", above=0
     )
 
+    reset_encoder: bool = option(
+        False, "begin the encoder anew, too, with the chunk after an endpoint"
+    )
+
+    def _seconds(self) -> tuple[float, float, float]:
+        return (
+            self.rule1_min_trailing_silence,
+            self.rule2_min_trailing_silence,
+            self.rule3_min_utterance_length,
+        )
+
     def rules(self) -> EndpointRules | None:
         """Returns the rules in frames; None if endpointing is off."""
-        seconds = dataclasses.astuple(self)[1:]
         # A threshold such as 1.2 s is 30 frames, not the 31 that rounding might make of it.
-        frames = (math.ceil(s / ENCODER_FRAME - 1e-6) for s in seconds)
-        return EndpointRules(*frames) if self.enable_endpoint else None
+        frames = (math.ceil(s / ENCODER_FRAME - 1e-6) for s in self._seconds())
+        return EndpointRules(*frames, self.reset_encoder) if self.enable_endpoint else None
 
     def suffix(self) -> list[str]:
         """Returns what belongs into the names of result files."""
-        seconds = dataclasses.astuple(self)[1:]
-        return ["-".join(map(str, ("endpoint", *seconds)))] if self.enable_endpoint else []
+        if not self.enable_endpoint:
+            return []
+        reset = ["reset-encoder"] if self.reset_encoder else []
+        return ["-".join(map(str, ("endpoint", *self._seconds(), *reset)))]

@@ -94,6 +94,7 @@ class Stream:
         self.live = Segment()  # the one that has not; ``StreamingEngine.read`` updates it
         self.arrived = 0.0  # seconds of its audio that had to arrive for its last step
         self.slot: int | None = None  # from its first chunk to its end
+        self._has_ended_tokens = False
 
     def accept(self, piece: Tensor) -> None:
         """Takes (n,) float samples at 16 kHz in [-1, 1]."""
@@ -107,10 +108,14 @@ class Stream:
         """Keeps the live segment, which is up to date, and begins another."""
         if self.live.has_tokens:
             self.segments.append(self.live.hypothesis())
+            self._has_ended_tokens = True
         self.live = Segment(next_start)
 
     def take_segments(self) -> list[Hypothesis]:
-        """Returns the segments that have ended since the last call, and forgets them."""
+        """Returns the segments that have ended since the last call, and forgets them.
+
+        Who recognises for hours calls it now and then, so that the stream does not grow.
+        """
         taken, self.segments = self.segments, []
         return taken
 
@@ -121,11 +126,13 @@ class Stream:
 
     @property
     def has_tokens(self) -> bool:
-        return bool(self.segments) or self.live.has_tokens
+        """Whether a token has come, in the live segment or before."""
+        return self._has_ended_tokens or self.live.has_tokens
 
     @property
     def result(self) -> Hypothesis:
-        """All segments that have ended, joined; frames count from the start of the audio."""
+        """All segments that have ended and were not taken, joined; frames count from the start
+        of the audio."""
         return Hypothesis.joined(self.segments)
 
 
@@ -180,23 +187,30 @@ class StreamingEngine:
     def num_slots(self) -> int:
         return len(self._encoder_state.adapter)
 
+    def ready(self) -> list[Stream]:
+        """Returns the streams of which the next step computes a chunk."""
+        return [s for s in self.streams if s.buffer.has_chunk()]
+
+    def has_work(self) -> bool:
+        """Whether a step would do something: a stream has a chunk, or is over."""
+        return any(s.buffer.has_chunk() or s.buffer.is_exhausted for s in self.streams)
+
     def bytes_per_stream(self) -> int:
         """Returns the bytes of encoder state that one stream takes at its start."""
         return state_bytes(self.encoder.get_init_states(1, self.device))
-
-    def has_work(self) -> bool:
-        """Returns whether a step would compute a chunk, or end a stream."""
-        return any(s.buffer.has_chunk() or s.buffer.is_finished for s in self.streams)
 
     @torch.no_grad()
     def step(self) -> tuple[list[Stream], list[Stream]]:
         """Computes a chunk of every stream that has one.
 
+        If it raises, the chunks of the streams that were ``ready`` are lost: close these. The
+        others go on as if nothing had been.
+
         Returns:
           the streams of which a chunk was computed; and those that are over and have left, each
           with all of its segments.
         """
-        ready = [s for s in self.streams if s.buffer.has_chunk()]
+        ready = self.ready()
         if ready:
             self._admit([s for s in ready if s.slot is None])
             self._compute(ready)
@@ -233,8 +247,7 @@ class StreamingEngine:
         for stream in streams:
             stream.slot = heapq.heappop(self._free)
         rows = self._rows(streams)
-        fresh = self.encoder.get_init_states(len(streams), self.device)
-        fresh.xlsr.tail.copy_(torch.stack([s.buffer.pop_overlap() for s in streams]))
+        fresh = self._first_encoder_state(torch.stack([s.buffer.pop_overlap() for s in streams]))
         self._encoder_state = put_states(self._encoder_state, rows, fresh)
         search = self._first_search_state(streams)
         self._search_state = self.search.put(self._search_state, rows, search)
@@ -242,11 +255,19 @@ class StreamingEngine:
     def _double(self) -> None:
         size = self.num_slots
         fresh = self.encoder.get_init_states(size, self.device)
-        self._encoder_state = cat_states([self._encoder_state, fresh])
+        encoder_state = cat_states([self._encoder_state, fresh])
         search = self.search.init_state(size, self.device)
+        # Both at once: without memory for one of them, neither changes.
         self._search_state = self.search.cat([self._search_state, search])
+        self._encoder_state = encoder_state
         for slot in range(size, 2 * size):
             heapq.heappush(self._free, slot)
+
+    def _first_encoder_state(self, overlap: Tensor) -> EncoderState:
+        """Returns the state of streams that begin with the samples ``overlap`` (N, 80)."""
+        fresh = self.encoder.get_init_states(len(overlap), self.device)
+        fresh.xlsr.tail.copy_(overlap)
+        return fresh
 
     def _first_search_state(self, streams: list[Stream]) -> Any:
         hotwords = [stream.hotwords for stream in streams]
@@ -260,13 +281,25 @@ class StreamingEngine:
         state = select_states(self._encoder_state, rows, self.encoder.left_context_chunks < 0)
         audio, lens = self._audio(streams)
         out, out_lens, state = self.encoder.streaming_forward(audio, lens, state)
-        self._encoder_state = put_states(self._encoder_state, rows, state)
         search = self.search.select(self._search_state, rows)
         if self.rules is None:
             search = self.search.advance(out, out_lens, search)
         else:
-            search = self._advance_by_segments(out, out_lens, search, streams)
+            search, has_endpoint = self._advance_by_segments(out, out_lens, search, streams)
+            if self.rules.reset_encoder:
+                # After a chunk that is not full there is no further one.
+                state = self._begin_anew(state, has_endpoint & (lens == self.chunk_samples), audio)
+        self._encoder_state = put_states(self._encoder_state, rows, state)
         self._search_state = self.search.put(self._search_state, rows, search)
+
+    def _begin_anew(self, state: EncoderState, which: Tensor, audio: Tensor) -> EncoderState:
+        """Returns ``state`` after (N, chunk) ``audio``, where for the streams ``which`` (N,) bool
+        the next chunk is the first: their audio begins with the last samples of this one."""
+        rows = which.nonzero()[:, 0]
+        if not len(rows):
+            return state
+        overlap = audio[rows, -self.encoder.xlsr.overlap :]
+        return put_states(state, rows, self._first_encoder_state(overlap))
 
     def _audio(self, streams: list[Stream]) -> tuple[Tensor, Tensor]:
         """Returns (N, chunk) samples and (N,) how many of them count."""
@@ -281,14 +314,18 @@ class StreamingEngine:
 
     def _advance_by_segments(
         self, out: Tensor, out_lens: Tensor, state: Any, streams: list[Stream]
-    ) -> Any:
+    ) -> tuple[Any, Tensor]:
         """Does ``search.advance``; where a segment ends within ``out``, the search begins anew.
 
         Each stream is searched up to the next frame after which an endpoint may come. So all
         are found to the frame, and no frame is searched alone where none can come.
+
+        Returns:
+          the new state, and (N,) bool which streams had an endpoint.
         """
         starts = torch.tensor([s.live.start for s in streams], device=self.device)
         done = torch.zeros_like(out_lens)
+        has_endpoint = torch.zeros_like(out_lens, dtype=torch.bool)
         while bool((done < out_lens).any()):
             length = state.num_frames - starts
             size = self.rules.frames_until(length, self._trailing(state, starts))
@@ -303,7 +340,8 @@ class StreamingEngine:
             if bool(ends.any()):
                 state = self._end_segments(ends.nonzero()[:, 0], state, streams)
                 starts = torch.where(ends, state.num_frames, starts)
-        return state
+                has_endpoint |= ends
+        return state, has_endpoint
 
     def _end_segments(self, rows: Tensor, state: Any, streams: list[Stream]) -> Any:
         """Reads the segments of ``rows`` out; returns ``state`` with fresh ones in their place."""

@@ -10,16 +10,18 @@ Letters: N utterances, n samples, T XLSR frames, D width, C chunk size.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from xlsr_transducer.data.batches import Batch
 from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import build_model
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
 from xlsr_transducer.recognition.audio_sets import AudioSet
 from xlsr_transducer.recognition.decoding import Results, batches, use_device
 from xlsr_transducer.search import Hypothesis, SearchOptions, make_search
@@ -48,24 +50,34 @@ class GridResult:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class FrontEnd:
+    """A batch of utterances after normalisation and convolutions."""
+
+    batch: Batch
+    x: Tensor  # (N, T, D)
+    lens: Tensor  # (N,) int64
+
+
 class Grid:
     """A model, split above its convolutions, with a search."""
 
     def __init__(self, loaded: LoadedModel, options: SearchOptions, cpu_layers: str):
         """
         Args:
-          loaded: a whole model with a ``StreamingXLSREncoder``.
+          loaded: a whole model; one without a ``StreamingXLSREncoder`` simulates only.
           cpu_layers: as in ``load_recogniser``.
         """
         config, whole = loaded.config, loaded.model
         features = dataclasses.replace(config.features, cut="frontend")
-        upper = build_model(dataclasses.replace(config, features=features), streaming=True)
+        streaming = isinstance(whole.encoder, StreamingXLSREncoder)
+        upper = build_model(dataclasses.replace(config, features=features), streaming=streaming)
         weights = whole.state_dict()
         upper.load_state_dict({name: weights[name] for name in upper.state_dict()})
         self.tokenizer = loaded.tokenizer
         self.device = use_device(upper.eval(), cpu_layers)
         self.xlsr = whole.encoder.xlsr.to(self.device)
-        self.encoder = upper.encoder
+        self.upper, self.encoder = upper, upper.encoder
         self.search = make_search(options, upper.decoder, upper.joiner, None, upper.ctc_output)
 
     @torch.no_grad()
@@ -76,28 +88,41 @@ class Grid:
             GridResult(s, read.sibling(), None if s.is_full_context else read.sibling())
             for s in settings
         ]
-        loader = batches(audio, self.tokenizer, BATCH_SECONDS, 0)
-        for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
+        fronts = self.front_ends(audio, read)
+        for front in tqdm(fronts, desc=audio.name, unit="batch", disable=None):
+            for result in grid:
+                result.simulated.add(front.batch, self.simulate(front, result.chunk))
+                if result.streamed is not None:
+                    result.streamed.add(front.batch, self.stream(front, result.chunk))
+        return grid
+
+    def front_ends(self, audio: AudioSet, read: Results) -> Iterator[FrontEnd]:
+        """Yields the utterances of a set by batches; ``read`` takes in what cannot be read."""
+        for batch in batches(audio, self.tokenizer, BATCH_SECONDS, 0):
             for unread in batch.skipped:
                 read.leave_out(unread)
             if not batch.ids:
                 continue
             batch = batch.to(self.device)
-            x, lens = self.xlsr.front_end(batch.inputs, batch.input_lens)
-            for result in grid:
-                result.simulated.add(batch, self._simulate(x, lens, result.chunk))
-                if result.streamed is not None:
-                    result.streamed.add(batch, self._stream(x, lens, result.chunk))
-        return grid
+            with torch.no_grad():
+                x, lens = self.xlsr.front_end(batch.inputs, batch.input_lens)
+            yield FrontEnd(batch, x, lens)
 
-    def _simulate(self, x: Tensor, lens: Tensor, chunk: ChunkSettings) -> list[Hypothesis]:
-        """Recognises (N, T, D) front-end output as a whole."""
-        out, out_lens = self.encoder.encode(x, lens, *dataclasses.astuple(chunk))
-        state = self.search.init_state(len(x), self.device)
-        return self.search.results(self.search.advance(out, out_lens, state))
+    @torch.no_grad()
+    def encode(self, front: FrontEnd, chunk: ChunkSettings) -> tuple[Tensor, Tensor]:
+        """Returns (N, ceil(T / 2), E) and lengths (N,): each utterance as a whole."""
+        return self.encoder.encode(front.x, front.lens, *chunk)
 
-    def _stream(self, x: Tensor, lens: Tensor, chunk: ChunkSettings) -> list[Hypothesis]:
-        """Recognises (N, T, D) front-end output chunk by chunk."""
+    @torch.no_grad()
+    def simulate(self, front: FrontEnd, chunk: ChunkSettings) -> list[Hypothesis]:
+        """Recognises the utterances as a whole."""
+        state = self.search.init_state(len(front.x), self.device)
+        return self.search.results(self.search.advance(*self.encode(front, chunk), state))
+
+    @torch.no_grad()
+    def stream(self, front: FrontEnd, chunk: ChunkSettings) -> list[Hypothesis]:
+        """Recognises the utterances chunk by chunk."""
+        x, lens = front.x, front.lens
         self.encoder.set_chunk(chunk)
         states = self.encoder.get_init_states(len(x), self.device)
         found = self.search.init_state(len(x), self.device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -174,7 +175,10 @@ class Bias:
         self.neural = neural
         self.nothing = TokenGraph.nothing(vocab_size)
         self.hotwords = hotwords or self.nothing
-        self._last: tuple[tuple[TokenGraph, ...], torch.device | str, Walk] | None = None
+        # The graphs in use, side by side on one device, and where each of them begins there.
+        self._graph = self.nothing
+        self._first: WeakKeyDictionary[TokenGraph, int] = WeakKeyDictionary()
+        self._device: torch.device | None = None
 
     def without_neural(self) -> Bias | None:
         """Returns the graphs alone; None if there are none."""
@@ -203,23 +207,31 @@ class Bias:
 
     def walk(self, hotwords: tuple[TokenGraph, ...], device: torch.device | str) -> Walk:
         """Returns the graphs that streams with these ``hotwords`` walk along, on ``device``."""
-        # The same streams come again and again, a piece at a time.
-        if self._last is None or self._last[:2] != (hotwords, device):
-            self._last = (hotwords, device, self._made(hotwords, device))
-        return self._last[2]
+        device = torch.device(device)
+        if device != self._device or any(g not in self._first for g in hotwords):
+            self._join(hotwords, device)
+        first = [self._first[g] for g in hotwords]
+        offsets = torch.tensor(first, dtype=torch.int64, device=device).unsqueeze(1)
+        if self.lm is None:
+            return Walk([self._graph], offsets, self.neural)
+        return Walk([self._graph, self.lm], torch.cat([offsets, offsets * 0], 1), self.neural)
 
-    def _made(self, hotwords: tuple[TokenGraph, ...], device: torch.device | str) -> Walk:
-        different = list(dict.fromkeys(hotwords)) or [self.nothing]
-        graph, first = TokenGraph.union(different)
-        place = dict(zip(different, first))
-        offsets = torch.tensor([place[g] for g in hotwords], dtype=torch.int64, device=device)
-        offsets = offsets.unsqueeze(1)
+    def _join(self, hotwords: tuple[TokenGraph, ...], device: torch.device) -> None:
+        """Puts ``hotwords`` beside the graphs that are in use still.
+
+        So graphs are joined when a stream brings a new one, and not whenever other streams come
+        together. A graph that nobody holds any more is left out.
+        """
+        used = list(self._first) if device == self._device else []
+        graphs = list(dict.fromkeys([*used, *hotwords])) or [self.nothing]
+        graph, first = TokenGraph.union(graphs)
+        self._graph = graph.to(device)
+        self._first = WeakKeyDictionary(zip(graphs, first))
+        self._device = device
+        if self.lm is not None:
+            self.lm = self.lm.to(device)
         if self.neural is not None:
             self.neural.model.to(device)
-        if self.lm is None:
-            return Walk([graph.to(device)], offsets, self.neural)
-        self.lm = self.lm.to(device)
-        return Walk([graph.to(device), self.lm], torch.cat([offsets, offsets * 0], 1), self.neural)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ class Access:
         self._keys = [key.encode() for key in keys]
         self.origins = tuple(origins)
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self._keys)
+
     def require(self, connection: HTTPConnection) -> None:
         """Raises Refused if a request or websocket may not come in."""
         if not self.may_come_from(connection):

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
-from xlsr_transducer.serving import openai_files, openai_realtime, sherpa
+from xlsr_transducer.serving import openai_files, openai_realtime, sherpa, web_page
 from xlsr_transducer.serving.connection import serve_websocket
 from xlsr_transducer.serving.guard import Guard
 from xlsr_transducer.serving.refusals import HANDLERS, Refused, response_to
 from xlsr_transducer.serving.session import SessionRefused
 from xlsr_transducer.serving.state import Server, server_of
-
-PAGE = Path(__file__).with_name("page")
 
 
 def make_app(server: Server) -> Starlette:
@@ -34,8 +29,9 @@ def make_app(server: Server) -> Starlette:
         Route("/health", _health),
         Route("/ready", _ready),
         Route("/metrics", _metrics),
+        Route("/config", web_page.config),
         WebSocketRoute("/{path:path}", _unknown),
-        Mount("/", StaticFiles(directory=PAGE, html=True)),
+        Mount("/", web_page.PageFiles()),
     ]
     cors = Middleware(
         CORSMiddleware,

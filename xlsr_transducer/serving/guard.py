@@ -74,15 +74,18 @@ class Guard:
         return limited
 
     def _in_time(self, receive: Receive) -> Receive:
+        # Not wait_for, which makes a task for each message.
         async def limited() -> Message:
-            return await asyncio.wait_for(receive(), self.seconds)
+            async with asyncio.timeout(self.seconds):
+                return await receive()
 
         return limited
 
     def _taken_in_time(self, send: Send) -> Send:
         async def limited(message: Message) -> None:
             try:
-                await asyncio.wait_for(send(message), self.seconds)
+                async with asyncio.timeout(self.seconds):
+                    await send(message)
             except asyncio.TimeoutError as e:
                 raise Unread from e
 

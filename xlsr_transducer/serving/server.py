@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -72,6 +73,10 @@ def run_server(load: Callable[[], LiveModel], options: ServeOptions) -> None:
 
     with listen(options) as listener:
         model = load()
+        # What libraries and model have made stays: a full collection would walk it for 0.1 s, in
+        # which no session is served.
+        gc.collect()
+        gc.freeze()
         _announce(listener, options)
         asyncio.run(main())
 

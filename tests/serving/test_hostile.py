@@ -8,6 +8,7 @@ import os
 import random
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from tests.support.live_client import connect
 from tests.support.live_server import ENDPOINT, expected, load_live, serving, texts_of, waves
 from tests.support.server_process import ServerProcess, server_process
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
+from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.serving import server, transport
+from xlsr_transducer.serving.connection import cut_to_fit
 
 SECONDS = 300  # for what takes a second on an idle machine
 MAX_SESSIONS = 100
@@ -312,6 +315,39 @@ def test_sessions_of_callers_who_die_are_closed(address: str) -> None:
             await asyncio.sleep(0.05)
 
     asyncio.run(asyncio.wait_for(main(), SECONDS))
+
+
+def test_who_leaves_after_the_end_of_the_audio_is_not_computed_for(
+    model: LiveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be computed until the session is closed."""
+    may_step, step = threading.Event(), StreamingEngine.step
+
+    def held(engine: StreamingEngine) -> tuple:
+        assert may_step.wait(SECONDS)
+        return step(engine)
+
+    async def main(address: str) -> None:
+        websocket = await connect(f"ws://{address}/")
+        await websocket.send(float32(*[0.0] * 16000))
+        await websocket.send("Done")
+        await websocket.close()
+        while b"\nxlsr_sessions 0.0\n" not in await asyncio.to_thread(raw, address, METRICS):
+            await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(StreamingEngine, "step", held)
+    with serving(model) as address:
+        try:
+            asyncio.run(asyncio.wait_for(main(address), SECONDS))
+        finally:
+            may_step.set()
+
+
+@pytest.mark.parametrize("reason", ["short", "e" * 200, "\u00e9" * 100, "\u4e2d" * 100])
+def test_a_reason_is_cut_to_what_a_closing_frame_takes(reason: str) -> None:
+    found = cut_to_fit(reason)
+    assert reason.startswith(found) and len(found.encode()) <= 123
+    assert found == reason or len(found.encode()) > 123 - 4
 
 
 async def many(address: str, count: int) -> tuple[list[int], list]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import os
 import random
 import re
@@ -419,8 +421,18 @@ class Fuzz:
                 lambda: "".join(chr(draw.randrange(1, 0xD800)) for _ in range(size % 300)),
                 lambda: draw.choice(["Done", "done", "", "{}", '{"type":"session.update"}', "0"]),
                 lambda: b"",
+                self.event,
             ]
         )()
+
+    def event(self) -> str:
+        """Returns an event of the realtime protocol, right or nearly so."""
+        draw = self.draw
+        kinds = ["append", "append", "append", "commit", "clear", "cancel"]
+        data = base64.b64encode(draw.randbytes(draw.randint(0, 3000))).decode()
+        event = {"type": f"input_audio_buffer.{draw.choice(kinds)}", "audio": data}
+        event[draw.choice(["audio", "type", "event_id", "x"])] = draw.choice([data[:-1], 1, None])
+        return json.dumps(event)
 
     def path(self) -> str:
         """Returns an address, mostly a good one."""

@@ -18,7 +18,7 @@ from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.evaluation.attention_section import attention_section
-from xlsr_transducer.evaluation.experiment import REPORT, evaluate
+from xlsr_transducer.evaluation.experiment import REPORT, evaluate, told_apart
 from xlsr_transducer.evaluation.grid_section import (
     grid_section,
     latency_section,
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         one = dataclasses.replace(checkpoint, exp_dir=folder)
         experiments.append(evaluate(one, options, search, sets, args.cpu_layers))
         experiments[-1].write_results()
+    experiments = told_apart(experiments)
     grids = [rows_of(experiment) for experiment in experiments]
     sections = [
         summary_section(experiments, grids, options.latency_budgets()),
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.info(f"report: {path}")
     if any(row.num_differing for rows in grids for row in rows):
         return complain("streaming differs from simulation, see the report")
+    if any(one.unread for one in experiments[0].sets):
+        return complain("utterances could not be read, see the report; their words are deletions")
     return 0
 
 

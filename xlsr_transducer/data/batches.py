@@ -34,7 +34,7 @@ class Batch:
     token_lens: Tensor  # (N,) int64
     texts: list[str]
     ids: list[str]
-    seconds: float  # of audio, without padding
+    seconds: float  # of audio and pauses, without padding
     skipped: list[Unread]  # utterances that could not be read
     place: Place | None = None  # in the training
 
@@ -59,8 +59,9 @@ def at_speed(cut: Cut, speed: float) -> Cut:
     return cut if speed == 1.0 else cut.perturb_speed(speed, affix_id=False)
 
 
-# Takes a cut and its samples (n,) or features (T, D), and returns others in their place.
-Change = Optional[Callable[[Cut, np.ndarray], np.ndarray]]
+# Takes a cut, its samples (n,) or features (T, D), and the seconds of pause that it is to get;
+# returns others in their place.
+Change = Optional[Callable[[Cut, np.ndarray, float], np.ndarray]]
 
 
 class SpeechDataset(Dataset):
@@ -85,10 +86,13 @@ class SpeechDataset(Dataset):
         rows, kept, skipped = [], [], []
         drawn = zip(planned.rows.tolist(), planned.speeds.tolist())
         cuts = [at_speed(self.cuts[row], speed) for row, speed in drawn]
-        for cut in sorted(cuts, key=lambda c: -c.duration):
+        seconds = 0.0
+        pairs = zip(cuts, planned.pauses.tolist())
+        for cut, pause in sorted(pairs, key=lambda pair: -pair[0].duration - pair[1]):
             try:
-                rows.append(torch.from_numpy(self._read(cut)))
+                rows.append(torch.from_numpy(self._read(cut, pause)))
                 kept.append(cut)
+                seconds += audio_duration(cut) + pause
             except UserError as e:
                 skipped.append(Unread.because(cut.id, cut.supervisions[0].text, e))
         if not kept:
@@ -102,11 +106,11 @@ class SpeechDataset(Dataset):
             token_lens=torch.tensor([len(t) for t in tokens]),
             texts=texts,
             ids=[c.id for c in kept],
-            seconds=sum(map(audio_duration, kept)),
+            seconds=seconds,
             skipped=skipped,
             place=planned.place,
         )
 
-    def _read(self, cut: Cut) -> np.ndarray:
+    def _read(self, cut: Cut, pause: float) -> np.ndarray:
         values = read_audio(cut) if self.from_waveform else read_features(cut)
-        return self.change(cut, values) if self.change else values
+        return self.change(cut, values, pause) if self.change else values

@@ -30,7 +30,7 @@ class LevelOptions(Options):
         return ["normalize-level"] if self.normalize_level else []
 
 
-def _of_cut(cut: Cut, wave: np.ndarray) -> np.ndarray:
+def _of_cut(cut: Cut, wave: np.ndarray, pause: float) -> np.ndarray:
     return at_level(wave)
 
 

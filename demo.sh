@@ -4,8 +4,15 @@
 # Sets up the environment (once), makes the corpus and a toy network in XLSR's place, stores features,
 # trains a full-context and a streaming model, ends with tables of word error rates, and exports.
 # What is done already is not done again; remove data/demo_corpus and exp/demo to begin anew.
+#
+#     ./demo.sh --serve    opens the streaming model to a browser, after making it if there is none;
+#                          further arguments go to xlsr_transducer.serve
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+if [[ ${1:---serve} != --serve ]]; then
+  echo "error: $1: ./demo.sh takes no argument but --serve" >&2
+  exit 2
+fi
 . local/setup_env.sh
 
 # The networks are tiny: one thread is as fast as two, which leaves a core for what runs beside.
@@ -15,6 +22,9 @@ exp=exp/demo
 toy_xlsr=$exp/toy_xlsr
 small=(--data-dir "$data" --encoder-dim 144 --decoder-dim 128 --joiner-dim 192 --ctc-loss-scale 0.3
   --warm-step 300 --dropout 0.15 --feature-dropout 0.1)
+# Hotwords need beam search.
+serve=(python -m xlsr_transducer.serve --exp-dir "$exp/streaming"
+  --decoding-method modified_beam_search "${@:2}")
 tests=(--data-dir "$data" --split test_seen,test_unseen)
 
 log() {
@@ -34,6 +44,10 @@ show_beside() {
   return "$status"
 }
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+
+if (($#)) && [[ -f $exp/streaming/epoch-4.pt ]]; then
+  exec "${serve[@]}"
+fi
 
 log "1. A toy network in XLSR's place: tiny, pre-trained on other sentences. Its figures say nothing about XLSR."
 log "2. Beside it the corpus, manifests, text and BPE model"
@@ -78,3 +92,10 @@ show_beside
 echo "These are figures of a toy network on synthetic speech, with the number of words beside them:"
 echo "they say that the recipe works, and nothing about XLSR. They differ a little from one kind of"
 echo "processor to another. Results lie in $exp."
+if (($#)); then
+  exec "${serve[@]}"
+fi
+echo
+echo "To see it live, run ./demo.sh --serve, open the address that it prints in a browser, and give the"
+echo "page a file such as $data/demo/test_unseen_0000.wav, or speak. The toy network has heard nothing but"
+echo "the sentences of the corpus, from synthetic voices."

@@ -6,57 +6,18 @@ python -m local.plot_trainings --out curves.png exp/adamw exp/scaled_adam
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.options import Parser
-
-# (place in a record of history.json, label of the axis, its scale: WER may well be 0)
-PANELS = (
-    (("train", "pruned"), "training: pruned loss per token (nats)", {"value": "log"}),
-    (("valid", "pruned"), "validation: pruned loss per token (nats)", {"value": "log"}),
-    (("wer",), "validation WER (%), greedy", {"value": "symlog", "linthresh": 1.0}),
-)
-
-
-def read_history(exp_dir: Path) -> list[dict]:
-    """Returns the records of a training's epochs.
-
-    Raises:
-      UserError: there are none, or the file is damaged.
-    """
-    path = exp_dir / "history.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give folders in which a training was run")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path}: damaged ({e})") from e
-    if not records:
-        raise UserError(f"{path}: no epoch has ended yet")
-    return records
+from xlsr_transducer.evaluation.curves import draw_curves, read_history
 
 
 def plot(histories: dict[str, list[dict]], out: Path) -> None:
-    """A line per training in each panel; the scales are logarithmic, as losses fall far."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4), layout="tight")
-    for axis, (place, label, scale) in zip(figure.subplots(1, len(PANELS)), PANELS):
-        for name, records in histories.items():
-            values = []
-            for record in records:
-                for key in place:
-                    record = record[key]
-                values.append(record)
-            axis.plot([r["epoch"] for r in records], values, "o-", ms=3, label=name)
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.set_yscale(**scale)
-        axis.grid(alpha=0.3)
-        axis.legend()
+    """Draws the trainings into a PNG file."""
+    figure = draw_curves(histories)
     with replacing(out) as [temporary]:
         figure.savefig(temporary, dpi=110, format="png")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError, run_command
@@ -30,9 +31,12 @@ from xlsr_transducer.recognition.decoding import (
     status_of,
     suffix,
 )
+from xlsr_transducer.recognition.level import LevelOptions
 from xlsr_transducer.recognition.scoring import format_table
 from xlsr_transducer.search import BiasOptions, Search, SearchOptions, make_search
 from xlsr_transducer.search.options import ORACLE
+
+OPTIONS = (CheckpointOptions, DecodeOptions, LevelOptions, SearchOptions, BiasOptions)
 
 
 def get_parser() -> Parser:
@@ -41,7 +45,7 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--max-duration", type=Number(float, above=0), default=200.0, help="seconds per batch"
     )
-    for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions):
+    for cls in OPTIONS:
         add_options(parser, cls)
     return parser
 
@@ -49,17 +53,15 @@ def get_parser() -> Parser:
 @torch.no_grad()
 def decode_set(
     audio: AudioSet,
+    loader: DataLoader,
     loaded: LoadedModel,
     search: Search,
     chunk: ChunkSettings,
-    max_duration: float,
-    num_workers: int,
 ) -> Results:
-    """Recognises every utterance of a set, in batches."""
+    """Recognises every utterance of a set, in the batches of ``loader``."""
     model, results = loaded.model, Results(audio)
     device = next(model.parameters()).device
     settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
-    loader = batches(audio, loaded.tokenizer, max_duration, num_workers)
     for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
         for unread in batch.skipped:
             results.leave_out(unread)
@@ -81,9 +83,8 @@ def decode_set(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    checkpoint, options, search_options, bias_options = (
-        from_args(cls, args)
-        for cls in (CheckpointOptions, DecodeOptions, SearchOptions, BiasOptions)
+    checkpoint, options, level, search_options, bias_options = (
+        from_args(cls, args) for cls in OPTIONS
     )
     bias_options.require_supported(search_options)
     if search_options.decoding_method == ORACLE and args.wavs:
@@ -100,9 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output, lg)
     scores, speeds = [], []
     settings = suffix(checkpoint, chunk, search_options, bias_options)
+    settings = "-".join([settings, *level.suffix()])
+    given = (loaded.tokenizer, args.max_duration, options.num_workers, level.change())
     for audio in sets:
         name = "" if audio.files else name_in_results(audio, checkpoint.exp_dir)
-        results = decode_set(audio, loaded, search, chunk, args.max_duration, options.num_workers)
+        results = decode_set(audio, batches(audio, *given), loaded, search, chunk)
         if audio.files:
             return results.print_texts(loaded.tokenizer)
         scores.append(results.write(folder, name, settings, loaded.tokenizer))

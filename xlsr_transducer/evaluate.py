@@ -18,6 +18,7 @@ from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.evaluation.attention_section import attention_section
+from xlsr_transducer.evaluation.decodes import ScoringOptions, decode_sections
 from xlsr_transducer.evaluation.experiment import REPORT, evaluate, told_apart
 from xlsr_transducer.evaluation.grid_section import (
     grid_section,
@@ -32,7 +33,7 @@ from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.recognition.audio_sets import audio_sets
 from xlsr_transducer.search import SearchOptions
 
-OPTIONS = (EvaluateOptions, CheckpointOptions, SearchOptions)
+OPTIONS = (EvaluateOptions, ScoringOptions, CheckpointOptions, SearchOptions)
 
 
 def get_parser() -> Parser:
@@ -42,6 +43,12 @@ def get_parser() -> Parser:
         add_options(parser, cls)
     parser.add_argument(
         "--exp-dir", type=Path, action="append", help="folder of a training run; may be repeated"
+    )
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        help="folder of local.baseline, or a model of Hugging Face; may be repeated",
     )
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="(default: data)")
     parser.add_argument("--split", default="", help="splits, such as val (default: all tests)")
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     folders = list(dict.fromkeys(args.exp_dir or [Path("exp")]))
     args.exp_dir = folders[0]
-    options, checkpoint, search = (from_args(cls, args) for cls in OPTIONS)
+    options, scoring, checkpoint, search = (from_args(cls, args) for cls in OPTIONS)
     search.require_streaming()
     if checkpoint.checkpoint and len(folders) > 1:
         raise UserError("--checkpoint names one model: give one --exp-dir")
@@ -77,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.attention:
         show = [name for name in options.show.split(",") if name]
         sections.append(attention_section(experiments[0], options.attention, show))
+    sections += decode_sections(experiments, args.baseline, scoring)
     names = " and ".join(experiment.name for experiment in experiments)
     settings = [row.flat() for rows in grids for row in rows]
     path = write_report(report, f"Evaluation of {names}", sections, settings)

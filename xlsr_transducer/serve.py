@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     options = from_args(ServeOptions, args)
     set_up_logging(None, "serve")
-    run_server(LiveModel.from_args(args), options)
+    run_server(lambda: LiveModel.from_args(args), options)
     return 0
 
 

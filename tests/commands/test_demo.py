@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
+from urllib.request import urlopen
 
 import pytest
 
@@ -34,15 +37,42 @@ def check(exp: Path) -> None:
     assert sum(" ms)" in line for line in table.splitlines()) == 9
 
 
-@pytest.mark.long
-def test_the_demo_runs_from_a_fresh_copy_and_recognises(tmp_path: Path) -> None:
+def copied(folder: Path) -> dict[str, str]:
+    """Copies the recipe; returns the variables with which its scripts use this environment."""
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, tmp_path / part)
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        copy(ROOT / part, folder / part)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": path}
+
+
+@pytest.mark.long
+def test_the_demo_runs_from_a_fresh_copy_and_recognises(tmp_path: Path) -> None:
+    environment = copied(tmp_path)
     done = subprocess.run(
         ["./demo.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "./demo.sh --serve" in done.stdout
     check(tmp_path / "exp" / "demo")
+
+
+def test_a_finished_demo_is_served_with_hotwords(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    from tests.support.live_server import write_checkpoint
+
+    exp = tmp_path / "exp/demo/streaming"
+    exp.mkdir(parents=True)
+    written = write_checkpoint(exp)
+    shutil.copy(written, exp / "epoch-4.pt")  # what tells that the demo has ended
+    written.rename(exp / "best-valid-wer.pt")
+    command = ["./demo.sh", "--serve", "--port", "0"]
+    environment = copied(tmp_path)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=PIPE, text=True) as demo:
+        try:
+            address = demo.stdout.readline().split()[1]
+            with urlopen(f"{address}/config") as answer:
+                assert json.load(answer)["no_hotwords"] == ""
+        finally:
+            demo.terminate()
+    assert demo.returncode == 0

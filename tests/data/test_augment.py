@@ -16,7 +16,13 @@ from tests.support.noise_corpus import make_cut
 from tests.support.tiny_recipe import run_train
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import num_samples, read_audio
-from xlsr_transducer.data.augment import SPEEDS, Augmenter, AugmentOptions, spec_augment
+from xlsr_transducer.data.augment import (
+    SPEEDS,
+    Augmenter,
+    AugmentOptions,
+    quiet_room,
+    spec_augment,
+)
 from xlsr_transducer.data.batches import at_speed
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import find_features
@@ -91,6 +97,41 @@ def test_batches_know_the_changed_durations(corpus: Path) -> None:
     assert max(min(abs(s - d) for s in SPEEDS) for d in drawn) < 1e-3
 
 
+def test_pauses_lie_around_what_was_said_and_batches_count_them(corpus: Path) -> None:
+    plain, data = from_waveform(corpus), from_waveform(corpus, pause_prob=0.7)
+    spoken, longer = inputs(plain, 1), 0
+    for batch in data.train_loader(["train"], 1, seed=7):
+        assert batch.seconds == pytest.approx(int(batch.input_lens.sum()) / RATE, abs=1e-2)
+        assert batch.input_lens.tolist() == sorted(batch.input_lens.tolist(), reverse=True)
+        assert int(batch.input_lens.max()) * (len(batch.ids) - 1) <= 15.0 * RATE
+        for name, samples, length in zip(batch.ids, batch.inputs, batch.input_lens.tolist()):
+            speech = spoken[name]
+            added = length - len(speech)
+            longer += added > 0
+            # Where its loudest samples stand in a row, there is the speech.
+            peak = int(speech.abs().argmax())
+            places = (samples[peak : peak + added + 1] == speech[peak]).nonzero()[:, 0]
+            assert any(torch.equal(samples[at : at + len(speech)], speech) for at in places)
+    assert 10 < longer < 30 == len(spoken)
+    seconds = [d.summary(["train"]).seconds for d in (plain, data)]
+    assert seconds[1] - seconds[0] == pytest.approx(30 * 0.7 * 3.0 / 2)
+    assert data.summary(["val"], for_training=False) == plain.summary(["val"], for_training=False)
+
+
+def test_a_pause_has_silence_hum_or_noise_at_a_level_of_its_own() -> None:
+    rooms = [quiet_room(32000, random.Random(i)) for i in range(60)]
+    level = np.array([10 * np.log10(np.square(x).mean() + 1e-12) for x in rooms])
+    silent = level < -100
+    assert 10 < silent.sum() < 30
+    assert ((level[~silent] > -70.1) & (level[~silent] < -24.9)).all()
+    assert np.ptp(level[~silent]) > 35
+    spectra = [np.square(np.abs(np.fft.rfft(x))) for x in np.array(rooms)[~silent]]
+    # Of a hum eight frequencies at most hold all of the power, of noise they do not.
+    shares = np.array([np.sort(s)[-8:].sum() / s.sum() for s in spectra])
+    assert 5 < (shares > 0.9).sum() < len(shares) - 5
+    assert len(quiet_room(0, random.Random(1))) == 0
+
+
 @pytest.mark.parametrize("snr", [0.0, 15.0])
 def test_noise_has_the_signal_to_noise_ratio_asked_for(tmp_path: Path, snr: float) -> None:
     noise = write_noise(tmp_path / "noise", [50000])
@@ -130,6 +171,31 @@ def test_a_room_response_convolves_without_delay_and_keeps_loudness(tmp_path: Pa
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_change_of_level_scales_all_samples_alike_and_clips_none(tmp_path: Path) -> None:
+    quiet, loud = (
+        augmenter(gain_prob=1.0, gain_db="-40,-40"),
+        augmenter(gain_prob=1.0, gain_db="20,20"),
+    )
+    cut = a_cut(tmp_path)
+    clean = read_audio(cut)
+    found = quiet(cut, clean)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, clean * 0.01, rtol=1e-6)
+    np.testing.assert_allclose(loud(cut, clean), clean / np.abs(clean).max(), rtol=1e-6)
+    assert np.array_equal(quiet(cut, np.zeros_like(clean)), np.zeros_like(clean))
+
+
+def test_levels_are_drawn_within_the_range_for_the_share_asked_for(tmp_path: Path) -> None:
+    change = augmenter(gain_prob=0.5, gain_db="-20,-10")
+    clean, factors = read_audio(a_cut(tmp_path)), []
+    for i in range(40):
+        found = change(a_cut(tmp_path, name=f"utt{i}"), clean)
+        factors.append(20 * np.log10(np.abs(found).max() / np.abs(clean).max()))
+    changed = [f for f in factors if f != 0.0]
+    assert 10 <= len(changed) <= 30 and len(set(changed)) == len(changed)
+    assert min(changed) >= -20.001 and max(changed) <= -9.999
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("torchaudio"), reason="needs torchaudio")
 def test_simulated_rooms_repeat_and_leave_other_generators_alone(tmp_path: Path) -> None:
     cut = a_cut(tmp_path)
@@ -155,7 +221,7 @@ def test_augmented_audio_depends_on_seed_epoch_and_utterance_alone(
     corpus: Path, tmp_path: Path
 ) -> None:
     noise = write_noise(tmp_path / "noise", [30000, 8000, 60000])
-    options = {"speed_perturb": True, "noise_dir": noise, "noise_prob": 0.7,
+    options = {"speed_perturb": True, "pause_prob": 0.3, "noise_dir": noise, "noise_prob": 0.7,
                "reverb_prob": 0.3, "rir_dir": noise / "part-1"}  # fmt: skip
     data = from_waveform(corpus, **options)
     first = inputs(data, 1)
@@ -170,7 +236,8 @@ def test_augmented_audio_depends_on_seed_epoch_and_utterance_alone(
 
 def test_validation_hears_what_was_recorded(corpus: Path, tmp_path: Path) -> None:
     noise = write_noise(tmp_path / "noise", [30000])
-    data = from_waveform(corpus, noise_dir=noise, noise_prob=1.0, speed_perturb=True)
+    options = {"noise_dir": noise, "noise_prob": 1.0, "speed_perturb": True, "pause_prob": 1.0}
+    data = from_waveform(corpus, **options)
     noisy, plain = (list(d.valid_loader(["val"])) for d in (data, from_waveform(corpus)))
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(noisy, plain))
 
@@ -220,6 +287,8 @@ def test_features_are_augmented_anew_each_epoch_and_the_same_for_a_seed(corpus: 
         ({"speed_perturb": True}, False, "--speed-perturb changes the waveform"),
         ({"noise_dir": Path("tests")}, False, "--noise-dir changes the waveform"),
         ({"reverb_prob": 0.1}, False, "--reverb-prob changes the waveform"),
+        ({"pause_prob": 0.1}, False, "--pause-prob changes the waveform"),
+        ({"gain_prob": 0.1}, False, "--gain-prob changes the waveform"),
         ({"enable_spec_aug": True}, True, "--enable-spec-aug 1 changes stored features"),
         ({"noise_dir": Path("no-such-folder")}, True, "--noise-dir no-such-folder: no such"),
         ({"noise_dir": Path("docs")}, True, "--noise-dir docs: holds no audio"),
@@ -241,6 +310,9 @@ def test_augmentation_that_cannot_be_is_refused_by_name(
         ({"noise_snr": "20,10"}, "--noise-snr 20,10: must rise"),
         ({"noise_snr": "nan,10"}, "--noise-snr nan,10: must rise"),
         ({"noise_prob": 1.5}, "--noise-prob 1.5"),
+        ({"gain_db": "10"}, "--gain-db 10: must be two numbers"),
+        ({"gain_prob": -0.5}, "--gain-prob -0.5"),
+        ({"pause_prob": 1.1}, "--pause-prob 1.1"),
     ],
 )
 def test_impossible_values_are_refused_by_name(options: dict, message: str) -> None:
@@ -252,6 +324,7 @@ def test_a_training_with_all_of_it_resumes_to_the_same_bits(corpus: Path, tmp_pa
     noise = write_noise(tmp_path / "noise", [30000, 8000])
     options = ["--cut=waveform", f"--xlsr={corpus / 'toy_xlsr'}", "--speed-perturb=1",
                f"--noise-dir={noise}", "--reverb-prob=0.5", f"--rir-dir={noise / 'part-1'}",
+               "--gain-prob=0.5", "--pause-prob=0.5",
                "--num-epochs=1", "--save-every-n=3"]  # fmt: skip
     run_train(corpus, tmp_path / "exp", *options)
     straight = read_checkpoint(tmp_path / "exp" / "epoch-1.pt")

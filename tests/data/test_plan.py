@@ -49,8 +49,10 @@ def check(plan: Plan, u: Utterances, o: PlanOptions, rows: list[int]) -> None:
     """Every row of ``rows`` is planned once; sums and bounds hold, by loops over utterances."""
     assert sorted(plan.rows.tolist()) == rows
     for k in range(len(plan)):
-        batch, speeds = plan.batch(k)
-        seconds = [u.seconds[row] / speed for row, speed in zip(batch, speeds)]
+        batch, speeds, pauses = plan.batch(k)
+        seconds = [
+            u.seconds[row] / speed + pause for row, speed, pause in zip(batch, speeds, pauses)
+        ]
         tokens = [int(u.tokens[row]) for row in batch]
         assert plan.seconds[k] == pytest.approx(sum(seconds))
         assert (plan.longest[k], plan.most_tokens[k]) == (max(seconds), max(tokens))
@@ -72,11 +74,12 @@ def check(plan: Plan, u: Utterances, o: PlanOptions, rows: list[int]) -> None:
     [
         {},
         {"speeds": SPEEDS},
+        {"pause_prob": 0.4},
         {"group_batches": True},
         {"max_frames_tokens": 0.03},
         {"max_duration": 0.5},
         {"num_buckets": 1},
-        {"group_batches": True, "speeds": SPEEDS, "max_frames_tokens": 0.05},
+        {"group_batches": True, "speeds": SPEEDS, "max_frames_tokens": 0.05, "pause_prob": 1.0},
     ],
 )
 @pytest.mark.parametrize("count, shards", [(0, 1), (1, 1), (2, 1), (37, 1), (900, 1), (900, 40)])
@@ -143,6 +146,22 @@ def test_speeds_are_equally_frequent_and_drawn_again_in_each_epoch() -> None:
         assert all(abs(n - 10_000) < 400 for n in Counter(speed.tolist()).values())
         drawn.append(speed)
     assert abs((drawn[0] == drawn[1]).mean() - 1 / 3) < 0.02
+
+
+def test_pauses_are_as_frequent_as_asked_for_of_any_length_and_drawn_again_in_each_epoch() -> None:
+    u = Utterances.plain(np.full(30_000, 5.0))
+    drawn = []
+    for epoch in (1, 2):
+        plan = make_plan(u, PlanOptions(200.0, pause_prob=0.4), 1, epoch)
+        pause = np.empty(30_000)
+        pause[plan.rows] = plan.pauses
+        longer = [(pause > share * plans.LONGEST_PAUSE).mean() for share in (0, 0.25, 0.5, 1)]
+        assert longer == pytest.approx([0.4, 0.3, 0.2, 0], abs=0.01)
+        drawn.append(pause)
+    assert abs(np.corrcoef(*drawn)[0, 1]) < 0.02
+    assert not make_plan(u, PlanOptions(200.0), 1, 1).pauses.any()
+    short = make_plan(u, PlanOptions(200.0, max_utterance=6.0, pause_prob=1.0), 1, 1)
+    assert short.pauses.max() <= 1 and (short.pauses > 0).mean() == pytest.approx(1 / 3, abs=0.01)
 
 
 def test_the_rounding_of_lhotse_costs_no_frame_that_the_plan_counts_on() -> None:

@@ -175,10 +175,7 @@ def test_independent_draws_are_simplified_to_the_same_view():
         drawn = ChunkSettings(chunk_size, left, sinks)
         same = drawn.simplified().require_consistent()
         lens = torch.tensor([13, 8])
-        masks = [
-            attention_mask(lens, 13, *s)
-            for s in (drawn, same)
-        ]
+        masks = [attention_mask(lens, 13, *s) for s in (drawn, same)]
         assert torch.equal(*masks)
 
 

@@ -113,6 +113,27 @@ def test_settling_old_tokens_changes_no_result_and_keeps_the_state_small(setting
         assert state.history.tokens.shape[2] < len(expected[0].tokens) * 0.7
 
 
+def test_no_later_frame_changes_stable_tokens(setting, monkeypatch):
+    search = make(setting)
+    monkeypatch.setattr(history.History.settle, "__defaults__", (8,))
+    x, lens = speech([120, 77], seed=4)
+    state, stable, most, at = search.init_state(2), [[], []], 0, 0
+    for size in [1, 2, 3, 5, 8, 13] * 4:
+        state = search.advance(x[:, at : at + size], (lens - at).clamp(0, size), state)
+        at += size
+        tails = search.tails(state)
+        if setting.get("fast_beam_flavour") == "strict":  # which may lose all at an end
+            assert [tail.num_stable for tail in tails] == [0, 0]
+            continue
+        for n, best in enumerate(search.results(state)):
+            assert best.tokens[: len(stable[n])] == stable[n]
+            count = int(state.history.num_settled[n]) + tails[n].num_stable
+            assert len(stable[n]) <= count <= len(best.tokens)
+            stable[n] = best.tokens[:count]
+            most = max(most, count)
+    assert most > 3 or setting.get("fast_beam_flavour") == "strict"
+
+
 def test_a_batch_of_no_streams_and_pieces_of_no_frames_are_fine(setting):
     search = make(setting)
     nothing = torch.zeros(0, 5, DIM, dtype=torch.float64)

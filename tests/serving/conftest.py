@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ try:
     import uvicorn  # noqa: F401
 except ImportError:  # the environment of the real k2 has no server
     collect_ignore_glob = ["test_*.py"]
+
+if find_spec("playwright") is None:
+    collect_ignore_glob.append("test_page*.py")
+elif find_spec("starlette") is not None:
+    from tests.support.page_driver import browser, site, visit  # noqa: F401  fixtures
 
 
 @pytest.fixture(scope="session")

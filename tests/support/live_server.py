@@ -10,9 +10,10 @@ import contextlib
 import functools
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from local.prepare_lang import train_bpe
@@ -31,6 +32,7 @@ from xlsr_transducer.recognition.live import LiveModel, add_live_options
 from xlsr_transducer.recognition.spans import TimedText
 from xlsr_transducer.serving.options import ServeOptions
 from xlsr_transducer.serving.server import listen, serve
+from xlsr_transducer.serving.wire import CODINGS, WireAudio
 
 RATE = 16000
 CHUNK = ChunkSettings(16, 2, 4)
@@ -90,23 +92,54 @@ def load_live(checkpoint: Path, *options: str) -> LiveModel:
     return LiveModel.from_args(parser.parse_args(given))
 
 
-def waves(model: Transducer, count: int, seed: int = 0) -> list[torch.Tensor]:
+def to_wire(wave: torch.Tensor, coding: str) -> bytes:
+    """Returns (n,) samples at any rate as the bytes of a coding: the nearest value of each."""
+    if coding == "pcm16":
+        return (wave.clamp(-1, 1) * 32767).round().numpy().astype("<i2").tobytes()
+    values = torch.from_numpy(CODINGS[coding][1](bytes(range(256))))
+    ordered, byte = values.sort()
+    return (
+        byte[torch.bucketize(wave, (ordered[1:] + ordered[:-1]) / 2)]
+        .numpy()
+        .astype("u1")
+        .tobytes()
+    )
+
+
+def from_wire(data: bytes, coding: str, rate: int) -> torch.Tensor:
+    """Returns (n,) samples at 16 kHz of the bytes of a coding: what a server hears."""
+    audio = WireAudio(coding, rate)
+    return torch.from_numpy(np.concatenate([audio.decode(data), audio.finish()]))
+
+
+def waves(
+    model: Transducer,
+    count: int,
+    seed: int = 0,
+    heard: Callable[[torch.Tensor], torch.Tensor] = lambda wave: wave,
+) -> list[torch.Tensor]:
     """Returns ``count`` pieces of audio of 1 to 6 s in which no decision of greedy search is so
-    close that rounding could turn it."""
+    close that rounding could turn it.
+
+    Args:
+      heard: what a server hears of a piece.
+    """
     draw, found = random.Random(seed), []
     while len(found) < count:
         wave = speech(draw.randint(RATE, 6 * RATE), draw.randrange(10**6), torch.float32)
         if draw.random() < 0.5:  # silence within, where segments end
             wave[len(wave) // 3 : len(wave) // 2] = 0
-        if closest_call(model, encoded(model, wave)) > ROUNDING:
+        if closest_call(model, encoded(model, heard(wave))) > ROUNDING:
             found.append(wave)
     return found
 
 
-def expected(model: LiveModel, wave: torch.Tensor) -> list[TimedText]:
+def expected(
+    model: LiveModel, wave: torch.Tensor, hotwords: Sequence[str] = ()
+) -> list[TimedText]:
     """Returns the segments of (n,) samples alone, as ``streaming_decode`` finds them."""
     engine = model.engine(1)
-    stream = engine.open("alone", None)
+    stream = engine.open("alone", model.hotwords(hotwords))
     stream.accept(wave)
     stream.finish()
     while len(engine):

@@ -49,3 +49,13 @@ def test_an_epoch_that_an_older_version_began_is_refused() -> None:
     progress = Progress(batches=3, parts=[{"options": {"seed": 1}, "first": 0}])
     with pytest.raises(UserError, match="cuts_train"):
         progress.use_batch_options(OPTIONS)
+
+
+def test_a_checkpoint_that_lacks_a_newer_option_goes_on_with_other_batches(caplog):
+    progress = Progress()
+    progress.use_batch_options(OPTIONS)
+    progress.batches = 4
+    newer = {**OPTIONS, "pause_prob": 0.0}
+    with caplog.at_level("INFO"):
+        assert progress.use_batch_options(newer) == [Part(OPTIONS, 4)]
+    assert "pause_prob None and 0.0" in caplog.text

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.mp3 import without_length
 
-_BLOCK = 1 << 16  # frames decoded at a time
+_BLOCK = 1 << 16  # samples decoded at a time, of all channels
 _UNKNOWN_LENGTH = 1 << 62  # libsndfile's number of frames is larger where there is none to know
 
 
@@ -49,11 +48,11 @@ def measure(source: Source) -> AudioInfo:
     Raises:
       AudioProblem: the file cannot be read.
     """
-    with _opened(source) as (file, silence):
-        if silence is None:
-            return AudioInfo(file.frames, file.samplerate, file.channels)
-        frames = len(_read_to_the_end(file)) - silence
-        return AudioInfo(frames, file.samplerate, file.channels, is_decoded=True)
+    with open_blocks(source) as file:
+        if file.num_samples is not None:
+            return AudioInfo(file.num_samples, file.sampling_rate, file.num_channels)
+        frames = sum(len(block) for block in file.blocks)
+        return AudioInfo(frames, file.sampling_rate, file.num_channels, is_decoded=True)
 
 
 def decode(
@@ -67,20 +66,43 @@ def decode(
     Raises:
       AudioProblem: the file cannot be read, or holds less than its header promises.
     """
-    with _opened(source) as (file, silence):
+    with _opened(source) as (file, silence), _problems_named(source):
         rate = file.samplerate
         start = _round(offset * rate)
         count = None if duration is None else _round(duration * rate)
         if silence is not None:
-            return _read_to_the_end(file)[silence + start :][:count], rate
+            blocks = [np.zeros((0, file.channels), np.float32), *_blocks(source, file, silence)]
+            return np.concatenate(blocks)[start:][:count], rate
         start = min(start, file.frames)
         wanted = file.frames - start if count is None else min(count, file.frames - start)
         file.seek(start)
         samples = file.read(wanted, dtype="float32", always_2d=True)
-        if len(samples) < wanted:
-            missing = wanted - len(samples)
-            raise AudioProblem(f"truncated audio: {missing} samples or more are missing")
+        _require_whole(len(samples), wanted)
         return samples, rate
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioBlocks:
+    """A file that is read from its start to its end, a block at a time."""
+
+    sampling_rate: int  # Hz
+    num_channels: int
+    num_samples: int | None  # per channel; None: the header does not tell
+    blocks: Iterator[np.ndarray]  # (n, channels) float32
+
+
+@contextlib.contextmanager
+def open_blocks(source: Source) -> Iterator[AudioBlocks]:
+    """Opens a file to be read in blocks, which together are what ``decode`` returns.
+
+    Raises:
+      AudioProblem: the file cannot be read; or, by the blocks, holds less than its header
+        promises.
+    """
+    with _opened(source) as (file, silence):
+        count = file.frames if silence is None else None
+        blocks = _blocks(source, file, silence)
+        yield AudioBlocks(file.samplerate, file.channels, count, blocks)
 
 
 def _round(samples: float) -> int:
@@ -133,7 +155,7 @@ class Resampler:
         return self._stream.resample_chunk(piece.astype(np.float32, copy=False), is_last)
 
 
-class _Sequential(soundfile.SoundFile):
+class _File(soundfile.SoundFile):
     """Read block by block from start to end, without soundfile's seek after each block."""
 
     def seekable(self) -> bool:
@@ -141,47 +163,68 @@ class _Sequential(soundfile.SoundFile):
 
 
 @contextlib.contextmanager
-def _opened(source: Source) -> Iterator[tuple[soundfile.SoundFile, int | None]]:
+def _opened(source: Source) -> Iterator[tuple[_File, int | None]]:
     """The open file; of one that does not tell its length, the samples of silence before its
     audio, to be read to its end."""
-    with _problems_named(source):
-        prepared = without_length(_read_bytes(source)) if _may_be_mp3(source) else None
+    with contextlib.ExitStack() as stack:
+        with _problems_named(source):
+            file, silence = _open(source, stack)
+        yield file, silence
+
+
+def _open(source: Source, stack: contextlib.ExitStack) -> tuple[_File, int | None]:
+    if _may_be_mp3(source):
+        data = stack.enter_context(open(source, "rb")) if _is_path(source) else source
+        prepared = without_length(data)
         if prepared is not None:
-            data, silence = prepared
-            with _Sequential(io.BytesIO(data)) as file:
-                yield file, silence
-            return
-        with soundfile.SoundFile(_rewound(source)) as file:
-            if file.frames <= _UNKNOWN_LENGTH:
-                yield file, None
-                return
-        with _Sequential(_rewound(source)) as file:  # FLAC that was written into a pipe
-            yield file, 0
+            content, silence = prepared
+            return stack.enter_context(_File(content)), silence
+    file = stack.enter_context(_File(_rewound(source)))
+    # FLAC that was written into a pipe does not tell its length.
+    return file, None if file.frames <= _UNKNOWN_LENGTH else 0
 
 
 def _may_be_mp3(source: Source) -> bool:
-    start = _read_bytes(source, 3)
+    start = _first_bytes(source, 3)
     return start == b"ID3" or (start[:1] == b"\xff" and len(start) > 1 and start[1] >= 0xE0)
 
 
-def _read_bytes(source: Source, count: int = -1) -> bytes:
-    if isinstance(source, (str, Path)):
+def _first_bytes(source: Source, count: int) -> bytes:
+    if _is_path(source):
         with open(source, "rb") as f:
             return f.read(count)
     return _rewound(source).read(count)
 
 
+def _is_path(source: Source) -> bool:
+    return isinstance(source, (str, Path))
+
+
 def _rewound(source: Source) -> Source:
-    if not isinstance(source, (str, Path)):
+    if not _is_path(source):
         source.seek(0)
     return source
 
 
-def _read_to_the_end(file: soundfile.SoundFile) -> np.ndarray:
-    blocks = [np.zeros((0, file.channels), dtype=np.float32)]
-    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-        blocks.append(block)
-    return np.concatenate(blocks)
+def _blocks(source: Source, file: _File, silence: int | None) -> Iterator[np.ndarray]:
+    """Yields (n, channels) from where the file stands to its end, but for the silence."""
+    size, count, skip = max(_BLOCK // file.channels, 1), 0, silence or 0
+    while True:
+        with _problems_named(source):
+            block = file.read(size, dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        count += len(block)
+        yield block[skip:]
+        skip = max(skip - len(block), 0)
+    if silence is None:
+        _require_whole(count, file.frames)
+
+
+def _require_whole(found: int, wanted: int) -> None:
+    if found < wanted:
+        missing = wanted - found
+        raise AudioProblem(f"truncated audio: {missing} samples or more are missing")
 
 
 @contextlib.contextmanager
@@ -195,7 +238,7 @@ def _problems_named(source: Source) -> Iterator[None]:
 
 
 def _reason(error: Exception, source: Source) -> str:
-    start = _read_bytes(source, 1024)
+    start = _first_bytes(source, 1024)
     if start.startswith(b"NIST_1A") and b"embedded-shorten" in start:
         return "compressed by shorten, which libsndfile does not read; convert it with sph2pipe"
     text = " ".join((getattr(error, "error_string", "") or str(error)).split()).rstrip(".")

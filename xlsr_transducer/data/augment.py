@@ -1,8 +1,9 @@
 """Augmentation of the training data: of the waveform, or of stored features.
 
 Every draw comes from the seed, the epoch and the utterance's id, so that workers, processes
-and restarts change nothing. The plan of the epoch draws speeds, as batches depend on them. The
-signal processing is lhotse's. Letters: n samples, T frames, D width.
+and restarts change nothing. The plan of the epoch draws speeds and pauses, as batches depend on
+them. The signal processing is lhotse's, but for pauses and levels.
+Letters: n samples, T frames, D width.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lhotse.augmentation import ReverbWithImpulseResponse
 from lhotse.augmentation.utils import FastRandomRIRGenerator
 from lhotse.cut import Cut
 from lhotse.dataset import SpecAugment
+from scipy.signal import lfilter
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.geometry import SAMPLING_RATE
@@ -35,6 +37,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph")
 WARP_FRAMES, MASK_FRAMES, NUM_TIME_MASKS = 40, 50, 10
 CHANNEL_SHARE, NUM_CHANNEL_MASKS = 27 / 80, 2
 SHORTEST = 14  # frames: lhotse cannot mask fewer
+PAUSE_DB = (-70.0, -25.0)  # least and greatest level of what is heard in a pause
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,12 @@ class AugmentOptions(Options):
 
     speed_perturb: bool = option(
         False, "play each utterance at 0.9, 1 or 1.1 times its speed, drawn anew each epoch"
+    )
+    pause_prob: float = option(
+        0.0,
+        "share of utterances that get up to 3 s of silence, noise or hum before and after them",
+        at_least=0,
+        at_most=1,
     )
     noise_dir: Path | None = option(None, "folder of noise, such as MUSAN, that is mixed in")
     noise_prob: float = option(
@@ -55,23 +64,28 @@ class AugmentOptions(Options):
     rir_dir: Path | None = option(
         None, "folder of room impulse responses; without it lhotse simulates rooms"
     )
+    gain_prob: float = option(
+        0.0, "share of utterances whose level is changed", at_least=0, at_most=1
+    )
+    gain_db: str = option(
+        "-30,10", "least and greatest change of level, in dB; no sample is clipped"
+    )
     enable_spec_aug: bool = option(False, "SpecAugment of stored features, time warp included")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.snr_range()
+        self.gain_range()
         if self.rir_dir and self.reverb_prob == 0:
             raise UserError(f"--rir-dir {self.rir_dir} does nothing without --reverb-prob")
 
     def snr_range(self) -> tuple[float, float]:
         """Least and greatest signal-to-noise ratio in dB."""
-        try:
-            low, high = (float(word) for word in self.noise_snr.split(","))
-        except ValueError as e:
-            raise UserError(f"--noise-snr {self.noise_snr}: must be two numbers: 10,20") from e
-        if not -100.0 <= low <= high <= 100.0:
-            raise UserError(f"--noise-snr {self.noise_snr}: must rise, within 100 dB")
-        return low, high
+        return _decibels("--noise-snr", self.noise_snr)
+
+    def gain_range(self) -> tuple[float, float]:
+        """Least and greatest change of level in dB."""
+        return _decibels("--gain-db", self.gain_db)
 
     def check(self, from_waveform: bool) -> None:
         """Refuses what cannot be done to the model's input.
@@ -79,8 +93,9 @@ class AugmentOptions(Options):
         Raises:
           UserError: names the option, and what it needs.
         """
-        wanted = {"--speed-perturb": self.speed_perturb, "--noise-dir": self.noise_dir,
-                  "--reverb-prob": self.reverb_prob}  # fmt: skip
+        wanted = {"--speed-perturb": self.speed_perturb, "--pause-prob": self.pause_prob,
+                  "--noise-dir": self.noise_dir,
+                  "--reverb-prob": self.reverb_prob, "--gain-prob": self.gain_prob}  # fmt: skip
         flags = [flag for flag, value in wanted.items() if value]
         if flags and not from_waveform:
             raise UserError(
@@ -132,8 +147,9 @@ class Augmenter:
     def _rng(self, purpose: str, cut: Cut) -> random.Random:
         return random.Random(f"{purpose} {self.seed} {self.epoch} {cut.id}")
 
-    def __call__(self, cut: Cut, values: np.ndarray) -> np.ndarray:
-        """Returns the samples (n,) or features (T, D) of a cut, in the same shape, as float32.
+    def __call__(self, cut: Cut, values: np.ndarray, pause: float = 0.0) -> np.ndarray:
+        """Returns the samples (n,) or features (T, D) of a cut, as float32; in the same shape but
+        for ``pause``, seconds that are added before and after the samples.
 
         Raises:
           UserError: a file of noise or of a room cannot be read.
@@ -144,9 +160,19 @@ class Augmenter:
         rng = self._rng("waveform", cut)
         if rng.random() < self.options.reverb_prob:
             values = self._in_a_room(values, rng)
+        if pause > 0:
+            values = _between_pauses(values, int(pause * SAMPLING_RATE), rng)
         if rng.random() < self.options.noise_prob and self.noises:
             values = self._with_noise(values, rng)
+        if rng.random() < self.options.gain_prob:
+            values = self._at_another_level(values, rng)
         return values
+
+    def _at_another_level(self, wave: np.ndarray, rng: random.Random) -> np.ndarray:
+        """Louder or quieter; the loudest sample stays within full scale."""
+        factor = 10 ** (rng.uniform(*self.options.gain_range()) / 20)
+        peak = float(np.abs(wave).max(initial=0.0))
+        return (wave * min(factor, max(1.0 / max(peak, 1e-9), 1.0))).astype(np.float32)
 
     def _in_a_room(self, wave: np.ndarray, rng: random.Random) -> np.ndarray:
         """Reverberated, as loud and as long as before, and not delayed."""
@@ -173,6 +199,28 @@ class Augmenter:
         return mixer.mixed_mono_audio[0, : len(wave)]
 
 
+def _between_pauses(wave: np.ndarray, samples: int, rng: random.Random) -> np.ndarray:
+    """Returns ``wave`` after one part of a pause of so many samples, and before the other."""
+    pause, before = quiet_room(samples, rng), rng.randint(0, samples)
+    return np.concatenate([pause[:before], wave, pause[before:]])
+
+
+def quiet_room(samples: int, rng: random.Random) -> np.ndarray:
+    """Returns (n,) float32 without speech: digital silence, mains hum, or noise between white and
+    a rumble."""
+    kind, level = rng.choice(("silence", "hum", "noise")), 10 ** (rng.uniform(*PAUSE_DB) / 20)
+    if kind == "silence":
+        return np.zeros(samples, dtype=np.float32)
+    if kind == "hum":
+        turns = rng.choice((50, 60)) * np.arange(samples) / SAMPLING_RATE + rng.random()
+        wave = sum(np.sin(2 * np.pi * k * turns) / k for k in range(1, 5))
+    else:
+        white = np.random.default_rng(rng.getrandbits(64)).standard_normal(samples)
+        wave = lfilter([1.0], [1.0, -rng.uniform(0.0, 0.97)], white)
+    rms = np.sqrt(np.square(wave).mean()) if samples else 1.0
+    return (level / max(rms, 1e-9) * wave).astype(np.float32)
+
+
 def spec_augment(features: np.ndarray, rng: random.Random) -> np.ndarray:
     """Warps time, hides channels and spans of frames (T, D) by their mean, nine times in ten.
 
@@ -190,6 +238,17 @@ def spec_augment(features: np.ndarray, rng: random.Random) -> np.ndarray:
     )
     with _all_generators(rng):
         return transform(values.unsqueeze(0))[0].numpy()
+
+
+def _decibels(flag: str, text: str) -> tuple[float, float]:
+    """Returns the two ends of a range in dB, such as `10,20`."""
+    try:
+        low, high = (float(word) for word in text.split(","))
+    except ValueError as e:
+        raise UserError(f"{flag} {text}: must be two numbers: 10,20") from e
+    if not -100.0 <= low <= high <= 100.0:
+        raise UserError(f"{flag} {text}: must rise, within 100 dB")
+    return low, high
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ Letters: N utterances, T frames, n samples, D width of the features, U tokens.
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Callable
+from typing import Optional, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch.utils.data import Dataset
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import audio_duration, read_audio
-from xlsr_transducer.data.augment import Augmenter
 from xlsr_transducer.data.features import read_features
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.steps import Place, Planned
@@ -34,7 +34,7 @@ class Batch:
     token_lens: Tensor  # (N,) int64
     texts: list[str]
     ids: list[str]
-    seconds: float  # of audio, without padding
+    seconds: float  # of audio and pauses, without padding
     skipped: list[Unread]  # utterances that could not be read
     place: Place | None = None  # in the training
 
@@ -59,6 +59,11 @@ def at_speed(cut: Cut, speed: float) -> Cut:
     return cut if speed == 1.0 else cut.perturb_speed(speed, affix_id=False)
 
 
+# Takes a cut, its samples (n,) or features (T, D), and the seconds of pause that it is to get;
+# returns others in their place.
+Change = Optional[Callable[[Cut, np.ndarray, float], np.ndarray]]
+
+
 class SpeechDataset(Dataset):
     """Reads planned batches. Only here do lines of a manifest become cuts, and texts tokens."""
 
@@ -67,20 +72,27 @@ class SpeechDataset(Dataset):
         cuts: Cuts,
         tokenizer: Tokenizer,
         from_waveform: bool,
-        augmenter: Augmenter | None = None,
+        change: Change = None,
     ):
+        """
+        Args:
+          change: of what is read, such as an ``Augmenter``.
+        """
         self.cuts, self.tokenizer = cuts, tokenizer
-        self.from_waveform, self.augmenter = from_waveform, augmenter
+        self.from_waveform, self.change = from_waveform, change
 
     def __getitem__(self, planned: Planned) -> Batch:
         """Returns the batch; without utterances where none can be read."""
         rows, kept, skipped = [], [], []
         drawn = zip(planned.rows.tolist(), planned.speeds.tolist())
         cuts = [at_speed(self.cuts[row], speed) for row, speed in drawn]
-        for cut in sorted(cuts, key=lambda c: -c.duration):
+        seconds = 0.0
+        pairs = zip(cuts, planned.pauses.tolist())
+        for cut, pause in sorted(pairs, key=lambda pair: -pair[0].duration - pair[1]):
             try:
-                rows.append(torch.from_numpy(self._read(cut)))
+                rows.append(torch.from_numpy(self._read(cut, pause)))
                 kept.append(cut)
+                seconds += audio_duration(cut) + pause
             except UserError as e:
                 skipped.append(Unread.because(cut.id, cut.supervisions[0].text, e))
         if not kept:
@@ -94,11 +106,11 @@ class SpeechDataset(Dataset):
             token_lens=torch.tensor([len(t) for t in tokens]),
             texts=texts,
             ids=[c.id for c in kept],
-            seconds=sum(map(audio_duration, kept)),
+            seconds=seconds,
             skipped=skipped,
             place=planned.place,
         )
 
-    def _read(self, cut: Cut) -> np.ndarray:
+    def _read(self, cut: Cut, pause: float) -> np.ndarray:
         values = read_audio(cut) if self.from_waveform else read_features(cut)
-        return self.augmenter(cut, values) if self.augmenter else values
+        return self.change(cut, values, pause) if self.change else values

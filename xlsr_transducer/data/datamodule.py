@@ -24,10 +24,17 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import UNFINISHED, alone_in, disk_errors_named, write_text
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.augment import SPEEDS, Augmenter, AugmentOptions
-from xlsr_transducer.data.batches import Batch, Cuts, SpeechDataset
+from xlsr_transducer.data.batches import Batch, Change, Cuts, SpeechDataset
 from xlsr_transducer.data.features import present_cuts, without_features
 from xlsr_transducer.data.index import Corpus, open_index
-from xlsr_transducer.data.plan import Plan, PlanOptions, Utterances, fixed_plan, make_plan
+from xlsr_transducer.data.plan import (
+    LONGEST_PAUSE,
+    Plan,
+    PlanOptions,
+    Utterances,
+    fixed_plan,
+    make_plan,
+)
 from xlsr_transducer.data.steps import Place, Planned, Share
 from xlsr_transducer.data.tokenizer import Tokenizer
 
@@ -91,7 +98,7 @@ class SplitSummary:
     """How many utterances some splits have, and which of them are left out."""
 
     utterances: int
-    seconds: float
+    seconds: float  # in an epoch; of pauses that are drawn, what is expected
     left_out: dict[str, Sequence[str]]  # reason -> ids
 
     def write_left_out(self, path: Path) -> None:
@@ -195,7 +202,9 @@ class DataModule:
             raise UserError(
                 f"{', '.join(splits)}: there is no usable utterance; see the warnings above"
             )
-        return SplitSummary(int(kept.sum()), float(u.seconds.sum(where=kept)), names)
+        pause = self.augmenter.options.pause_prob * LONGEST_PAUSE / 2 if for_training else 0.0
+        count, seconds = int(kept.sum()), float(u.seconds.sum(where=kept))
+        return SplitSummary(count, seconds + count * pause, names)
 
     def _unfit(self, u: Utterances) -> Iterator[tuple[str, np.ndarray]]:
         """Yields why utterances are left out of training, and which, as (N,) bool."""
@@ -246,9 +255,11 @@ class DataModule:
             yield dataset[Planned(*plan.batch(k), Place(0, 1, int(plan.tokens[k]), is_last=True))]
 
     def _plan_options(self) -> PlanOptions:
-        names = {f.name for f in dataclasses.fields(PlanOptions)} - {"speeds"}
-        speeds = SPEEDS if self.augmenter.options.speed_perturb else (1.0,)
-        return PlanOptions(**{name: getattr(self.options, name) for name in names}, speeds=speeds)
+        names = {f.name for f in dataclasses.fields(PlanOptions)} - {"speeds", "pause_prob"}
+        values = {name: getattr(self.options, name) for name in names}
+        augment = self.augmenter.options
+        speeds = SPEEDS if augment.speed_perturb else (1.0,)
+        return PlanOptions(**values, speeds=speeds, pause_prob=augment.pause_prob)
 
     def _train_plan(
         self,
@@ -294,21 +305,19 @@ class DataModule:
         plan = fixed_plan(corpus.utterances(self.has_ctc), self._plan_options())
         return self._loader(_shared_out(plan, rank, world_size), corpus)
 
-    def fixed_loader(self, cuts: CutSet) -> DataLoader:
-        """All utterances of ``cuts``, in a fixed order."""
+    def fixed_loader(self, cuts: CutSet, change: Change = None) -> DataLoader:
+        """All utterances of ``cuts``, in a fixed order, with a change of what is read."""
         in_memory = list(cuts)
         utterances = Utterances.plain(np.array([cut.duration for cut in in_memory]))
         plan = fixed_plan(utterances, self._plan_options())
-        return self._loader(_shared_out(plan), in_memory)
+        return self._loader(_shared_out(plan), in_memory, change)
 
-    def _dataset(self, cuts: Cuts, augmenter: Augmenter | None = None) -> SpeechDataset:
-        return SpeechDataset(cuts, self.tokenizer, self.features is None, augmenter)
+    def _dataset(self, cuts: Cuts, change: Change = None) -> SpeechDataset:
+        return SpeechDataset(cuts, self.tokenizer, self.features is None, change)
 
-    def _loader(
-        self, batches: Iterable[Planned], cuts: Cuts, augmenter: Augmenter | None = None
-    ) -> DataLoader:
+    def _loader(self, batches: Iterable[Planned], cuts: Cuts, change: Change = None) -> DataLoader:
         return DataLoader(
-            self._dataset(cuts, augmenter),
+            self._dataset(cuts, change),
             sampler=batches,
             batch_size=None,
             num_workers=self.options.num_workers,

@@ -18,6 +18,7 @@ from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE, encoder_
 CHUNK = 2048  # utterances of a bucket that are put into batches one by one
 WINDOW = 20_000  # utterances of a corpus in shards that are shuffled together
 ROUNDING = 2 / SAMPLING_RATE  # seconds by which a change of speed may round a duration
+LONGEST_PAUSE = 3.0  # seconds before and after an utterance, together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class PlanOptions:
     max_utterance: float = float("inf")
     group_batches: bool = False
     speeds: tuple[float, ...] = (1.0,)  # of which each utterance draws one
+    pause_prob: float = 0.0  # share of utterances that get a pause
 
     def fits(self, seconds: np.ndarray) -> np.ndarray:
         """Returns whether utterances of these lengths may be trained on."""
@@ -64,8 +66,9 @@ class Plan:
 
     rows: np.ndarray  # (N,) int32: those of batch k are rows[ends[k - 1] : ends[k]]
     speeds: np.ndarray  # (N,) float64
+    pauses: np.ndarray  # (N,) float64, seconds
     ends: np.ndarray  # (B,) int64
-    seconds: np.ndarray  # (B,) float64, of audio without padding
+    seconds: np.ndarray  # (B,) float64, of audio and pauses without padding
     tokens: np.ndarray  # (B,) int64
     longest: np.ndarray  # (B,) float64, seconds
     most_tokens: np.ndarray  # (B,) int64
@@ -77,10 +80,10 @@ class Plan:
         """Returns how many utterances the first ``batches`` have."""
         return int(self.ends[batches - 1]) if batches else 0
 
-    def batch(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns rows and speeds of batch ``k``."""
+    def batch(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns rows, speeds and pauses of batch ``k``."""
         part = slice(self.num_rows(k), int(self.ends[k]))
-        return np.asarray(self.rows[part]), np.asarray(self.speeds[part])
+        return tuple(np.asarray(x[part]) for x in (self.rows, self.speeds, self.pauses))
 
     @property
     def sizes(self) -> np.ndarray:
@@ -136,16 +139,19 @@ def make_plan(
     del fits
     speeds = _draw_speeds(u, rows, options, seed, epoch)
     seconds = u.seconds[rows] / speeds
+    pauses = _draw_pauses(rows, seconds, options, seed, epoch)
+    seconds += pauses
     cells, per_window = _cells(u, rows, seconds, options)
     cells += per_window * _windows(u.shards[rows], seed, epoch)
     order = _sorted_then_shuffled(cells, _hash(f"order {seed} {epoch}", rows))
-    rows, speeds, seconds, cells = rows[order], speeds[order], seconds[order], cells[order]
+    rows, speeds, pauses = rows[order], speeds[order], pauses[order]
+    seconds, cells = seconds[order], cells[order]
     del order
     ends = _fill(cells, seconds, u.tokens[rows], options)
     random = _hash(f"batches {seed} {epoch}", np.arange(len(ends)))
     shuffled = _sorted_then_shuffled(cells[ends - 1] // per_window, random)
     del cells
-    return _assembled(u, rows, speeds, seconds, ends, shuffled)
+    return _assembled(u, rows, (speeds, pauses), seconds, ends, shuffled)
 
 
 def fixed_plan(utterances: Utterances, options: PlanOptions) -> Plan:
@@ -155,10 +161,10 @@ def fixed_plan(utterances: Utterances, options: PlanOptions) -> Plan:
     """
     rows = np.flatnonzero(utterances.usable).astype(np.int32)
     rows = rows[np.argsort(utterances.seconds[rows], kind="stable")]
-    seconds, ones = utterances.seconds[rows], np.ones(len(rows))
+    seconds, as_it_is = utterances.seconds[rows], (np.ones(len(rows)), np.zeros(len(rows)))
     ends = _fill(np.zeros(len(rows), dtype=np.int32), seconds, utterances.tokens[rows], options)
     shuffled = np.argsort(_hash("fixed", np.arange(len(ends))), kind="stable")
-    return _assembled(utterances, rows, ones, seconds, ends, shuffled)
+    return _assembled(utterances, rows, as_it_is, seconds, ends, shuffled)
 
 
 def _hash(purpose: str, numbers: np.ndarray) -> np.ndarray:
@@ -187,6 +193,20 @@ def _draw_speeds(
         enough = u.needed[rows[mine]] <= encoder_frames(seconds - ROUNDING)
         speeds[mine[enough & options.fits(seconds)]] = speed
     return speeds
+
+
+def _draw_pauses(
+    rows: np.ndarray, seconds: np.ndarray, options: PlanOptions, seed: int, epoch: int
+) -> np.ndarray:
+    """Returns the seconds of pause of each row; 0 where one would make the utterance unfit."""
+    pauses = np.zeros(len(rows))
+    if options.pause_prob == 0:
+        return pauses
+    drawn = _hash(f"pause {seed} {epoch}", rows) / 2.0**64
+    mine = np.flatnonzero(drawn < options.pause_prob)
+    length = LONGEST_PAUSE * drawn[mine] / options.pause_prob
+    pauses[mine] = np.where(options.fits(seconds[mine] + length), length, 0)
+    return pauses
 
 
 def _cells(
@@ -273,12 +293,13 @@ def _fill(
 def _assembled(
     u: Utterances,
     rows: np.ndarray,
-    speeds: np.ndarray,
+    changes: tuple[np.ndarray, np.ndarray],
     seconds: np.ndarray,
     ends: np.ndarray,
     shuffled: np.ndarray,
 ) -> Plan:
-    """Puts batches, which end at ``ends`` of ``rows``, into their order."""
+    """Puts batches, which end at ``ends`` of ``rows``, into their order; ``changes``: speeds and
+    pauses."""
     first = np.append(0, ends)[:-1]
     tokens = u.tokens[rows].astype(np.int64)
     sums = (
@@ -291,7 +312,8 @@ def _assembled(
     new_ends = np.cumsum(sizes)
     take = np.repeat((first - (new_ends - sizes)).astype(np.int32), sizes)
     take += np.arange(len(rows), dtype=np.int32)
-    return Plan(rows[take], speeds[take], new_ends, *(values[shuffled] for values in sums))
+    drawn = (values[take] for values in (rows, *changes))
+    return Plan(*drawn, new_ends, *(values[shuffled] for values in sums))
 
 
 def _reduced(function: np.ufunc, values: np.ndarray, first: np.ndarray) -> np.ndarray:

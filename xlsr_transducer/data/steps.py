@@ -52,6 +52,7 @@ class Planned(NamedTuple):
 
     rows: np.ndarray  # (N,) of the corpus
     speeds: np.ndarray  # (N,)
+    pauses: np.ndarray  # (N,) seconds
     place: Place | None = None  # in the training
 
 
@@ -77,7 +78,7 @@ class Share:
         self.total_duration, self.rank, self.world_size = total_duration, rank, world_size
 
     def __iter__(self) -> Iterator[Planned]:
-        nothing = np.zeros(0, dtype=np.int32), np.zeros(0)
+        nothing = np.zeros(0, dtype=np.int32), np.zeros(0), np.zeros(0)
         begin, world_size = self.skip, self.world_size
         for end in step_ends(self.plan.seconds[self.skip :], self.total_duration, world_size):
             end += self.skip

@@ -26,7 +26,7 @@ from xlsr_transducer.recognition.spans import timed_text
 from xlsr_transducer.search import Hypothesis
 
 LOOK_BEYOND = OVERLAP / SAMPLING_RATE  # seconds: the last frame of a chunk sees that much more
-Word = Sequence  # text, start, end in seconds
+Word = Sequence  # text, start, end in seconds, confidence
 
 
 def algorithmic_latency(chunk: ChunkSettings) -> float:

@@ -31,7 +31,7 @@ from xlsr_transducer.recognition.grid import FrontEnd, Grid
 from xlsr_transducer.search import Hypothesis, SearchOptions
 
 PART_SECONDS = 300.0
-FORMAT = 1  # of the files; another one is another hash
+FORMAT = 2  # of the files; another one is another hash
 UTTERANCES = "utterances"
 
 
@@ -177,7 +177,10 @@ def _utterances(
         out, lens = grid.encode(front, alignment)
         found, failed = align_batch(part.audio, front.batch, out, lens, grid.upper, grid.tokenizer)
         for one in found:
-            words[one.id] = [(w.text, round(w.start, 4), round(w.end, 4)) for w in one.words]
+            words[one.id] = [
+                (w.text, round(w.start, 4), round(w.end, 4), round(w.confidence, 5))
+                for w in one.words
+            ]
         not_aligned.update((unread.id, unread.reason) for unread in failed)
     texts = {i: text for f in fronts for i, text in zip(f.batch.ids, f.batch.texts)}
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,14 +33,17 @@ def ctm(alignments: Sequence[Aligned]) -> str:
     return "".join(lines)
 
 
-def text_grid(aligned: Aligned) -> str:
-    """Praat's TextGrid with a tier of words and one of tokens; silence is an empty interval."""
-    xmax = f"xmax = {aligned.seconds:.6f}"
+def text_grid(tiers: Mapping[str, Sequence[Span]], seconds: float) -> str:
+    """Praat's TextGrid of tiers by name; silence is an empty interval.
+
+    Args:
+      seconds: how long the audio lasts.
+    """
+    xmax = f"xmax = {seconds:.6f}"
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", xmax]
-    lines += ["tiers? <exists>", "size = 2", "item []:"]
-    tiers = ("words", aligned.words), ("tokens", aligned.tokens)
-    for number, (name, spans) in enumerate(tiers, 1):
-        intervals = _without_gaps(spans, aligned.seconds)
+    lines += ["tiers? <exists>", f"size = {len(tiers)}", "item []:"]
+    for number, (name, spans) in enumerate(tiers.items(), 1):
+        intervals = _without_gaps(spans, seconds)
         lines += [f"    item [{number}]:", '        class = "IntervalTier"']
         lines += [f'        name = "{name}"', "        xmin = 0", f"        {xmax}"]
         lines += [f"        intervals: size = {len(intervals)}"]
@@ -51,7 +54,7 @@ def text_grid(aligned: Aligned) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _without_gaps(spans: list[Span], seconds: float) -> list[tuple[str, float, float]]:
+def _without_gaps(spans: Sequence[Span], seconds: float) -> list[tuple[str, float, float]]:
     """Returns the spans, and empty ones between them, from 0 to ``seconds``."""
     intervals, now = [], 0.0
     for span in [*spans, Span("", seconds, seconds, 0.0)]:
@@ -66,7 +69,8 @@ def _without_gaps(spans: list[Span], seconds: float) -> list[tuple[str, float, f
 def write_alignments(folder: Path, name: str, alignments: Sequence[Aligned]) -> None:
     """Writes ``NAME.ctm`` and ``NAME/ID.TextGrid`` into ``folder``."""
     for a in alignments:
-        write_text(folder / name / f"{_escaped(a.id, ' /:')}.TextGrid", text_grid(a))
+        grid = text_grid({"words": a.words, "tokens": a.tokens}, a.seconds)
+        write_text(folder / name / f"{_escaped(a.id, ' /:')}.TextGrid", grid)
     write_text(folder / f"{name}.ctm", ctm(alignments))
 
 

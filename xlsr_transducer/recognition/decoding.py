@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError, complain
 from xlsr_transducer.core.options import Options, flag_of, option
-from xlsr_transducer.data.datamodule import Batch, DataModule, DataOptions
+from xlsr_transducer.data.batches import Batch, Change
+from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel, load_model
@@ -27,7 +28,9 @@ from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.whole import whole_encoder
 from xlsr_transducer.recognition.audio_sets import AudioSet, audio_sets
+from xlsr_transducer.recognition.facts import facts_of
 from xlsr_transducer.recognition.scoring import Score, Transcript, write_results
+from xlsr_transducer.recognition.spans import timed_text
 from xlsr_transducer.search import BiasOptions, Hypothesis, SearchOptions
 
 
@@ -106,12 +109,16 @@ class DecodeOptions(LayerOptions, ChunkOptions):
 
 
 def batches(
-    audio: AudioSet, tokenizer: Tokenizer, max_duration: float, num_workers: int
+    audio: AudioSet,
+    tokenizer: Tokenizer,
+    max_duration: float,
+    num_workers: int,
+    change: Change = None,
 ) -> DataLoader:
-    """Padded batches of waveforms, in a fixed order."""
+    """Padded batches of waveforms, in a fixed order, with a change of what is read."""
     options = DataOptions(max_duration=max_duration, num_workers=num_workers)
     data = DataModule(options, None, tokenizer)
-    return data.fixed_loader(audio.cuts)
+    return data.fixed_loader(audio.cuts, change)
 
 
 def decode_device() -> torch.device:
@@ -218,8 +225,10 @@ class Results:
           name: of the set, in ``folder`` (see ``name_in_results``).
         """
         reasons = {i: unread.reason for i, unread in self.unread.items()}
-        transcripts = self.transcripts(tokenizer)
-        found = write_results(folder, name, suffix, transcripts, self.hypotheses, reasons)
+        facts = {cut.id: facts_of(cut) for cut in self.audio.cuts}
+        words = {i: timed_text(h, tokenizer.tokens).words for i, h in self.hypotheses.items()}
+        given = (self.transcripts(tokenizer), self.hypotheses, reasons, facts, words)
+        found = write_results(folder, name, suffix, *given)
         logging.info(f"{name}: WER {found.wer.percent:.2f} %, {found.num_unread} unread")
         return found
 

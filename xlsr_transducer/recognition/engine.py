@@ -79,6 +79,7 @@ class Segment:
             tokens=self.settled.tokens + self.tail.tokens,
             frames=self.settled.frames + self.tail.frames,
             log_probs=self.settled.log_probs + self.tail.log_probs,
+            num_stable=len(self.settled.tokens) + self.tail.num_stable,
         )
 
 

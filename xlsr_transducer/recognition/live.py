@@ -93,7 +93,7 @@ class LiveModel:
             _bias(search, bias, tokens, tokenizer, source),
             getattr(model, "ctc_output", None),
         )
-        name = live.onnx.stem if live.onnx else Path(checkpoint.source).name
+        name = live.onnx.stem if live.onnx else Path(checkpoint.source).name.removesuffix(".pt")
         return LiveModel(
             name, model.encoder, ready, endpoint.rules(), tokens, tokenizer, bias.context_score
         )
@@ -103,9 +103,13 @@ class LiveModel:
         return StreamingEngine(self.encoder, self.search, self.rules, num_slots)
 
     @property
-    def takes_hotwords(self) -> bool:
-        """Whether a stream may bring hotwords of its own."""
-        return self.tokenizer is not None and getattr(self.search, "bias", None) is not None
+    def why_no_hotwords(self) -> str:
+        """Why a stream may not bring hotwords of its own; "" if it may."""
+        if self.tokenizer is not None and getattr(self.search, "bias", None) is not None:
+            return ""
+        return "hotwords need --decoding-method modified_beam_search" + (
+            " and bpe.model beside the ONNX files" if self.tokenizer is None else ""
+        )
 
     def hotwords(self, phrases: Sequence[str]) -> TokenGraph | None:
         """Returns a stream's hotwords: ``phrase``, or ``phrase :score``; None without a phrase.
@@ -116,11 +120,8 @@ class LiveModel:
         phrases = [phrase for phrase in phrases if phrase.strip()]
         if not phrases:
             return None
-        if not self.takes_hotwords:
-            raise UserError(
-                "hotwords need --decoding-method modified_beam_search"
-                + (" and bpe.model beside the ONNX files" if self.tokenizer is None else "")
-            )
+        if self.why_no_hotwords:
+            raise UserError(self.why_no_hotwords)
         found = [
             phrase_tokens(phrase, self.tokenizer, self.context_score, f"hotword {number}")
             for number, phrase in enumerate(phrases, 1)

@@ -5,8 +5,11 @@ For a test set and a suffix that names the settings, ``write_results`` leaves
     recogs-<set>-<suffix>.txt       id, reference words, recognised words
     errs-<set>-<suffix>.txt         the rate, alignments, confusions, counts per word
     wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances
+    utterances-<set>-<suffix>.jsonl one JSON object per utterance: texts, speaker, seconds, custom
+                                    fields, place of the audio
     tokens-<set>-<suffix>.jsonl     one JSON object per utterance with token ids, their encoder
-                                    frames and log-probs (read by local/compare_decodes.py)
+                                    frames and log-probs (read by local/compare_decodes.py), words
+                                    with start, end and confidence, speaker and custom fields
 
 An utterance that could not be read has no recognised words, so that all of its words count as
 deleted; every file tells how many there are.
@@ -20,12 +23,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import kaldialign
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.tables import text_table
+from xlsr_transducer.recognition.spans import Span
 from xlsr_transducer.search.hypothesis import Hypothesis
 
 NUM_RESAMPLES = 1000
@@ -120,6 +125,8 @@ def write_results(
     transcripts: Iterable[Transcript],
     hypotheses: Mapping[str, Hypothesis] | None = None,
     unread: Mapping[str, str] | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    words: Mapping[str, Sequence[Span]] | None = None,
 ) -> Score:
     """Scores a set and writes its result files into ``res_dir``.
 
@@ -127,12 +134,15 @@ def write_results(
       suffix: names the settings; part of every file name.
       hypotheses: by utterance id, for the tokens file; without them it is not written.
       unread: why an utterance could not be read, by id; its transcript has no hypothesis.
+      facts: what is known of an utterance, by id (see ``facts_of``); ``ref`` and ``hyp`` are its
+        texts, where they differ from the words that are scored.
+      words: recognised words with their times, by id, for the tokens file.
 
     Raises:
       UserError: two utterances have one id, an utterance has no hypothesis, or a file cannot be
         written.
     """
-    unread = unread or {}
+    unread, facts = unread or {}, facts or {}
     transcripts = sorted(transcripts, key=lambda t: t.id)
     counts = Counter(t.id for t in transcripts)
     twice = [i for i, n in counts.items() if n > 1]
@@ -145,9 +155,10 @@ def write_results(
         f"recogs-{name}.txt": _recogs(transcripts),
         f"errs-{name}.txt": _errs(transcripts, result, unread),
         f"wer-summary-{name}.txt": summary,
+        f"utterances-{name}.jsonl": _utterance_lines(set_name, transcripts, unread, facts),
     }
     if hypotheses is not None:
-        lines = _token_lines(set_name, transcripts, hypotheses, unread)
+        lines = _token_lines(set_name, transcripts, hypotheses, unread, facts, words or {})
         files[f"tokens-{name}.jsonl"] = lines
     with replacing(*(Path(res_dir) / file for file in files)) as temporary:
         for path, text in zip(temporary, files.values()):
@@ -171,11 +182,29 @@ def _recogs(transcripts: Iterable[Transcript]) -> str:
     return "".join(lines)
 
 
+def _utterance_lines(
+    set_name: str,
+    transcripts: Iterable[Transcript],
+    unread: Mapping[str, str],
+    facts: Mapping[str, Mapping[str, Any]],
+) -> str:
+    lines = []
+    for t in transcripts:
+        entry = {"set": set_name, "id": t.id, "ref": " ".join(t.ref), "hyp": " ".join(t.hyp)}
+        entry.update(facts.get(t.id, {}))
+        if t.id in unread:
+            entry["unread"] = unread[t.id]
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
 def _token_lines(
     set_name: str,
     transcripts: Iterable[Transcript],
     hypotheses: Mapping[str, Hypothesis],
     unread: Mapping[str, str],
+    facts: Mapping[str, Mapping[str, Any]],
+    words: Mapping[str, Sequence[Span]],
 ) -> str:
     lines = []
     for t in transcripts:
@@ -184,6 +213,13 @@ def _token_lines(
         h = hypotheses.get(t.id, Hypothesis())
         entry = {"set": set_name, "id": t.id, "text": " ".join(t.hyp), "tokens": h.tokens}
         entry.update(frames=h.frames, log_probs=[round(p, 4) for p in h.log_probs])
+        if t.id in words:
+            entry["words"] = [
+                [w.text, round(w.start, 3), round(w.end, 3), round(w.confidence, 4)]
+                for w in words[t.id]
+            ]
+        known = facts.get(t.id, {})
+        entry.update({key: known[key] for key in ("speaker", "custom") if key in known})
         if t.id in unread:
             entry["unread"] = unread[t.id]
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")

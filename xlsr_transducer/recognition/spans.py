@@ -70,11 +70,17 @@ class TimedText:
     log_probs: list[float]  # of each token
     words: list[Span]
     is_final: bool  # it has ended; otherwise it may still change
+    num_stable: int = 0  # of its tokens, those at its beginning that can no longer change
 
     @property
     def start(self) -> float:
         """When its first token came; 0 without a token."""
         return self.timestamps[0] if self.timestamps else 0.0
+
+    @property
+    def stable_text(self) -> str:
+        """The beginning of ``text`` that can no longer change."""
+        return text_of(self.tokens[: self.num_stable])
 
     @property
     def end(self) -> float:
@@ -91,7 +97,7 @@ def timed_text(
       tokens: the model's, by id.
     """
     names = [tokens[i] for i in hypothesis.tokens]
-    starts = [name.startswith(WORD_START) or name == UNK for name in names]
+    starts = [_starts_word(name) for name in names]
     begins = [i for i, start in enumerate(starts) if start or i == 0]
     pieces = [text_of(names[i:j]) for i, j in zip(begins, [*begins[1:], len(names)])]
     spans = token_spans(hypothesis, tokens, ENCODER_FRAME)
@@ -104,4 +110,14 @@ def timed_text(
         log_probs=hypothesis.log_probs,
         words=words,
         is_final=is_final,
+        num_stable=len(names) if is_final else hypothesis.num_stable,
     )
+
+
+def ends_word(before: str, after: str) -> bool:
+    """Returns whether a word ends between two tokens, which one segment or two may have."""
+    return _starts_word(after) or before == UNK or before.endswith(WORD_START)
+
+
+def _starts_word(token: str) -> bool:
+    return token.startswith(WORD_START) or token == UNK

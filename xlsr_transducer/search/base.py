@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlsr_transducer.search.history import NEVER
 from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.options import SearchOptions
 
@@ -68,10 +69,20 @@ class Search(ABC):
 
     def tails(self, state: Any) -> list[Hypothesis]:
         """Returns ``results`` without the tokens that have settled: they cost as much after
-        hours as after seconds. ``state.history.settled`` has the rest."""
+        hours as after seconds. ``state.history.settled`` has the rest. How many are stable is
+        counted."""
         which, score = (x[:, :1] for x in self.rank(state))
         found = state.history.hypotheses(which, score, self.context_size, with_settled=False)
-        return [best[0] for best in found]
+        return [
+            dataclasses.replace(best[0], num_stable=count)
+            for best, count in zip(found, self.num_stable(state).tolist())
+        ]
+
+    def num_stable(self, state: Any) -> Tensor:
+        """Returns (N,) how many of the tokens that have not settled no later frame can change."""
+        which, score = self.rank(state)
+        live = torch.zeros_like(score, dtype=torch.bool).scatter(1, which, score > NEVER)
+        return state.history.num_shared(live)
 
     def results(self, state: Any) -> list[Hypothesis]:
         """Returns the best hypothesis of each stream, at any time: final or so far."""

@@ -104,8 +104,19 @@ class FastBeamSearch(Search):
         )
         history = state.history.extend(*added.after(state.num_frames), self.blank_id)
         _, _, score, _, end_score = fields
-        live = torch.cat([score, end_score.unsqueeze(1)], 1)[:, : self._num_hyps()] > NEVER
-        return FastBeamState(history.settle(live), *fields, state.num_frames + lens)
+        history = history.settle(self._live(score, end_score))
+        return FastBeamState(history, *fields, state.num_frames + lens)
+
+    def _live(self, score: Tensor, end_score: Tensor) -> Tensor:
+        """Returns (N, B) bool, the hypotheses that exist."""
+        score = torch.cat([score, end_score.unsqueeze(1)], 1)
+        return score[:, : self._num_hyps()] > NEVER
+
+    def num_stable(self, state: FastBeamState) -> Tensor:
+        """See ``Search.num_stable``; 'strict' has no tokens at an end that no path reaches."""
+        if self.options.fast_beam_flavour == "strict":
+            return torch.zeros_like(state.num_frames)
+        return state.history.num_shared(self._live(state.score, state.end_score))
 
     def _step(
         self, encoder_side: Tensor, fields: tuple[Tensor, ...], num_ending: int

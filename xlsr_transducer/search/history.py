@@ -116,16 +116,10 @@ class History:
         """
         if self.tokens.shape[2] <= most:
             return self
-        lengths = self.lengths.masked_fill(~live, 0)
-        first = live.to(torch.int64).argmax(1)[:, None, None].expand(-1, 1, self.tokens.shape[2])
-        same = (self.tokens == self.tokens.gather(1, first)) & (
-            self.frames == self.frames.gather(1, first)
-        )
-        column = torch.arange(self.tokens.shape[2], device=live.device)
-        same = (same & (column < lengths.unsqueeze(2))) | ~live.unsqueeze(2)
-        common = same.all(1).to(torch.int64).cumprod(1).sum(1)
+        first, column = self._first(live), torch.arange(self.tokens.shape[2], device=live.device)
+        same_frames = self.frames == self.frames.gather(1, first)
         shortest = self.lengths.masked_fill(~live, len(column)).amin(1)
-        common = torch.minimum(common, shortest - 1).clamp(min=0)
+        common = torch.minimum(self._common(live, same_frames), shortest - 1).clamp(min=0)
 
         best = (row.gather(1, first)[:, 0].tolist() for row in (self.tokens, self.frames))
         probs = self.log_probs.gather(1, first)[:, 0].tolist()
@@ -133,6 +127,7 @@ class History:
             Settled(before, t[:n], f[:n], p[:n]) if n else before
             for before, n, t, f, p in zip(self.settled, common.tolist(), *best, probs)
         )
+        lengths = self.lengths.masked_fill(~live, 0)
         lengths = (lengths - common.unsqueeze(1)).clamp(min=0)
         width = int(lengths.max())
         source = (common[:, None, None] + column[:width]).clamp(max=len(column) - 1)
@@ -145,6 +140,30 @@ class History:
             num_settled=self.num_settled + common,
             settled=settled,
         )
+
+    def num_shared(self, live: Tensor) -> Tensor:
+        """Returns (N,) how many open tokens all live hypotheses begin with, whatever their frames.
+
+        Args:
+          live: (N, B) bool.
+        """
+        return self._common(live, torch.ones_like(self.tokens, dtype=torch.bool))
+
+    def _first(self, live: Tensor) -> Tensor:
+        """Returns (N, 1, W) the place of a live hypothesis of each stream."""
+        width = self.tokens.shape[2]
+        return live.to(torch.int64).argmax(1)[:, None, None].expand(-1, 1, width)
+
+    def _common(self, live: Tensor, same: Tensor) -> Tensor:
+        """Returns (N,) how many open tokens all live hypotheses begin with.
+
+        Args:
+          same: (N, B, W) whether what else counts of a token is the same in all of them.
+        """
+        column = torch.arange(self.tokens.shape[2], device=live.device)
+        same = same & (self.tokens == self.tokens.gather(1, self._first(live)))
+        same = (same & (column < self.lengths.unsqueeze(2))) | ~live.unsqueeze(2)
+        return same.all(1).to(torch.int64).cumprod(1).sum(1)
 
     def extend_single(
         self, tokens: Tensor, frames: Tensor, log_probs: Tensor, blank_id: int

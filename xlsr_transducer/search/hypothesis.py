@@ -23,6 +23,9 @@ class Hypothesis:
     """Log-prob of each token where it came, the basis of its confidence."""
     norm_score: float = 0.0
     """``score`` divided by the number of tokens plus the context size: n-best order."""
+    num_stable: int = field(default=0, compare=False)
+    """How many of its first tokens all live hypotheses of a stream share, so that no later frame
+    can change them; 0 where nobody counted."""
 
     @staticmethod
     def joined(parts: Sequence[Hypothesis]) -> Hypothesis:

@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.requests import HTTPConnection
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.serving.refusals import Refused
 
 # A browser cannot set headers of a websocket: it may send the key as a subprotocol. OpenAI's name.
 KEY_PROTOCOL = "openai-insecure-api-key."
@@ -24,15 +25,17 @@ def read_keys(path: Path | None) -> list[str]:
         return []
     if not path.is_file():
         raise UserError(f"--api-key-file {path}: no such file")
-    keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    keys = [key for key in keys if key and not key.startswith("#")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise UserError(f"--api-key-file {path}: a key has other characters than ASCII's")
     if not keys:
         raise UserError(f"--api-key-file {path}: no key in it; write one a line")
     return keys
 
 
 class Access:
-    """Decides which requests are let in."""
+    """Decides which requests are let in. Nothing here is logged, and no reason names a key."""
 
     def __init__(self, keys: Sequence[str] = (), origins: Sequence[str] = ()):
         """
@@ -42,6 +45,21 @@ class Access:
         """
         self._keys = [key.encode() for key in keys]
         self.origins = tuple(origins)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self._keys)
+
+    def require(self, connection: HTTPConnection) -> None:
+        """Raises Refused if a request or websocket may not come in."""
+        if not self.may_come_from(connection):
+            origin = connection.headers.get("origin", "")[:100]
+            reason = f"pages of {origin} may not use this server (--allow-origin)"
+            raise Refused(403, reason, "origin_not_allowed")
+        if not self.has_key(connection):
+            reason = "no valid API key: send `Authorization: Bearer KEY` or ?api_key=KEY"
+            raise Refused(401, reason, "invalid_api_key", WWW_Authenticate="Bearer")
 
     def has_key(self, connection: HTTPConnection) -> bool:
         """Returns whether a request carries an accepted key.

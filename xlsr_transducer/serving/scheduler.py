@@ -1,11 +1,14 @@
 """Where batches are formed: one thread computes the chunks of all sessions.
 
-A step starts when the thread is free and at least one stream has a chunk; it takes all that have
-one. So batches are small while there is little to do, and grow by themselves under load.
-``max_wait`` lets a step wait for a fuller batch.
+A step (``Scheduler._step``) starts when the thread is free and at least one stream has a chunk;
+``engine.step`` makes a batch of all that have one. So batches are small while there is little to
+do, and grow by themselves under load. ``max_wait`` lets a step wait for a fuller batch.
 
 Any thread may call ``open``, ``feed``, ``finish`` and ``close``: they leave a note, which the
 thread reads before its next step. The engine belongs to that thread alone.
+
+No error ends the thread, since all streams live by it. A note that cannot be carried out ends its
+stream; a step that fails ends the streams whose chunks it took, and no other.
 """
 
 from __future__ import annotations
@@ -48,14 +51,17 @@ class StepReport:
     audio: float  # computed, of all streams
 
 
+FAILED = "internal error: the server could not compute this stream"
+
+
 class Ticket:
     """A stream as the scheduler's callers know it."""
 
     def __init__(self, receiver: Receiver):
         self.receiver = receiver
         self.stream: Stream | None = None  # all of these: the scheduler's thread alone
-        self.ready_since: float | None = None  # when its chunk was complete
-        self.shown: tuple[list[int], list[int]] = ([], [])  # tokens and frames last sent as live
+        self.complete: deque[float] = deque()  # when each chunk that waits was complete
+        self.shown: tuple[list[int], list[int], int] = ([], [], 0)  # what was last sent as live
         self.seconds = 0.0  # of audio computed
 
 
@@ -83,7 +89,7 @@ class Scheduler:
         """
         self.engine = engine
         self._post, self._report, self._max_wait = post, report, max_wait
-        self._notes: deque[tuple[Callable[..., None], tuple]] = deque()
+        self._notes: deque[tuple] = deque()  # (action, ticket, *arguments)
         self._changed = threading.Condition()
         self._stopping = False
         self._tickets: dict[Stream, Ticket] = {}
@@ -120,77 +126,83 @@ class Scheduler:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def _note(self, action: Callable[..., None], *args: object) -> None:
+    def _note(self, action: Callable[..., None], ticket: Ticket, *args: object) -> None:
         with self._changed:
-            self._notes.append((action, args))
+            self._notes.append((action, ticket, *args))
             self._changed.notify()
 
     def _run(self) -> None:
         while not self._stopping:
-            self._read_notes(until=None)
-            self._wait_for_others()
-            if not self._stopping:
-                self._step()
+            try:
+                self._act_on_notes(until=None)
+                self._wait_for_others()
+                if not self._stopping and self.engine.has_work():
+                    self._step()
+            except Exception:
+                logging.exception("the scheduler failed; all streams end")
+                self._fail(list(self._tickets.values()))
 
-    def _read_notes(self, until: float | None) -> None:
-        """Acts on the notes left by others.
+    def _act_on_notes(self, until: float | None) -> None:
+        """Does what others have asked for.
 
         Args:
-          until: wait for one until then; None: if there is nothing to compute, for as long as it
-            takes.
+          until: wait for a note until then; None: if there is nothing to compute, for as long as
+            it takes.
         """
+        if until is not None:
+            seconds = max(until - time.monotonic(), 0.0)
+        else:
+            seconds = 0.0 if self.engine.has_work() else None
         with self._changed:
-            if until is not None:
-                self._changed.wait_for(self._is_called, max(until - time.monotonic(), 0))
-            elif not self.engine.has_work():
-                self._changed.wait_for(self._is_called)
+            self._changed.wait_for(lambda: self._notes or self._stopping, seconds)
             notes, self._notes = self._notes, deque()
-        for action, args in notes:
-            action(*args)
-
-    def _is_called(self) -> bool:
-        return bool(self._notes) or self._stopping
+        for action, ticket, *args in notes:
+            try:
+                action(ticket, *args)
+            except Exception:
+                logging.exception("a stream failed")
+                self._fail([ticket])
 
     def _wait_for_others(self) -> None:
         """Lets the first chunk wait, up to ``max_wait``, while some stream has none."""
-        waiting = [t.ready_since for t in self._tickets.values() if t.ready_since is not None]
+        waiting = [t.complete[0] for t in self._tickets.values() if t.complete]
         if not waiting or not self._max_wait:
             return
         until = min(waiting) + self._max_wait
         while (
             not self._stopping
             and time.monotonic() < until
-            and any(t.ready_since is None for t in self._tickets.values())
+            and not all(t.complete for t in self._tickets.values())
         ):
-            self._read_notes(until)
+            self._act_on_notes(until)
 
     def _step(self) -> None:
+        """Computes a batch: a chunk of every stream that has one."""
         start = time.monotonic()
         try:
             computed, over = self.engine.step()
             self.engine.read(computed)
         except Exception:
             logging.exception("a step failed; its streams end")
-            self._drop_failed()
+            self._fail([t for s, t in self._tickets.items() if t.complete or s.buffer.is_finished])
             return
         end = time.monotonic()
         updates = [
             self._update(stream, is_over=False) for stream in computed if stream not in over
         ]
         updates += [self._update(stream, is_over=True) for stream in over]
-        self._post([update for update in updates if update is not None])
         if computed:
             self._report(self._measured(computed, start, end))
+        self._post(updates)
         for stream in over:
             del self._tickets[stream]
 
     def _measured(self, computed: list[Stream], start: float, end: float) -> StepReport:
         waited, audio = [], 0.0
         for ticket in map(self._tickets.__getitem__, computed):
-            waited.append(end - (ticket.ready_since or start))
+            waited.append(end - ticket.complete.popleft())
             audio += ticket.stream.arrived - ticket.seconds
             ticket.seconds = ticket.stream.arrived
-            ticket.ready_since = end if ticket.stream.buffer.has_chunk() else None
         return StepReport(len(computed), end - start, waited, audio)
 
     def _update(self, stream: Stream, is_over: bool) -> tuple[Receiver, Update]:
@@ -201,19 +213,17 @@ class Scheduler:
         if is_over:
             return ticket.receiver, Update(ended, None, seconds, is_over=True)
         live = stream.live.hypothesis()
-        shown = (live.tokens, live.frames)
+        shown = (live.tokens, live.frames, live.num_stable)
         is_new = bool(ended) or shown != ticket.shown
         ticket.shown = shown
         return ticket.receiver, Update(ended, live if is_new else None, seconds)
 
-    def _drop_failed(self) -> None:
-        """Ends the streams whose chunks a failed step took, with an error."""
-        failed = [t for s, t in self._tickets.items() if s.buffer.is_finished or t.ready_since]
-        for ticket in failed:
+    def _fail(self, tickets: list[Ticket]) -> None:
+        """Ends streams with an error."""
+        for ticket in tickets:
             self._close(ticket)
-        error = "internal error: the server could not compute this stream"
         self._post(
-            [(t.receiver, Update([], None, 0.0, is_over=True, error=error)) for t in failed]
+            [(t.receiver, Update([], None, 0.0, is_over=True, error=FAILED)) for t in tickets]
         )
 
     def _open(self, ticket: Ticket, hotwords: TokenGraph | None) -> None:
@@ -223,17 +233,24 @@ class Scheduler:
     def _feed(self, ticket: Ticket, samples: Tensor) -> None:
         if ticket.stream in self._tickets:
             ticket.stream.accept(samples)
-            self._note_ready(ticket)
+            self._note_complete(ticket)
 
     def _finish(self, ticket: Ticket) -> None:
         if ticket.stream in self._tickets:
             ticket.stream.finish()
-            self._note_ready(ticket)
+            self._note_complete(ticket)
 
-    def _note_ready(self, ticket: Ticket) -> None:
-        if ticket.ready_since is None and ticket.stream.buffer.has_chunk():
-            ticket.ready_since = time.monotonic()
+    def _note_complete(self, ticket: Ticket) -> None:
+        """Notes the time for each chunk that has become complete."""
+        buffer, now = ticket.stream.buffer, time.monotonic()
+        # A stream without a slot has not had its first chunk, which the overlap precedes.
+        samples = buffer.num_waiting - (buffer.overlap if ticket.stream.slot is None else 0)
+        chunks, rest = divmod(max(samples, 0), buffer.chunk_samples)
+        if buffer.is_finished and rest >= buffer.hop:
+            chunks += 1
+        ticket.complete.extend([now] * (chunks - len(ticket.complete)))
 
     def _close(self, ticket: Ticket) -> None:
         if self._tickets.pop(ticket.stream, None) is not None:
-            self.engine.close(ticket.stream)
+            if ticket.stream in self.engine.streams:  # not if it has left the engine at its end
+                self.engine.close(ticket.stream)

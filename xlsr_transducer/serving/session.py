@@ -9,19 +9,29 @@ that goes on only the latest state is kept.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.recognition.spans import TimedText
 from xlsr_transducer.search import Hypothesis
 from xlsr_transducer.serving.scheduler import Receiver, Scheduler, Ticket, Update
 
+T = TypeVar("T")
+
+SHUTTING_DOWN = "the server is shutting down"
 MOST_UNREAD = 64  # ended segments that a caller has not fetched, before its audio waits
+MOST_HOTWORDS = 100  # of a session
+LONGEST_HOTWORD = 100  # characters
 
 
 class SessionRefused(Exception):
@@ -44,7 +54,8 @@ class Session:
     def __init__(self, sessions: Sessions, hotwords: Sequence[str]):
         self._sessions = sessions
         self._model = sessions.model
-        graph = self._model.hotwords(hotwords)
+        self.number = next(sessions.numbers)  # counted from the start of the server
+        graph = self._model.hotwords(bounded(hotwords))
         self._ended: deque[Hypothesis] = deque()
         self._live: Hypothesis | None = None
         self._changed = asyncio.Event()
@@ -55,7 +66,19 @@ class Session:
         self._error = ""
         self.is_finished = False  # no more audio will come
         self.is_over = False  # all of it is computed
+        self._is_cut = asyncio.Event()
+        self.cut_reason = ""  # why the server ended the audio, if it did
         self._ticket: Ticket = sessions.scheduler.open(self._receive, graph)
+
+    def take_hotwords(self, hotwords: Sequence[str]) -> None:
+        """Takes hotwords instead of those at the opening; before the first audio.
+
+        Raises:
+          UserError: they cannot be used, or are too many.
+        """
+        graph = self._model.hotwords(bounded(hotwords))
+        self._sessions.scheduler.close(self._ticket)
+        self._ticket = self._sessions.scheduler.open(self._receive, graph)
 
     async def send(self, samples: np.ndarray) -> None:
         """Takes the next (n,) float32 samples at 16 kHz; waits while too many are not computed.
@@ -77,6 +100,30 @@ class Session:
         if not self.is_finished:
             self.is_finished = True
             self._sessions.scheduler.finish(self._ticket)
+
+    def cut(self, reason: str) -> None:
+        """Ends the audio for the caller, who may have more; its text so far is its result."""
+        if not self.is_finished:
+            self.cut_reason = reason
+            self._is_cut.set()
+            self.finish()
+
+    async def unless_cut(self, work: Awaitable[T]) -> T:
+        """Returns what ``work`` gives, which brings the audio.
+
+        Raises:
+          SessionRefused: the server has ended the audio before.
+        """
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self._is_cut.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                raise SessionRefused(self.cut_reason)
+            return tasks[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def results(self) -> AsyncIterator[TimedText]:
         """Yields segments: the live one when it has changed, and each once it is final.
@@ -102,10 +149,28 @@ class Session:
                 live, self._live = self._live, None
                 yield self._model.timed(live, self._segment, is_final=False)
 
-    def close(self) -> None:
-        """Ends the session, at its end or before."""
+    def close(self, how: str = "", reason: str = "") -> None:
+        """Ends the session, at its end or before.
+
+        Args:
+          how: a word for metrics and the log; by default what the session knows itself.
+          reason: that was given to the caller.
+        """
+        self._has_room.set()
         self._sessions.scheduler.close(self._ticket)
-        self._sessions.forget(self)
+        self._sessions.forget(self, how or self._how(), reason or self._error)
+
+    def _how(self) -> str:
+        if self._error:
+            return "failed"
+        if self.cut_reason:
+            return "cut"
+        return "finished" if self.is_exhausted else "left"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio that have come."""
+        return self._fed
 
     @property
     def backlog(self) -> float:
@@ -161,6 +226,8 @@ class Sessions:
         self.max_sessions = max_sessions
         self.max_backlog = max_backlog
         self.is_draining = False
+        self.numbers = itertools.count(1)
+        self.on_end: Callable[[str], None] = lambda how: None  # told how each session ended
         self._sessions: set[Session] = set()
 
     def open(self, hotwords: Sequence[str] = ()) -> Session:
@@ -168,7 +235,7 @@ class Sessions:
 
         Raises:
           SessionRefused: the server is full, or is shutting down.
-          UserError: the hotwords cannot be used.
+          UserError: the hotwords cannot be used, or are too many.
         """
         self.require_room()
         session = Session(self, hotwords)
@@ -178,13 +245,18 @@ class Sessions:
     def require_room(self) -> None:
         """Raises SessionRefused if ``open`` would."""
         if self.is_draining:
-            raise SessionRefused("the server is shutting down")
+            raise SessionRefused(SHUTTING_DOWN)
         if len(self._sessions) >= self.max_sessions:
             raise SessionRefused(f"the server is full: {self.max_sessions} sessions are open")
 
-    def forget(self, session: Session) -> None:
-        """Takes a session that has ended off the list."""
-        self._sessions.discard(session)
+    def forget(self, session: Session, how: str, reason: str) -> None:
+        """Takes a session that has ended off the list, and logs its end."""
+        if session not in self._sessions:
+            return
+        self._sessions.remove(session)
+        self.on_end(how)
+        words = f"session {session.number}: {session.seconds:.1f} s of audio, {how}"
+        logging.info(f"{words}: {printable(reason)}" if reason else words)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -198,13 +270,33 @@ class Sessions:
         return sum(session.backlog for session in self._sessions)
 
 
+def bounded(hotwords: Sequence[str]) -> Sequence[str]:
+    """Returns the hotwords of a caller.
+
+    Raises:
+      UserError: they are more, or longer, than a caller may bring.
+    """
+    if len(hotwords) > MOST_HOTWORDS:
+        raise UserError(f"{len(hotwords)} hotwords: a session may have {MOST_HOTWORDS}")
+    if any(len(phrase) > LONGEST_HOTWORD for phrase in hotwords):
+        raise UserError(f"a hotword is longer than {LONGEST_HOTWORD} characters")
+    return hotwords
+
+
+def printable(text: str) -> str:
+    """Returns a text of a caller as one harmless line of a log."""
+    return "".join(c if c.isprintable() else "?" for c in text[:300])
+
+
 async def both(receiving: Awaitable[None], sending: Awaitable[None]) -> None:
-    """Runs the two directions of a connection; the first error ends both, and is raised."""
+    """Runs the two directions of a connection until all is sent; an error of one ends both, and
+    is raised."""
     tasks = [asyncio.ensure_future(receiving), asyncio.ensure_future(sending)]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[1] not in done:  # the audio has ended, and may have ended badly
+            tasks[0].result()
+        await tasks[1]
     finally:
         for task in tasks:
             task.cancel()
@@ -221,7 +313,7 @@ def post_to(
             receiver(update)
 
     def post(updates: list[tuple[Receiver, Update]]) -> None:
-        if updates and not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
             loop.call_soon_threadsafe(deliver, updates)
 
     return post

@@ -8,14 +8,14 @@ has ended. After the last message the server closes with 1000.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.recognition.spans import TimedText
+from xlsr_transducer.serving.connection import receive, until_left
 from xlsr_transducer.serving.session import Session, both
 from xlsr_transducer.serving.wire import BadAudio, WireAudio
 
@@ -50,21 +50,19 @@ def message_of(segment: TimedText, is_last: bool = False) -> dict[str, Any]:
     }
 
 
-async def serve_stream(websocket: WebSocket, session: Session, idle_timeout: float) -> None:
+async def serve_stream(websocket: WebSocket, session: Session) -> None:
     """Serves an accepted connection to its end.
 
     Raises:
       BadAudio, TimeoutError, SessionFailed, WebSocketDisconnect: why it ended early.
     """
-    await both(_receive(websocket, session, idle_timeout), _send(websocket, session))
+    await both(_receive(websocket, session), _send(websocket, session))
 
 
-async def _receive(websocket: WebSocket, session: Session, idle_timeout: float) -> None:
+async def _receive(websocket: WebSocket, session: Session) -> None:
     audio = WireAudio("float32", _rate(websocket))
     while not session.is_finished:
-        message = await asyncio.wait_for(websocket.receive(), idle_timeout)
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005))
+        message = await receive(websocket)
         if message.get("bytes") is not None:
             await session.send(audio.decode(message["bytes"]))
         elif message.get("text") == DONE:
@@ -72,6 +70,7 @@ async def _receive(websocket: WebSocket, session: Session, idle_timeout: float) 
             session.finish()
         else:
             raise BadAudio('a text message must be "Done"; audio is sent in binary messages')
+    await until_left(websocket)
 
 
 def _rate(websocket: WebSocket) -> int:

@@ -62,7 +62,9 @@ class Progress:
         if not self.parts or before != options:
             if self.parts:
                 changed = [
-                    f"{k} {before[k]} and {v}" for k, v in options.items() if v != before[k]
+                    f"{k} {before.get(k)} and {v}"  # older checkpoints lack newer options
+                    for k, v in options.items()
+                    if v != before.get(k)
                 ]
                 logging.info(
                     f"other batch options than for the first {self.batches} batches of epoch "

@@ -1,0 +1,97 @@
+"""What OpenAI's two protocols share: the shapes of errors and words, and text that only grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.data.tokenizer import WORD_START
+from xlsr_transducer.recognition.live import LiveModel
+from xlsr_transducer.recognition.spans import TimedText, ends_word
+from xlsr_transducer.serving.refusals import Refused
+from xlsr_transducer.serving.session import bounded
+
+
+class BadRequest(Refused):
+    """A request or an event that is wrong; ``param`` says what of it."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value"):
+        super().__init__(400, message, code)
+        self.param = param
+
+
+def require_keywords(model: LiveModel, keywords: Sequence[str], param: str) -> None:
+    """Raises BadRequest if ``keywords`` cannot be the hotwords of a session."""
+    if not all(map(is_unicode, keywords)):
+        raise BadRequest("a keyword has half a character", param)
+    try:
+        model.hotwords(bounded(keywords))
+    except UserError as e:
+        raise BadRequest(str(e), param) from e
+
+
+def is_unicode(text: str) -> bool:
+    """Returns whether ``text`` has an encoding: JSON can spell halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class GrowingText:
+    """The text of segments one after the other. What it has given is never taken back."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._of_segment = 0  # characters given of the segment that has not ended
+        self._last = ""  # token of those that have
+
+    def add(self, segment: TimedText) -> str:
+        """Takes in the present state of the segment that has not ended, or its end.
+
+        Returns:
+          what it adds to the text.
+        """
+        stable = segment.text if segment.is_final else segment.stable_text
+        before = self.text[: len(self.text) - self._of_segment]
+        if stable and before and ends_word(self._last, segment.tokens[0]):
+            stable = " " + stable
+        new = stable[self._of_segment :]
+        self.text += new
+        self._of_segment = len(stable)
+        if segment.is_final and segment.tokens:
+            self._of_segment, self._last = 0, segment.tokens[-1]
+        return new
+
+
+def words_of(segments: Sequence[TimedText], offset: float = 0.0) -> list[dict[str, Any]]:
+    """Returns words with their times in seconds, ``offset`` later than in ``segments``."""
+    return [
+        {
+            "word": word.text,
+            "start": round(offset + word.start, 3),
+            "end": round(offset + word.end, 3),
+            "confidence": round(word.confidence, 4),
+        }
+        for segment in segments
+        for word in segment.words
+    ]
+
+
+def log_probs_of(segments: Sequence[TimedText], offset: float = 0.0) -> list[dict[str, Any]]:
+    """Returns tokens with their log-probs. ``timestamp`` is an addition to OpenAI's shape."""
+    found = []
+    for segment in segments:
+        for token, log_prob, at in zip(segment.tokens, segment.log_probs, segment.timestamps):
+            text = token.replace(WORD_START, " ")
+            found.append(
+                {
+                    "token": text,
+                    "bytes": list(text.encode()),
+                    "logprob": log_prob,
+                    "timestamp": round(offset + at, 3),
+                }
+            )
+    return found

@@ -25,6 +25,7 @@ from xlsr_transducer.evaluation.grid_section import (
     latency_section,
     summary_section,
 )
+from xlsr_transducer.evaluation.normalizing import Normalizer
 from xlsr_transducer.evaluation.options import EvaluateOptions
 from xlsr_transducer.evaluation.report import write_report
 from xlsr_transducer.evaluation.rows import rows_of
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.exp_dir = folders[0]
     options, scoring, checkpoint, search = (from_args(cls, args) for cls in OPTIONS)
     search.require_streaming()
+    normalizer = Normalizer.parse(scoring.score_normalize)
     if checkpoint.checkpoint and len(folders) > 1:
         raise UserError("--checkpoint names one model: give one --exp-dir")
     split = args.split or ",".join(load_splits(args.data_dir)["test"]) if not args.manifest else ""
@@ -75,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiments.append(evaluate(one, options, search, sets, args.cpu_layers))
         experiments[-1].write_results()
     experiments = told_apart(experiments)
-    grids = [rows_of(experiment) for experiment in experiments]
+    grids = [rows_of(experiment, normalizer) for experiment in experiments]
     sections = [
         summary_section(experiments, grids, options.latency_budgets()),
-        grid_section(experiments, grids),
+        grid_section(experiments, grids, normalizer.description),
         latency_section(experiments, grids),
     ]
     if options.attention:

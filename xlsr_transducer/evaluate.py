@@ -19,12 +19,13 @@ from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.evaluation.attention_section import attention_section
 from xlsr_transducer.evaluation.decodes import ScoringOptions, decode_sections
-from xlsr_transducer.evaluation.experiment import REPORT, evaluate
+from xlsr_transducer.evaluation.experiment import REPORT, evaluate, told_apart
 from xlsr_transducer.evaluation.grid_section import (
     grid_section,
     latency_section,
     summary_section,
 )
+from xlsr_transducer.evaluation.normalizing import Normalizer
 from xlsr_transducer.evaluation.options import EvaluateOptions
 from xlsr_transducer.evaluation.report import write_report
 from xlsr_transducer.evaluation.rows import rows_of
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.exp_dir = folders[0]
     options, scoring, checkpoint, search = (from_args(cls, args) for cls in OPTIONS)
     search.require_streaming()
+    normalizer = Normalizer.parse(scoring.score_normalize)
     if checkpoint.checkpoint and len(folders) > 1:
         raise UserError("--checkpoint names one model: give one --exp-dir")
     split = args.split or ",".join(load_splits(args.data_dir)["test"]) if not args.manifest else ""
@@ -74,10 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         one = dataclasses.replace(checkpoint, exp_dir=folder)
         experiments.append(evaluate(one, options, search, sets, args.cpu_layers))
         experiments[-1].write_results()
-    grids = [rows_of(experiment) for experiment in experiments]
+    experiments = told_apart(experiments)
+    grids = [rows_of(experiment, normalizer) for experiment in experiments]
     sections = [
         summary_section(experiments, grids, options.latency_budgets()),
-        grid_section(experiments, grids),
+        grid_section(experiments, grids, normalizer.description),
         latency_section(experiments, grids),
     ]
     if options.attention:
@@ -90,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.info(f"report: {path}")
     if any(row.num_differing for rows in grids for row in rows):
         return complain("streaming differs from simulation, see the report")
+    if any(one.unread for one in experiments[0].sets):
+        return complain("utterances could not be read, see the report; their words are deletions")
     return 0
 
 

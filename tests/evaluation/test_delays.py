@@ -49,6 +49,18 @@ def test_only_words_that_were_recognised_correctly_count() -> None:
     assert len(word_delays(found, TOKENS, [], CHUNK, 3.0)) == 0
 
 
+def test_words_that_are_too_many_or_wrong_move_no_other_words_reference() -> None:
+    reference = [("hommik", 0.0, 0.3), ("ja", 0.5, 0.6), ("ja", 0.8, 0.9)]
+    # tere is inserted, hommik and the second ja are right, tere stands for the first ja
+    found = Hypothesis([3, 4, 5, 3, 6], [1, 4, 6, 12, 22], log_probs=[-0.1] * 5)
+    delays = word_delays(found, TOKENS, reference, CHUNK, 3.0)
+    assert delays.tolist() == pytest.approx([0.325 - 0.3, 0.965 - 0.9])
+    # ja is deleted
+    found = Hypothesis([4, 5], [4, 6], log_probs=[-0.1] * 2)
+    reference = [("ja", 0.0, 0.1), ("hommik", 0.1, 0.3)]
+    assert word_delays(found, TOKENS, reference, CHUNK, 3.0) == pytest.approx([0.325 - 0.3])
+
+
 def test_without_words_there_are_no_quantiles() -> None:
     nothing = word_delays(Hypothesis(), TOKENS, [], CHUNK, 1.0)
     assert set(quantiles(nothing).values()) == {None}

@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_exp(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(folder)
     return folder
 
@@ -207,7 +207,7 @@ def test_flawed_data_is_told_in_the_report(tmp_path: Path) -> None:
     data, exp = tmp_path / "data", make_exp(tmp_path / "exp")
     write_set(data, "bad", ["", "to la", "ka", "mo ti"], [1.0, 1.2, 0.01, 1.1])
     (data / "wav" / "bad-3.wav").write_bytes(b"no audio")
-    assert run(exp, data) == 0
+    assert run(exp, data) == 2
     notes = json.loads((exp / "report" / "report.json").read_text())["sections"]
     assert any("1 of 4 utterances cannot be read" in note and "bad-3" in note
                for note in notes["summary"]["notes"])  # fmt: skip
@@ -263,6 +263,19 @@ def test_a_model_trained_in_full_context_is_evaluated_in_it_alone(
     assert [row["chunk_size"] for row in found] == ["-1"]
     assert found[0]["wer"] == rows(exp)[0]["wer"]
     assert "not trained for streaming" in (tmp_path / "full/report/index.html").read_text()
+
+
+def test_two_experiments_stand_side_by_side(exp: Path, data: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        folder = make_exp(tmp_path / name / "same")
+        (folder / "pretrained.pt").rename(folder / "best-valid-wer.pt")
+    given = [f"--exp-dir={tmp_path / name / 'same'}" for name in "ab"]
+    given += [f"--data-dir={data}", "--grid=16/2/4", "--attention=0", "--cpu-layers=pytorch"]
+    assert evaluate.main(given) == 0
+    names = [row["experiment"] for row in rows(tmp_path / "a" / "same")]
+    assert names == [str(tmp_path / name / "same") for name in "aabb"]
+    page = (tmp_path / "a" / "same" / "report" / "index.html").read_text()
+    assert all(f"Settings of {name}" in page for name in names)
 
 
 def test_the_weights_of_the_grid_are_those_of_the_model(exp: Path) -> None:

@@ -49,7 +49,7 @@ def sections() -> list[Section]:
     shown = Utterance(EVIL, words, "two errors", b"RIFF....")
     one.utterances = [Utterances("worst", [shown])]
     one.data = {"rate": float("nan"), "list": [1.5, float("inf")], "text": "ä"}
-    return [one, Section("second", "Second")]
+    return [one, Section("second-a", "Second: a"), Section("second-b", "Second: b")]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,12 @@ def test_numbers_stand_to_the_right_and_what_is_no_number_is_a_dash(folder: Path
     assert '<td class="number">1/2/3</td>' in page
     assert '<td class="text">a</td>' in page
     assert "<summary>1 more</summary>" in page
+
+
+def test_sections_of_several_sets_share_a_heading_among_the_links(folder: Path) -> None:
+    page = (folder / "index.html").read_text()
+    links = '<span>Second: <a href="#second-a">a</a> <a href="#second-b">b</a></span>'
+    assert links in page and '<a href="#first">First</a>' in page
 
 
 def test_errors_are_told_by_more_than_colour(folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 
-from xlsr_transducer.evaluation.rows import Row, best_within, pareto
+from xlsr_transducer.evaluation.rows import Row, best_within, pareto, transcripts
 from xlsr_transducer.evaluation.steps import StepCost
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.recognition.scoring import ErrorRate, Score
+from xlsr_transducer.recognition.scoring import ErrorRate, Score, Transcript
 
 
 def row(size: int, left: int, wer: float, seconds: float = 0.01) -> Row:
@@ -45,3 +46,13 @@ def test_the_best_within_a_latency_is_the_fastest_and_cheapest_of_the_least_wer(
     assert best_within(rows, 0.4) is rows[0]
     assert best_within(rows, 2.0) is rows[2]
     assert best_within(rows, float("inf")) is rows[4]
+
+
+def test_both_sides_are_normalised_before_they_are_scored() -> None:
+    found = [Transcript("a", ["Tere", "ja"], ["tere,", "JA"]), Transcript("b", ["-"], [])]
+    results = SimpleNamespace(transcripts=lambda tokenizer: found)
+    experiment = SimpleNamespace(loaded=SimpleNamespace(tokenizer=None))
+    normalized = transcripts(
+        results, experiment, lambda text: text.lower().strip("-").replace(",", "")
+    )
+    assert normalized == [Transcript("a", ["tere", "ja"], ["tere", "ja"]), Transcript("b", [], [])]

@@ -27,8 +27,9 @@ mov mp3 mpeg mpegts ogg tta voc w64 wav webm wv""".split()
 _PIPED = 1 << 15  # bytes read at once
 _MAY_BE_MISSING = 0.5  # seconds; an mp4 file's header may promise so much too much
 
-# Full scale of integers, by type; samples become floats in [-1, 1].
-_FULL_SCALE = {"uint8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31, "int64": 2.0**63}
+# numpy's types of ffmpeg's samples, and their full scale.
+_SAMPLES = {"u8": ("u1", 2.0**7), "s16": ("i2", 2.0**15), "s32": ("i4", 2.0**31)}
+_SAMPLES |= {"s64": ("i8", 2.0**63), "flt": ("f4", 1.0), "dbl": ("f8", 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +135,20 @@ def _by_pyav(file: BinaryIO, stack: contextlib.ExitStack) -> Media:
     whitelist = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "none"}
     try:
         container = stack.enter_context(
-            av.open(_Input(file), "r", container_options=whitelist, io_open=_refuse)
+            av.open(
+                _Input(file),
+                container_options=whitelist,
+                io_open=_refuse,
+                metadata_errors="replace",  # titles are often no UTF-8, and nobody's concern
+            )
         )
     except (av.FFmpegError, OSError) as e:
         raise _problem(e, file) from e
     if not container.streams.audio:
         raise AudioProblem("holds no audio")
     stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise AudioProblem("unreadable audio: coded in a way that PyAV does not know")
     seconds = container.duration and container.duration / av.time_base
     # The header of these files tells exactly; of others it is often an estimate.
     promised = 0.0
@@ -193,10 +201,10 @@ def _decoded(
 
 
 def _channel_0(frame: Any) -> np.ndarray:
-    samples = frame.to_ndarray()  # (channels, n), or (1, n * channels)
-    wave = samples[0] if frame.format.is_planar else samples[0, :: frame.layout.nb_channels]
-    scale = _FULL_SCALE.get(wave.dtype.name)
-    if scale is None:
-        return wave.astype(np.float32)
-    middle = 128 if wave.dtype.name == "uint8" else 0
+    """Returns (n,) float32. PyAV's own ``to_ndarray`` reads beyond the eighth channel's memory."""
+    name, count = frame.format.name, frame.samples
+    stride = 1 if frame.format.is_planar else frame.layout.nb_channels
+    kind, scale = _SAMPLES[name.removesuffix("p")]
+    wave = np.frombuffer(frame.planes[0], dtype=kind, count=count * stride)[::stride]
+    middle = 128 if kind == "u1" else 0
     return ((wave.astype(np.float64) - middle) / scale).astype(np.float32)

@@ -46,7 +46,13 @@ class BaselineOptions(Options):
         "transcribe", "what a Whisper model does", choices=("transcribe", "translate")
     )
     num_beams: int = option(1, "beam size of models with a decoder", at_least=1, at_most=100)
-    batch_size: int = option(8, "utterances at once", at_least=1, at_most=4096)
+    batch_size: int = option(
+        8,
+        "utterances at once of a Whisper model, which pads all to 30 s; others take one by one, "
+        "as the pipeline would transcribe their padding",
+        at_least=1,
+        at_most=4096,
+    )
 
     def suffix(self) -> str:
         """The part of result file names that carries the settings."""
@@ -118,7 +124,7 @@ class Baseline:
                 )
         if self.pipe.type.startswith("seq2seq"):
             more["generate_kwargs"] = generate
-        found = self.pipe(items, batch_size=len(items), **more)
+        found = self.pipe(items, batch_size=len(items) if self.is_whisper else 1, **more)
         return [" ".join(one["text"].split()) for one in found]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xlsr_transducer.evaluation.drawing import FAINT, drawing, styled
 from xlsr_transducer.evaluation.records import Record, slug
 from xlsr_transducer.evaluation.section import Column, Figure, Section, Table
 from xlsr_transducer.recognition.scoring import GAP
@@ -102,22 +103,18 @@ def calibration_section(records: Sequence[Record], label: str = "") -> Section:
     return section
 
 
+@styled
 def _diagram(found: Calibration, name: str) -> Figure:
-    from matplotlib.figure import Figure as Drawing
-
-    drawing = Drawing(figsize=(5, 4.2), layout="tight")
-    curve, counts = drawing.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    figure, [[curve], [counts]] = drawing(5, 4.2, 2, 1, sharex=True, height_ratios=(3, 1))
     has_words = found.counts > 0
-    curve.plot([0, 1], [0, 1], ":", color="gray", label="calibrated")
+    curve.plot([0, 1], [0, 1], ":", color=FAINT, label="calibrated")
     curve.plot(found.confidence[has_words], found.accuracy[has_words], "o-", ms=4, label="model")
     curve.set(ylabel="share of words right", xlim=(0, 1), ylim=(0, 1.02))
     curve.legend()
     centres = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
     counts.bar(centres, found.counts, width=0.9 / NUM_BINS, color="C0", alpha=0.6)
     counts.set(xlabel="confidence of the word", ylabel="words", yscale="symlog")
-    for axis in (curve, counts):
-        axis.grid(alpha=0.3)
     alt = f"Reliability diagram, expected calibration error {found.expected_error:.3f}"
     return Figure(
-        name, drawing, "Reliability diagram: how often words of a confidence are right.", alt
+        name, figure, "Reliability diagram: how often words of a confidence are right.", alt
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.evaluation.drawing import drawing, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,12 +39,11 @@ def read_history(exp_dir: Path) -> list[dict]:
     return records
 
 
+@styled
 def draw_curves(histories: Mapping[str, Sequence[dict]]) -> Figure:
     """A line per training in each panel; the scales are logarithmic, as losses fall far."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4), layout="tight")
-    for axis, (place, label, scale) in zip(figure.subplots(1, len(PANELS)), PANELS):
+    figure, [panels] = drawing(11, 3.4, 1, len(PANELS))
+    for axis, (place, label, scale) in zip(panels, PANELS):
         for name, records in histories.items():
             values = []
             for record in records:
@@ -54,7 +54,6 @@ def draw_curves(histories: Mapping[str, Sequence[dict]]) -> Figure:
             axis.plot([r["epoch"] for r in records], values, "o-", ms=3, label=name)
         axis.set(xlabel="epoch", ylabel=label)
         axis.set_yscale(**scale)
-        axis.grid(alpha=0.3)
         if histories:
             axis.legend()
     return figure

@@ -32,6 +32,7 @@ STYLE = {
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": INK,

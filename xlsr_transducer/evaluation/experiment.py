@@ -155,6 +155,15 @@ def evaluate(
     return experiment
 
 
+def told_apart(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Returns the experiments with names of their own: of one name, the folders instead."""
+    names = [experiment.name for experiment in experiments]
+    return [
+        e if names.count(e.name) == 1 else dataclasses.replace(e, name=str(e.folder))
+        for e in experiments
+    ]
+
+
 def _unread_note(one: EvaluatedSet) -> str:
     first = next(iter(one.unread.values()))
     return (

@@ -150,6 +150,8 @@ def _budgets(
     table = []
     for budget in (*budgets, math.inf):
         for experiment, rows in zip(experiments, grids):
+            if math.isfinite(budget) and experiment.own.is_full_context:
+                continue  # nothing of it is there before the end of an utterance
             best = best_within(rows, budget)
             name = "no bound" if math.isinf(budget) else f"{1000 * budget:.0f} ms"
             named = [name] + [experiment.name] * (len(grids) > 1)
@@ -218,8 +220,14 @@ def _about(experiment: Experiment) -> dict[str, object]:
     }  # fmt: skip
 
 
-def grid_section(experiments: Sequence[Experiment], grids: Sequence[Sequence[Row]]) -> Section:
-    """Returns error rates of all settings, with pictures."""
+def grid_section(
+    experiments: Sequence[Experiment], grids: Sequence[Sequence[Row]], normalized: str
+) -> Section:
+    """Returns error rates of all settings, with pictures.
+
+    Args:
+      normalized: how texts were normalised before they were scored, in words.
+    """
     section = Section("grid", "Chunk size, left context, sinks")
     front = [row for row in pareto(grids[0]) if math.isfinite(row.latency)]
     if front and front[0].total.wer.num_ref:
@@ -231,7 +239,7 @@ def grid_section(experiments: Sequence[Experiment], grids: Sequence[Sequence[Row
         )
     section.paragraphs.append(
         "Whole utterances are recognised, each frame seeing what it would see in a stream. "
-        "An interval is the WER with 1.96 standard "
+        f"Normalisation before scoring: {normalized}. An interval is the WER with 1.96 standard "
         "deviations to both sides, over sets of utterances drawn with replacement."
     )
     has_words = grids[0][0].total.wer.num_ref > 0
@@ -293,8 +301,8 @@ def latency_section(experiments: Sequence[Experiment], grids: Sequence[Sequence[
         "same model with the whole utterance in view, to the arrival of the chunk that holds its "
         "last token; words that were recognised correctly count. Computing takes no time here.",
         "A step is one chunk of one stream, from samples to tokens, on "
-        f"{decode_device()}; it keeps up where its share is below 100 %. The state is what a "
-        "stream keeps between two steps.",
+        f"{decode_device()}: the median of some, with whatever else the machine did. It keeps up "
+        "where its share is below 100 %. The state is what a stream keeps between two steps.",
     ]
     curves = delay_curves(grids[0])
     if curves is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.evaluation.drawing import drawing, styled
 from xlsr_transducer.evaluation.records import Record, slug, word_errors
 from xlsr_transducer.evaluation.section import Column, Figure, Section, Table
 from xlsr_transducer.recognition.audio_sets import AudioSet
@@ -185,12 +186,10 @@ def _finite(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
+@styled
 def _picture(name: str, what: str, groups: Sequence[Group]) -> Figure:
     """Points with their intervals, a line for each group."""
-    from matplotlib.figure import Figure as Drawing
-
-    drawing = Drawing(figsize=(6, 0.9 + 0.28 * len(groups)), layout="tight")
-    axis = drawing.subplots()
+    figure, [[axis]] = drawing(5, 0.9 + 0.28 * len(groups))
     for row, group in enumerate(groups):
         rate = group.rate
         if math.isfinite(rate.percent):
@@ -199,10 +198,10 @@ def _picture(name: str, what: str, groups: Sequence[Group]) -> Figure:
             axis.plot([rate.low, rate.high], [row, row], color="C0", lw=1.5)
     axis.set_yticks(range(len(groups)), [g.name for g in groups])
     axis.set(xlabel="WER (%)", ylim=(len(groups) - 0.5, -0.5), xlim=(0, None))
-    axis.grid(axis="x", alpha=0.3)
+    axis.grid(axis="y", visible=False)
     shown = ", ".join(f"{g.name}: {g.rate.percent:.1f} %" for g in groups[:8])
     caption, alt = f"WER by {what}, with 95 % intervals.", f"WER by {what}: {shown}"
-    return Figure(f"{name}-{slug(what) or 'field'}", drawing, caption, alt)
+    return Figure(f"{name}-{slug(what) or 'field'}", figure, caption, alt)
 
 
 def _most_above(section: Section) -> str:

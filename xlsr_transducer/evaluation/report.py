@@ -94,9 +94,20 @@ def _page(
         pictures={name: Markup(text) for name, text in pictures.items()},
         style=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
         made=f"{made['date']}, torch {made['torch']}, {made['machine']}",
+        links=_links(sections),
         kinds=_kinds,
         base64=lambda content: base64.b64encode(content).decode(),
     )
+
+
+def _links(sections: Sequence[Section]) -> dict[str, list[tuple[str, str]]]:
+    """Returns the links of the page's head: of titles such as ``Errors: dev``, the anchor and what
+    follows the colon, under what precedes it; of other titles one without a text."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for section in sections:
+        heading, _, rest = section.title.partition(": ")
+        found.setdefault(heading, []).append((section.name, rest))
+    return found
 
 
 def _kinds(table: Table) -> list[str]:

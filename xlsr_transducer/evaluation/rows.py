@@ -20,18 +20,11 @@ ALL = "all sets"  # in place of a set's name: all of them as one
 Normalize = Callable[[str], str]
 
 
-def as_it_is(text: str) -> str:
-    """Returns the text."""
-    return text
-
-
 def transcripts(
-    results: Results, experiment: Experiment, normalize: Normalize = as_it_is
+    results: Results, experiment: Experiment, normalize: Normalize
 ) -> list[Transcript]:
     """Returns references and recognised words as they are scored."""
     found = results.transcripts(experiment.loaded.tokenizer)
-    if normalize is as_it_is:
-        return found
     words = [[normalize(" ".join(side)).split() for side in (t.ref, t.hyp)] for t in found]
     return [Transcript(t.id, *sides) for t, sides in zip(found, words)]
 
@@ -98,8 +91,12 @@ def setting_name(chunk: ChunkSettings) -> str:
     return f"{chunk.chunk_size * 20} ms, left {left}, sinks {chunk.attention_sink_size}"
 
 
-def rows_of(experiment: Experiment, normalize: Normalize = as_it_is) -> list[Row]:
-    """Returns a row for each setting."""
+def rows_of(experiment: Experiment, normalize: Normalize) -> list[Row]:
+    """Returns a row for each setting.
+
+    Args:
+      normalize: makes of a text the one that is scored.
+    """
     return [_row(experiment, chunk, normalize) for chunk in experiment.settings]
 
 

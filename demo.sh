@@ -97,5 +97,5 @@ if (($#)); then
 fi
 echo
 echo "To see it live, run ./demo.sh --serve, open the address that it prints in a browser, and give the"
-echo "page a file such as $data/demo/test_unseen_0000.wav, or speak. The toy network has heard nothing but"
-echo "the sentences of the corpus, from synthetic voices."
+echo "page a file such as $data/demo/test_unseen_0000.wav, or speak. The toy network knows the kind of"
+echo "sentences that the corpus has, and synthetic voices alone."

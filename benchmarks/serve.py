@@ -276,7 +276,7 @@ def run_engine(args: argparse.Namespace) -> None:
     print(heading(("streams", *waits, "batch, mean", "tokens/s", "holds")), flush=True)
     for number in args.callers or [1]:
         steps = RealTime(network, number, audio, args.seed).run(WARM, args.seconds)
-        tokens = steps.tokens / (len(steps.latency) * chunk)
+        tokens = steps.tokens / (steps.chunks * chunk)
         verdict = "yes" if quantiles(steps.latency)[2] < chunk else "no"
         batch = f"{statistics.mean(steps.sizes):.1f}"
         waits = (in_ms(steps.seconds), in_ms(steps.latency))

@@ -26,7 +26,8 @@ class Steps:
     seconds: list[float] = field(default_factory=list)  # of each step
     latency: list[float] = field(default_factory=list)  # of each chunk, from when it was due
     sizes: list[int] = field(default_factory=list)  # of the batches
-    tokens: int = 0
+    tokens: int = 0  # of all streams, from the first chunk on
+    chunks: int = 0  # likewise
 
 
 def engine_of(network: Transducer, num_slots: int) -> StreamingEngine:
@@ -83,7 +84,9 @@ class RealTime:
                 steps.seconds.append(end - now)
                 steps.sizes.append(len(computed))
                 steps.latency += [end - self.due[n] for n in due]
-                steps.tokens += sum(len(h.tokens) for s in computed for h in s.take_segments())
+            steps.chunks += len(computed)
+            steps.tokens += sum(len(h.tokens) for s in computed for h in s.take_segments())
             for n in due:
                 self.due[n] += self.period
+        steps.tokens += sum(len(s.live.hypothesis().tokens) for s in self.streams)
         return steps

@@ -71,6 +71,7 @@ CONDITIONS: dict[str, Change] = {
     "level -40 dB, then at -26 dBFS": lambda wave: at_level(louder(-40)(wave)),
     "offset of 0.01": offset(0.01),
     "offset of 0.1": offset(0.1),
+    "offset of 0.1, then at -26 dBFS": lambda wave: at_level(offset(0.1)(wave)),
     "8 kHz, 300 to 3400 Hz": by_telephone,
     "1 s of silence before": silent_first(1.0),
     "5 s of silence before": silent_first(5.0),

@@ -85,3 +85,10 @@ def test_after_an_endpoint_a_stream_is_a_new_one_alone_and_beside_others(method,
     for piece in (777, 10**6):
         assert streamed(encoder, search, waves, piece) == list(expected)
     assert streamed(encoder, search, waves[:1], 5000) == list(expected[:1])
+
+
+def test_it_is_off_by_default_and_named_in_result_files():
+    assert not EndpointOptions(True).rules().reset_encoder and OPTIONS.rules().reset_encoder
+    names = [EndpointOptions(True, reset_encoder=reset).suffix() for reset in (False, True)]
+    assert names == [["endpoint-2.4-1.2-20.0"], ["endpoint-2.4-1.2-20.0-reset-encoder"]]
+    assert EndpointOptions(reset_encoder=True).suffix() == []

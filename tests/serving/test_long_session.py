@@ -36,7 +36,8 @@ async def speak(process: ServerProcess, wave: torch.Tensor, seconds: int) -> lis
             end = max(end, *json.loads(message)["timestamps"], 0.0)
         return end
 
-    async with connect(f"ws://{process.address}/", max_size=None) as websocket:
+    # As fast as they are taken: pings wait behind audio, and are no sign of a dead server.
+    async with connect(f"ws://{process.address}/", max_size=None, ping_timeout=None) as websocket:
         reads = asyncio.create_task(read(websocket))
         data = wave.numpy().astype("<f4").tobytes()
         for second in range(seconds):

@@ -28,15 +28,26 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a[lag : lag + len(b)], b)[0, 1])
 
 
+SCREEN_LOCK = """() => {
+    navigator.wakeLock.request = async () => {
+        window.isKeptAwake = true;
+        return { release: async () => { window.isKeptAwake = false; } };
+    };
+}"""
+
+
 def test_what_is_spoken_is_shown_as_the_engine_finds_it(site: Site, visit: Visit) -> None:
     page, watch = visit(site.address)
+    page.evaluate(SCREEN_LOCK)
     page.click("#speak")
     page.wait_for_selector("#segments .live .word")
     page.wait_for_selector("#segments li:not(.live) .word")
     expect(page.locator("#delay")).to_have_text(re.compile(r"\d+\.\d\d s"))
     expect(page.locator("#level")).to_have_attribute("aria-valuenow", re.compile(r"[3-9]\d"))
+    assert page.evaluate("isKeptAwake")
     page.click("#speak")
     wait_for(page, "idle")
+    assert not page.evaluate("isKeptAwake")
     expect(page.locator(".live")).to_have_count(0)
     heard = watch.heard()
     assert_shown(page, expected(site.model, torch.from_numpy(heard)))
@@ -194,3 +205,7 @@ def test_when_the_server_dies_the_text_stays_and_the_page_goes_on_with_the_next(
     times = [float(words[0][1].split("–")[0]) for words in found]
     assert times == sorted(times)
     relay.kill()
+    page.click("#speak")
+    expect(page.locator("#problem")).to_have_text("The server does not answer.")
+    wait_for(page, "idle")
+    assert shown(page) == found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browser import needs_chromium
 from tests.support.page_driver import Site, Visit, read_file, shown, wait_for
@@ -14,6 +15,15 @@ from xlsr_transducer.recognition.subtitles import render
 from xlsr_transducer.serving.sherpa import message_of
 
 pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def modules(browser: Browser, site: Site) -> Iterator[Page]:
+    """A page whose modules are called one by one."""
+    page = browser.new_page()
+    page.goto(f"http://{site.address}/")
+    yield page
+    page.close()
 
 
 def saved(page: Page, name: str) -> str:
@@ -49,11 +59,10 @@ def random_segments(seed: int) -> list[TimedText]:
     return segments
 
 
-def test_subtitles_are_those_of_the_commands(site: Site, visit: Visit) -> None:
-    page, _ = visit(site.address)
+def test_subtitles_are_those_of_the_commands(modules: Page) -> None:
     segments = random_segments(0)
     for name in ("srt", "vtt"):
-        found = page.evaluate(
+        found = modules.evaluate(
             """async ([name, segments]) => {
                 const { FORMATS } = await import("/subtitles.js");
                 return FORMATS[name](segments);
@@ -63,9 +72,8 @@ def test_subtitles_are_those_of_the_commands(site: Site, visit: Visit) -> None:
         assert found == render(name, segments, 0.0)
 
 
-def test_pieces_of_the_microphone_are_together_all_that_came(site: Site, visit: Visit) -> None:
-    page, _ = visit(site.address)
-    sizes, samples, last = page.evaluate(
+def test_pieces_of_the_microphone_are_together_all_that_came(modules: Page) -> None:
+    sizes, samples, last = modules.evaluate(
         """async () => {
             const posted = [];
             let Collector;
@@ -87,11 +95,8 @@ def test_pieces_of_the_microphone_are_together_all_that_came(site: Site, visit: 
     assert sizes == [2048, 512] and samples == list(range(20 * 128)) and last is None
 
 
-def test_the_delay_is_the_mean_over_tokens_from_when_they_were_sent(
-    site: Site, visit: Visit
-) -> None:
-    page, _ = visit(site.address)
-    found = page.evaluate(
+def test_the_delay_is_the_mean_over_tokens_from_when_they_were_sent(modules: Page) -> None:
+    found = modules.evaluate(
         """async () => {
             const { Delay } = await import("/delay.js");
             const delay = new Delay();
@@ -105,11 +110,8 @@ def test_the_delay_is_the_mean_over_tokens_from_when_they_were_sent(
     assert found == [1.0, 2.0, 2.0]
 
 
-def test_words_are_text_grey_until_final_and_announced_once_final(
-    site: Site, visit: Visit
-) -> None:
-    page, _ = visit(site.address)
-    found = page.evaluate(
+def test_words_are_text_grey_until_final_and_announced_once_final(modules: Page) -> None:
+    found = modules.evaluate(
         """async () => {
             const { Transcript } = await import("/transcript.js");
             const { TranscriptView } = await import("/transcript_view.js");
@@ -130,6 +132,35 @@ def test_words_are_text_grey_until_final_and_announced_once_final(
     )
     text = "<img src=x onerror=alert(1)>"
     assert found == [[text, "rgb(89, 98, 110)", ""], [text, "rgb(22, 25, 29)", text], 0]
+
+
+def test_every_script_runs_in_its_own_direction(modules: Page) -> None:
+    found = modules.evaluate(
+        """async () => {
+            const { Transcript } = await import("/transcript.js");
+            const { TranscriptView } = await import("/transcript_view.js");
+            const list = document.getElementById("segments").cloneNode();
+            document.body.append(list);
+            const transcript = new Transcript();
+            new TranscriptView(transcript, list, document.createElement("div"));
+            for (const text of ["õhtust päeva", "שלום עולם", "سلام", "早上 好"]) {
+                const words = text.split(" ").map((word) => ({ word, start: 0, end: 1 }));
+                transcript.update({ word_details: words, is_final: true }, 0);
+            }
+            const next = new KeyboardEvent("keydown", { key: "ArrowLeft", bubbles: true });
+            const [first] = list.children[1].querySelectorAll(".word");
+            first.dispatchEvent(next);
+            const lines = [...list.querySelectorAll("p")];
+            return [
+                lines.map((line) => getComputedStyle(line).direction),
+                lines.map((line) => line.textContent),
+                document.activeElement.textContent,
+                list.lang,
+            ];
+        }"""
+    )
+    texts = ["õhtust päeva", "שלום עולם", "سلام", "早上 好"]
+    assert found == [["ltr", "rtl", "rtl", "ltr"], texts, "עולם", ""]
 
 
 def test_all_can_be_done_with_the_keyboard(site: Site, visit: Visit) -> None:

@@ -30,7 +30,7 @@ from xlsr_transducer.serving.transport import (
     HttpConnection,
     WebSocketConnection,
     allow_many_files,
-    cut_off_after,
+    bound,
 )
 
 SPARE_FILES = 100  # open files besides a session's connection
@@ -139,7 +139,7 @@ def listen(options: ServeOptions) -> socket.socket:
         listener = socket.create_server((options.host, options.port), family=family, backlog=2048)
     except OSError as e:
         raise UserError(f"--host {options.host} --port {options.port}: {e.strerror or e}") from e
-    cut_off_after(listener, options.idle_timeout + CLOSE_SECONDS)
+    bound(listener, options.idle_timeout + CLOSE_SECONDS)
     return listener
 
 

@@ -4,7 +4,7 @@
 * Who does not read what is sent is not read from either; uvicorn answers pings for ever, and
   the answers pile up.
 * Who takes nothing for long, or whose machine is gone, is cut off by the system
-  (``cut_off_after``).
+  (``bound``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from xlsr_transducer.serving.refusals import error_response
 HEAD_SECONDS = 15.0  # for the head of a request, from its first byte or the connection's start
 LINGER_SECONDS = 1.0  # between the reason for the end of a websocket, and its end
 SEND_BUFFER = 1 << 18  # bytes that the system keeps of what a caller has not read
+# And of what is not read from a caller. A caller's ping waits behind it, and many callers take a
+# late answer for a dead server: 16 s of float32 at most, where the system would keep minutes.
+RECEIVE_BUFFER = 1 << 18
 
 
 class HttpConnection(H11Protocol):
@@ -124,10 +127,12 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         return await super().receive()
 
 
-def cut_off_after(listener: socket.socket, seconds: float) -> None:
-    """Lets the system cut connections off that have taken nothing for ``seconds``."""
+def bound(listener: socket.socket, seconds: float) -> None:
+    """Bounds what the system keeps of each connection; it cuts off those that have taken nothing
+    for ``seconds``."""
     # Connections inherit these from the listening socket.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 

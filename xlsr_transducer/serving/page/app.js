@@ -47,7 +47,10 @@ async function showServer() {
   $("key").required = server.needs_key;
   $("hotwords-note").textContent = server.no_hotwords && `Not with this server: ${server.no_hotwords}.`;
   $("hotwords-note").hidden = !server.no_hotwords;
-  $("hotwords").disabled ||= Boolean(server.no_hotwords);
+  if (server.no_hotwords) {
+    $("hotwords").disabled = true;
+    $("hotwords").placeholder = "";
+  }
 }
 
 function showState(state, problem = "", done = "") {

@@ -27,13 +27,15 @@ export class Microphone {
     }
     const context = new AudioContext();
     try {
-      await context.audioWorklet.addModule("worklet.js");
+      await context.audioWorklet.addModule("worklet.js").catch(() => {
+        throw new MicrophoneProblem("The server does not answer.");
+      });
       const stream = await navigator.mediaDevices.getUserMedia(CONSTRAINTS);
       await context.resume();
       return new Microphone(context, stream, onSamples, onEnd);
     } catch (error) {
       await context.close();
-      throw new MicrophoneProblem(whyRefused(error));
+      throw error instanceof MicrophoneProblem ? error : new MicrophoneProblem(whyRefused(error));
     }
   }
 
@@ -47,6 +49,8 @@ export class Microphone {
       this.node.port.onmessage = ({ data }) => (data ? onSamples(data) : resolve());
     });
     context.createMediaStreamSource(stream).connect(this.node);
+    // A phone whose screen goes dark would stop listening. Not all browsers can prevent it.
+    this.awake = navigator.wakeLock?.request("screen").catch(() => null);
   }
 
   /** Stops it; the last piece has been given to onSamples when this returns. */
@@ -56,6 +60,7 @@ export class Microphone {
     // The system may have halted the audio thread: then no answer comes.
     await Promise.race([this.emptied, new Promise((resolve) => setTimeout(resolve, ANSWERS_IN))]);
     this.track.stop();
+    await (await this.awake)?.release();
     await this.context.close();
   }
 }

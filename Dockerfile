@@ -17,7 +17,7 @@ COPY xlsr_transducer ./xlsr_transducer
 USER speech
 ENV OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 EXPOSE 6006
-# Not /ready: a server that is full or drains is well.
+# Not /ready: a server that is full or draining is healthy.
 HEALTHCHECK --start-period=120s --interval=15s --timeout=5s CMD ["python", "-c", \
   "import urllib.request as u; u.urlopen('http://127.0.0.1:6006/health', timeout=4)"]
 STOPSIGNAL SIGTERM

@@ -3,7 +3,7 @@
 Its transducers hear filter banks, so XLSR itself does not run there. The network here has
 transformer layers of the same number and widths, at the same 20 ms, with as much left context, and
 the same decoder and joiner; it takes the place of sherpa-onnx's "conformer". It has no
-convolutions on the waveform, and so less to compute: 0.9 of XLS-R 300M's parameters remain, but
+convolutions on the waveform, and so less to compute: 0.95 of XLS-R 300M's parameters remain, but
 only a small part of the toy network's work.
 
 Letters: N streams, T frames of 20 ms, L layers, D width, P frames of left context.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +252,64 @@ def test_missing_files_and_folders_are_errors(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "no.wav", "no such audio file"), (tmp_path, "a folder")):
         with pytest.raises(AudioProblem, match=reason):
             joined(path)
+
+
+def test_titles_of_any_coding_are_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tone(44100, 1), 44100)
+    title = b"\x03\xe4\xf6"  # called UTF-8, and is Latin-1
+    frame = b"TIT2" + len(title).to_bytes(4, "big") + bytes(2) + title
+    tag = b"ID3\x04\x00\x00" + len(frame).to_bytes(4, "big") + frame
+    assert len(joined(Pipe(tag + path.read_bytes()))) >= 16000
+
+
+DAMAGED = [("a.wav", "pcm_s16le"), ("a.flac", "flac"), ("a.mp3", "mp3"), ("a.ogg", "libopus")]
+DAMAGED += [("a.m4a", "aac"), ("a.webm", "libopus"), ("a.caf", "alac"), ("a.avi", "mp3")]
+
+
+@pytest.mark.parametrize("name, codec", DAMAGED)
+def test_damaged_files_are_read_or_are_named_errors(tmp_path: Path, name: str, codec: str) -> None:
+    content = encode(tmp_path / name, codec, tone(48000, 0.5)).read_bytes()
+    draw, problems = random.Random(name), 0
+    for _ in range(50):
+        damaged = bytearray(content)
+        for _ in range(draw.choice([1, 3, 20])):
+            place = draw.randrange(draw.choice([64, 600, len(content)])) % len(content)
+            damaged[place] = draw.choice([0, 255, draw.randrange(256)])
+        for make in (io.BytesIO, Pipe):
+            try:
+                assert sum(map(len, pieces(make(bytes(damaged))))) < 16000 * 60
+            except AudioProblem:
+                problems += 1
+    assert 0 < problems < 100
+
+
+@pytest.mark.parametrize("codec, channels", [("pcm_s16le", 16), ("libopus", 8), ("libopus", 16)])
+def test_many_channels_are_read_or_refused(tmp_path: Path, codec: str, channels: int) -> None:
+    path = tmp_path / "a.mov" if codec == "pcm_s16le" else tmp_path / "a.mka"
+    layout = {8: "7.1", 16: "hexadecagonal"}[channels]
+    options = {} if codec == "pcm_s16le" else {"mapping_family": "255"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48000, layout=layout, options=options)
+        samples = np.zeros((1, 48000 * channels), np.int16)
+        samples[0, ::channels] = (tone(48000, 1)[:, 0] * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
+        frame.sample_rate = 48000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    if codec == "libopus" and channels > 8:
+        with pytest.raises(AudioProblem, match="16 channels; of its kind at most 8"):
+            joined(path)
+    else:
+        assert np.abs(joined(path)).max() > 0.25
+
+
+def test_pyav_may_stumble_over_other_streams_after_the_last_packet() -> None:
+    class Container:
+        def demux(self, stream: str) -> Iterator[str]:
+            yield stream
+            raise IndexError  # it does so for some damaged files, by what lies in its memory
+
+    assert list(media._packets(Container(), "packet")) == ["packet"]
 
 
 def test_an_error_of_the_reader_is_not_called_one_of_the_audio(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -178,17 +177,19 @@ def test_an_old_result_stays_until_the_new_one_is_whole(
 
 
 def test_a_killed_command_leaves_no_half_result(folder: Path, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "long.flac", speech(600 * RATE, 1).numpy(), RATE)
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "xlsr_transducer.transcribe", "--output-dir", str(out)]
-    running = subprocess.Popen([*command, *arguments(folder, tmp_path / "long.flac")])
-    unfinished = out / "long.txt.tmp"
+    audio = io.BytesIO()
+    soundfile.write(audio, speech(40 * RATE, 1).numpy(), RATE, format="WAV")
+    command = [sys.executable, "-m", "xlsr_transducer.transcribe", "-", "--output-dir", tmp_path]
+    running = subprocess.Popen([*command, *arguments(folder)], stdin=subprocess.PIPE)
+    running.stdin.write(audio.getvalue()[: 60 * RATE])  # it waits for the rest
+    running.stdin.flush()
+    unfinished = tmp_path / "stdin.txt.tmp"
     while not (unfinished.exists() and unfinished.stat().st_size):
         assert running.poll() is None
         time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
+    running.kill()
     running.wait()
-    assert not (out / "long.txt").exists()
+    assert not (tmp_path / "stdin.txt").exists()
 
 
 def test_a_terminal_shows_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests.support.live_client import connect
 from tests.support.live_server import load_live, serving
 from xlsr_transducer import serve
 from xlsr_transducer.core.errors import UserError

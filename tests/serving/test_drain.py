@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosedError
 
 from tests.serving.test_access import handshake
 from tests.serving.test_sherpa import finals
+from tests.support.live_client import connect
 from tests.support.live_server import ENDPOINT, RATE, expected, load_live, texts_of, waves
 from tests.support.server_process import SECONDS, ServerProcess, server_process
 from xlsr_transducer.data.tokenizer import text_of
@@ -43,7 +44,8 @@ def run(
 ) -> tuple[int, str]:
     """Runs ``main`` with a server, which it ends; returns its exit status and its log."""
     log = folder / "log.txt"
-    with server_process(checkpoint, log, *ENDPOINT, *options) as process:
+    patience = ["--idle-timeout", "3600"]
+    with server_process(checkpoint, log, *ENDPOINT, *patience, *options) as process:
         asyncio.run(main(process))
         return process.status(), log.read_text()
 
@@ -96,7 +98,7 @@ def test_sessions_and_uploads_finish_after_sigterm_and_no_new_ones_begin(
     """Several are in flight, at different places of their audio."""
 
     async def session(process: ServerProcess, wave: torch.Tensor, share: float) -> None:
-        async with connect(f"ws://{process.address}/", max_size=None) as websocket:
+        async with connect(f"ws://{process.address}/") as websocket:
             half = int(len(wave) * share)
             await send(websocket, wave[:half])
             arrived.release()
@@ -144,7 +146,7 @@ def test_ctrl_c_ends_sessions_at_the_drain_timeout_with_their_text_so_far(
 
     async def main(process: ServerProcess) -> None:
         url = f"ws://{process.address}/"
-        async with connect(url, max_size=None) as speaks, connect(url, max_size=None) as silent:
+        async with connect(url) as speaks, connect(url, max_size=None) as silent:
             await send(speaks, wave)
             upload = await begin_upload(process, body, 2)
             process.end(signal.SIGINT)
@@ -170,7 +172,6 @@ def test_a_second_signal_ends_the_server_at_once(checkpoint: Path, tmp_path: Pat
             with pytest.raises(ConnectionClosedError, match="no close frame"):
                 await websocket.recv()
 
-    options = ("--drain-timeout", "3600", "--idle-timeout", "3600")
-    status, log = run(checkpoint, tmp_path, main, *options)
+    status, log = run(checkpoint, tmp_path, main, "--drain-timeout", "3600")
     assert status == 128 + signal.SIGTERM and "Traceback" not in log
     assert "a second signal: ended at once" in log

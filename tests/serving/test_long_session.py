@@ -9,8 +9,8 @@ from statistics import median
 
 import pytest
 import torch
-from websockets.asyncio.client import connect
 
+from tests.support.live_client import connect
 from tests.support.live_server import ENDPOINT, waves
 from tests.support.server_process import ServerProcess, server_process
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
@@ -37,7 +37,7 @@ async def speak(process: ServerProcess, wave: torch.Tensor, seconds: int) -> lis
         return end
 
     # As fast as they are taken: pings wait behind audio, and are no sign of a dead server.
-    async with connect(f"ws://{process.address}/", max_size=None, ping_timeout=None) as websocket:
+    async with connect(f"ws://{process.address}/", ping_timeout=None) as websocket:
         reads = asyncio.create_task(read(websocket))
         data = wave.numpy().astype("<f4").tobytes()
         for second in range(seconds):

@@ -14,10 +14,6 @@ import pytest
 import soundfile
 import torch
 
-pytest.importorskip("openai")
-import openai
-from openai import AsyncOpenAI, OpenAI
-
 from tests.support.live_server import ENDPOINT, expected, load_live, serving, waves
 from xlsr_transducer.data.media import open_media
 from xlsr_transducer.data.tokenizer import text_of
@@ -26,8 +22,11 @@ from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.recognition.spans import TimedText
 from xlsr_transducer.recognition.subtitles import render
 
+av = pytest.importorskip("av")
+openai = pytest.importorskip("openai")
+
 SESSIONS, AUDIO_SECONDS = "xlsr_sessions", "xlsr_audio_seconds_total"  # of /metrics
-KINDS = [("WAV", 16000), ("FLAC", 24000), ("OGG", 8000), ("MP3", 16000)]
+KINDS = [("WAV", 16000), ("FLAC", 24000), ("OGG", 8000), ("MP3", 16000), ("M4A", 16000)]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,14 @@ def beam(checkpoint: Path) -> LiveModel:
 
 def file_of(wave: torch.Tensor, kind: str, rate: int) -> bytes:
     data = io.BytesIO()
-    soundfile.write(data, wave.numpy(), rate, format=kind)
+    if kind == "M4A":
+        with av.open(data, "w", format="mp4") as container:
+            stream = container.add_stream("aac", rate=rate)
+            frame = av.AudioFrame.from_ndarray(wave.numpy()[None], "fltp", "mono")
+            frame.sample_rate = rate
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    else:
+        soundfile.write(data, wave.numpy(), rate, format=kind)
     return data.getvalue()
 
 
@@ -67,8 +73,8 @@ def files(checkpoint: Path) -> list[bytes]:
     return found
 
 
-def client(address: str, key: str = "unused") -> OpenAI:
-    return OpenAI(api_key=key, base_url=f"http://{address}/v1", max_retries=0, timeout=120)
+def client(address: str, key: str = "unused") -> Any:
+    return openai.OpenAI(api_key=key, base_url=f"http://{address}/v1", max_retries=0, timeout=120)
 
 
 def transcribe(address: str, data: bytes, **asked: Any) -> Any:
@@ -87,7 +93,7 @@ def test_files_give_the_tokens_and_times_of_each_alone(
     model: LiveModel, files: list[bytes], num_sessions: int
 ) -> None:
     async def all_of_them(address: str) -> list[Any]:
-        async with AsyncOpenAI(
+        async with openai.AsyncOpenAI(
             api_key="unused", base_url=f"http://{address}/v1", max_retries=0, timeout=120
         ) as ai:
 
@@ -265,7 +271,7 @@ def test_who_leaves_makes_room(model: LiveModel, files: list[bytes], stream: boo
     with serving(model) as address:
 
         async def leave() -> None:
-            async with AsyncOpenAI(
+            async with openai.AsyncOpenAI(
                 api_key="unused", base_url=f"http://{address}/v1", max_retries=0, timeout=120
             ) as ai:
                 asking = asyncio.ensure_future(

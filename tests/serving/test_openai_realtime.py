@@ -121,12 +121,12 @@ async def until_completed(connection: Any) -> list[Any]:
 
 
 async def transcribe(
-    address: str, data: bytes, session: dict[str, Any], seed: int = 0
+    ai: AsyncOpenAI, data: bytes, session: dict[str, Any], seed: int
 ) -> list[Any]:
     """Sends bytes in random pieces, and a commit; returns the events that came back."""
     draw = random.Random(seed)
     await asyncio.sleep(draw.random() * 0.3)
-    async with client(address).realtime.connect(model="any-name") as connection:
+    async with ai.realtime.connect(model="any-name") as connection:
         await connection.session.update(session=session)
         reading = asyncio.create_task(until_completed(connection))
         await append(connection, data, draw)
@@ -174,8 +174,9 @@ def test_sessions_give_the_tokens_and_times_of_each_stream_alone(
     chosen = [audio[i % len(audio)] for i in range(num_sessions)]
 
     async def all_of_them(address: str) -> list[list[Any]]:
+        ai = client(address)
         jobs = [
-            transcribe(address, data, settings(coding, rate, TURNS if i % 3 else None), i)
+            transcribe(ai, data, settings(coding, rate, TURNS if i % 3 else None), i)
             for i, (data, coding, rate) in enumerate(chosen)
         ]
         return await asyncio.gather(*jobs)
@@ -196,7 +197,9 @@ def test_deltas_of_a_beam_are_never_taken_back(
 ) -> None:
     data, coding, rate = audio[2 * number]
     with serving(beam) as address:
-        events = asyncio.run(transcribe(address, data, settings(coding, rate, turns), number))
+        events = asyncio.run(
+            transcribe(client(address), data, settings(coding, rate, turns), number)
+        )
     segments = expected(beam, from_wire(data, coding, rate))
     assert found(events) == wanted(segments)
     check_texts(events, segments, turns)

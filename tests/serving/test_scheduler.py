@@ -17,7 +17,7 @@ from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.serving import scheduler as scheduler_module
 from xlsr_transducer.serving.scheduler import FAILED, Scheduler, StepReport, Ticket, Update
 
-SECONDS = 60  # for what takes a moment on an idle machine
+SECONDS = 300  # for what takes a moment on an idle machine
 CHUNK = 16 * 320  # samples
 FIRST = CHUNK + 80  # samples of a stream's first chunk
 

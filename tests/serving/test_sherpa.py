@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from websockets.asyncio.client import connect
 
+from tests.support.live_client import connect
 from tests.support.live_server import ENDPOINT, expected, load_live, serving, texts_of, waves
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.recognition.live import LiveModel
@@ -36,7 +36,7 @@ async def transcribe(address: str, wave: torch.Tensor, seed: int) -> list[dict]:
         async for message in websocket:
             received.append(json.loads(message))
 
-    async with connect(f"ws://{address}/", max_size=None) as websocket:
+    async with connect(f"ws://{address}/") as websocket:
         reading = asyncio.create_task(receive(websocket))
         data = wave.numpy().astype("<f4").tobytes()
         while data:

@@ -27,8 +27,10 @@ mov mp3 mpeg mpegts ogg tta voc w64 wav webm wv""".split()
 _PIPED = 1 << 15  # bytes read at once
 _MAY_BE_MISSING = 0.5  # seconds; an mp4 file's header may promise so much too much
 
-# Full scale of integers, by type; samples become floats in [-1, 1].
-_FULL_SCALE = {"uint8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31, "int64": 2.0**63}
+_MOST_PLANES = 8
+# numpy's types of ffmpeg's samples, and their full scale.
+_SAMPLES = {"u8": ("u1", 2.0**7), "s16": ("i2", 2.0**15), "s32": ("i4", 2.0**31)}
+_SAMPLES |= {"s64": ("i8", 2.0**63), "flt": ("f4", 1.0), "dbl": ("f8", 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +136,20 @@ def _by_pyav(file: BinaryIO, stack: contextlib.ExitStack) -> Media:
     whitelist = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "none"}
     try:
         container = stack.enter_context(
-            av.open(_Input(file), "r", container_options=whitelist, io_open=_refuse)
+            av.open(
+                _Input(file),
+                container_options=whitelist,
+                io_open=_refuse,
+                metadata_errors="replace",  # titles are often no UTF-8, and nobody's concern
+            )
         )
     except (av.FFmpegError, OSError) as e:
         raise _problem(e, file) from e
     if not container.streams.audio:
         raise AudioProblem("holds no audio")
     stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise AudioProblem("unreadable audio: coded in a way that PyAV does not know")
     seconds = container.duration and container.duration / av.time_base
     # The header of these files tells exactly; of others it is often an estimate.
     promised = 0.0
@@ -175,7 +184,7 @@ def _decoded(
 
     count = 0
     try:
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream):
             try:
                 frames = packet.decode()
             except av.InvalidDataError:
@@ -192,11 +201,23 @@ def _decoded(
         raise AudioProblem(f"truncated audio: {missing:.1f} s or more are missing")
 
 
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Yields the packets of a stream, and an empty one at the end."""
+    # After it PyAV may look for streams that began midway, which it does not list.
+    with contextlib.suppress(IndexError):
+        yield from container.demux(stream)
+
+
 def _channel_0(frame: Any) -> np.ndarray:
-    samples = frame.to_ndarray()  # (channels, n), or (1, n * channels)
-    wave = samples[0] if frame.format.is_planar else samples[0, :: frame.layout.nb_channels]
-    scale = _FULL_SCALE.get(wave.dtype.name)
-    if scale is None:
-        return wave.astype(np.float32)
-    middle = 128 if wave.dtype.name == "uint8" else 0
+    """Returns (n,) float32.
+
+    PyAV's own ``to_ndarray`` reads memory that is not there if there are more than 8 planes.
+    """
+    name, channels = frame.format.name, frame.layout.nb_channels
+    if frame.format.is_planar and channels > _MOST_PLANES:
+        raise AudioProblem(f"{channels} channels; of its kind at most {_MOST_PLANES} are read")
+    stride = 1 if frame.format.is_planar else channels
+    kind, scale = _SAMPLES[name.removesuffix("p")]
+    wave = np.frombuffer(frame.planes[0], kind, frame.samples * stride)[::stride]
+    middle = 128 if kind == "u1" else 0
     return ((wave.astype(np.float64) - middle) / scale).astype(np.float32)

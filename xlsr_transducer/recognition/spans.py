@@ -78,11 +78,6 @@ class TimedText:
         return self.timestamps[0] if self.timestamps else 0.0
 
     @property
-    def stable_text(self) -> str:
-        """The beginning of ``text`` that can no longer change."""
-        return text_of(self.tokens[: self.num_stable])
-
-    @property
     def end(self) -> float:
         """The end of its last token's frame; 0 without a token."""
         return self.words[-1].end if self.words else 0.0
@@ -97,7 +92,7 @@ def timed_text(
       tokens: the model's, by id.
     """
     names = [tokens[i] for i in hypothesis.tokens]
-    starts = [_starts_word(name) for name in names]
+    starts = [name.startswith(WORD_START) or name == UNK for name in names]
     begins = [i for i, start in enumerate(starts) if start or i == 0]
     pieces = [text_of(names[i:j]) for i, j in zip(begins, [*begins[1:], len(names)])]
     spans = token_spans(hypothesis, tokens, ENCODER_FRAME)
@@ -112,12 +107,3 @@ def timed_text(
         is_final=is_final,
         num_stable=len(names) if is_final else hypothesis.num_stable,
     )
-
-
-def ends_word(before: str, after: str) -> bool:
-    """Returns whether a word ends between two tokens, which one segment or two may have."""
-    return _starts_word(after) or before == UNK or before.endswith(WORD_START)
-
-
-def _starts_word(token: str) -> bool:
-    return token.startswith(WORD_START) or token == UNK

@@ -102,8 +102,7 @@ def _advance(file: Path, steps: Iterator[None], progress: _Progress) -> int | No
     except StopIteration:
         return 0
     except (AudioProblem, UserError) as e:
-        with progress.aside():
-            return complain(f"{_shown(file)}: {e}")
+        return progress.complain(f"{_shown(file)}: {e}")
     return None
 
 
@@ -127,34 +126,30 @@ def _transcribe(
         _open_output(output) as out,
         _open_stream(engine, _shown(file)) as stream,
     ):
-        out.write(writer.header)
+        progress.print(writer.header, out)
         for piece in itertools.chain(media.pieces, [None]):
             if piece is None:
                 stream.finish()
             else:
                 stream.accept(torch.from_numpy(piece))
-            while (
-                stream.buffer.has_chunk() or stream.buffer.is_finished and _is_in(stream, engine)
-            ):
+            while _waits(stream, engine):
                 before = stream.arrived
                 yield
                 progress.add(stream.arrived - before)
                 for found in stream.take_segments():
-                    with progress.aside():
-                        out.write(writer.add(model.timed(found, number, is_final=True)))
-                        out.flush()
+                    segment = model.timed(found, number, is_final=True)
+                    progress.print(writer.add(segment), out)
                     number += 1
-        with progress.aside():
-            out.write(writer.finish(stream.seconds))
-            out.flush()
+        progress.print(writer.finish(stream.seconds), out)
+
+
+def _waits(stream: Stream, engine: StreamingEngine) -> bool:
+    """Returns whether a step of the engine would compute a chunk of a stream, or end it."""
+    return stream.buffer.has_chunk() or (stream.buffer.is_finished and stream in engine.streams)
 
 
 def _shown(file: Path) -> str:
     return "standard input" if file == STDIN else str(file)
-
-
-def _is_in(stream: Stream, engine: StreamingEngine) -> bool:
-    return stream in engine.streams
 
 
 @contextlib.contextmanager
@@ -172,7 +167,7 @@ def _open_stream(engine: StreamingEngine, name: str) -> Iterator[Stream]:
     try:
         yield stream
     finally:
-        if _is_in(stream, engine):
+        if stream in engine.streams:
             engine.close(stream)
 
 
@@ -197,9 +192,17 @@ class _Progress:
         self._seconds += seconds
         self._bar.update(round(self._seconds) - self._bar.n)
 
-    def aside(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, other text is printed."""
-        return self._bar.external_write_mode()
+    def print(self, text: str, out: TextIO) -> None:
+        """Writes and flushes text, in a file or beside the bar."""
+        if text:
+            with self._bar.external_write_mode(out):
+                out.write(text)
+                out.flush()
+
+    def complain(self, message: str) -> int:
+        """Does ``complain`` beside the bar."""
+        with self._bar.external_write_mode(sys.stderr):
+            return complain(message)
 
 
 def _total(files: Sequence[Path]) -> int | None:

@@ -76,12 +76,8 @@ class Item:
     is_announced: bool = False  # the client knows that somebody speaks
 
 
-class _NewStream(Exception):
-    """Ends the stream; the event is what the client is told."""
-
-    def __init__(self, event: Shape):
-        super().__init__(event["type"])
-        self.event = event
+class _Cleared(Exception):
+    """The client drops the stream."""
 
 
 class _Connection:
@@ -118,8 +114,8 @@ class _Connection:
         while True:
             try:
                 await both(self._receive(), self._send_results())
-            except _NewStream as e:
-                await self._send(e.event)
+            except _Cleared:
+                await self._send({"type": f"{BUFFER}.cleared"})
             self.session.close()
             # In the same moment, so that nobody takes its place.
             self.session = self._sessions.open(self._settings.keywords)
@@ -129,7 +125,7 @@ class _Connection:
     def _begin_stream(self) -> None:
         self._audio = self._settings.audio()
         self._seconds = 0.0  # of the stream's audio
-        self._is_committed = False  # by the client, which ends the stream
+        self._is_committed = self._is_dropped = False  # by the client, which ends the stream
         self._item = Item(_new_id("item"), start=0.0)
 
     async def _receive(self) -> None:
@@ -159,19 +155,17 @@ class _Connection:
     async def _update(self, event: Shape) -> None:
         old = self._settings
         new = updated(old, event.get("session"), self._sessions.model)
-        hears = (new.coding, new.rate) != (old.coding, old.rate)
-        restarts = hears or new.keywords != old.keywords
-        if restarts and self._seconds:
-            raise BadRequest(
-                "the format and keywords cannot change within a stream: commit or clear it first",
-                "session",
-            )
+        if (new.coding, new.rate, new.keywords) != (old.coding, old.rate, old.keywords):
+            if self._seconds:
+                raise BadRequest(
+                    "format and keywords cannot change within a stream: commit or clear it first",
+                    "session",
+                )
+            self._audio = new.audio()
+            self.session.take_hotwords(new.keywords)
         self._settings = new
         self._is_beta |= event["type"] != "session.update"
-        answer = self._session_event(f"{event['type']}d")
-        if restarts:
-            raise _NewStream(answer)
-        await self._send(answer)
+        await self._send(self._session_event(f"{event['type']}d"))
 
     async def _append(self, event: Shape) -> None:
         audio = event.get("audio")
@@ -201,13 +195,16 @@ class _Connection:
         self.session.finish()
 
     async def _clear(self, event: Shape) -> None:
-        raise _NewStream({"type": f"{BUFFER}.cleared"})
+        async with self._turn:
+            self._is_dropped = True
+        raise _Cleared
 
     async def _send_results(self) -> None:
         """Sends what the stream gives, up to its end."""
         async for segment in self.session.results():
             async with self._turn:
-                await self._show(segment)
+                if not self._is_dropped:
+                    await self._show(segment)
         if not self._is_committed:  # the server has ended the stream
             if self._item.segments:
                 await self._announce_commit()
@@ -248,12 +245,14 @@ class _Connection:
         """Sends the item's whole text; ``end`` in seconds of the stream."""
         item = self._item
         log_probs = log_probs_of(item.segments, self._offset)
+        # The last frame may end a little after the audio, and the next item begin there.
+        seconds = max(round(end - item.start, 3), 0.0)
         await self._send_of_item(
             f"{TRANSCRIPTION}.completed",
             content_index=0,
             transcript=item.text.text,
             logprobs=log_probs if self._settings.wants_log_probs else None,
-            usage={"type": "duration", "seconds": round(end - item.start, 3)},
+            usage={"type": "duration", "seconds": seconds},
             words=words_of(item.segments, self._offset),
         )
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.tokenizer import WORD_START
+from xlsr_transducer.data.tokenizer import WORD_START, text_of
 from xlsr_transducer.recognition.live import LiveModel
-from xlsr_transducer.recognition.spans import TimedText, ends_word
+from xlsr_transducer.recognition.spans import TimedText
 from xlsr_transducer.serving.refusals import Refused
 from xlsr_transducer.serving.session import bounded
 
@@ -41,12 +41,15 @@ def is_unicode(text: str) -> bool:
 
 
 class GrowingText:
-    """The text of segments one after the other. What it has given is never taken back."""
+    """The text of segments one after the other. What it has given is never taken back.
+
+    Two segments are joined as their tokens are: one may end within a word.
+    """
 
     def __init__(self) -> None:
         self.text = ""
         self._of_segment = 0  # characters given of the segment that has not ended
-        self._last = ""  # token of those that have
+        self._before: list[str] = []  # tokens of the one before it
 
     def add(self, segment: TimedText) -> str:
         """Takes in the present state of the segment that has not ended, or its end.
@@ -54,15 +57,14 @@ class GrowingText:
         Returns:
           what it adds to the text.
         """
-        stable = segment.text if segment.is_final else segment.stable_text
-        before = self.text[: len(self.text) - self._of_segment]
-        if stable and before and ends_word(self._last, segment.tokens[0]):
-            stable = " " + stable
-        new = stable[self._of_segment :]
+        joined = text_of([*self._before, *segment.tokens[: segment.num_stable]])
+        new = joined[len(text_of(self._before)) + self._of_segment :]
         self.text += new
-        self._of_segment = len(stable)
-        if segment.is_final and segment.tokens:
-            self._of_segment, self._last = 0, segment.tokens[-1]
+        self._of_segment += len(new)
+        if segment.is_final:
+            # Without text the one before still counts, for the space between words.
+            self._before = segment.tokens if segment.text else [*self._before, *segment.tokens]
+            self._of_segment = 0
         return new
 
 

@@ -3,8 +3,7 @@
 * A request whose head never ends is given up; uvicorn waits for ever.
 * Who does not read what is sent is not read from either; uvicorn answers pings for ever, and
   the answers pile up.
-* Who takes nothing for long, or whose machine is gone, is cut off by the system
-  (``bound``).
+* Who takes nothing for long, or whose machine is gone, is cut off by the system (``bound``).
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ import resource
 import socket
 
 import h11
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from xlsr_transducer.serving.refusals import error_response
@@ -23,7 +24,7 @@ HEAD_SECONDS = 15.0  # for the head of a request, from its first byte or the con
 LINGER_SECONDS = 1.0  # between the reason for the end of a websocket, and its end
 SEND_BUFFER = 1 << 18  # bytes that the system keeps of what a caller has not read
 # And of what is not read from a caller. A caller's ping waits behind it, and many callers take a
-# late answer for a dead server: 16 s of float32 at most, where the system would keep minutes.
+# late answer for a dead server: some seconds of float32, where the system would keep a minute.
 RECEIVE_BUFFER = 1 << 18
 
 
@@ -122,7 +123,13 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         if not self.read_paused:
             self.transport.resume_reading()
 
-    async def receive(self) -> dict:  # type: ignore[override]
+    async def send(self, message: ASGISendEvent) -> None:
+        await self.writable.wait()
+        if self.close_sent and message["type"] == "websocket.send":
+            raise ClientDisconnected  # the parser has ended it; uvicorn takes this for a defect
+        await super().send(message)
+
+    async def receive(self) -> ASGIReceiveEvent:
         await self.writable.wait()
         return await super().receive()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from tests.support.stream_driver import speech, tiny_encoder
 from xlsr_transducer.evaluation.attention import (
@@ -15,7 +18,8 @@ from xlsr_transducer.evaluation.attention import (
     watched,
 )
 from xlsr_transducer.model.chunking import ChunkSettings, chunk_mask
-from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
 
 VIEWS = [ChunkSettings(8, 2, 4), ChunkSettings(16, 1, 0), ChunkSettings()]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -71,6 +75,35 @@ def test_the_maps_are_those_of_the_model_as_it_computes() -> None:
     assert not any(
         layer.attention._forward_hooks for layer in encoder.xlsr.encoder.layers.values()
     )
+
+
+def test_the_maps_are_those_of_hugging_faces_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = dict(conv_dim=[16] * 7, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+                 intermediate_size=64, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+                 feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)  # fmt: skip
+    theirs = Wav2Vec2Model(Wav2Vec2Config(**shape)).eval()
+    theirs.config._attn_implementation = "eager"  # which hands the weights out
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        for layer in theirs.encoder.layers:
+            layer.attention.q_proj.weight.mul_(20)
+    theirs.save_pretrained(tmp_path)
+    checkpoint = load_xlsr(str(tmp_path))
+    ours = XLSREncoder(checkpoint.config, EncoderOptions(encoder_dim=8), normalize="none").eval()
+    names = ours.xlsr.state_dict()
+    ours.xlsr.load_state_dict({name: checkpoint.weights[name] for name in names})
+    theirs.double(), ours.double()
+    wave, maps = torch.randn(1, 16000, dtype=torch.float64), []
+    with torch.no_grad(), watched(ours, lambda number, weights: maps.append(weights)):
+        expected = theirs(wave, output_attentions=True).attentions
+        ours(wave, torch.tensor([16000]))
+    assert len(maps) == len(expected) == 3
+    for found, one in zip(maps, expected):
+        # The positional convolution's weight norm was folded in float32.
+        torch.testing.assert_close(found, one, rtol=0, atol=1e-5)
+        assert found.amax(-1).mean() > 0.05  # 0.02 if it were even
 
 
 def test_shares_are_the_sums_over_the_maps_of_every_head() -> None:

@@ -76,12 +76,12 @@ def decode_sections(
     """
     normalizer = Normalizer.parse(options.score_normalize)
     first, report = experiments[0], experiments[0].folder / REPORT
-    opened = [_Opponent(given, report / BASELINES, normalizer) for given in baselines]
+    opened = [_BaselineFolder(given, report / BASELINES, normalizer) for given in baselines]
     sections = []
     for number, one in enumerate(first.sets):
         decodes = {e.name: _own(e, number, normalizer) for e in _named(experiments)}
-        for opponent in opened:
-            decodes[opponent.name] = opponent.records(one.audio)
+        for baseline in opened:
+            decodes[baseline.name] = baseline.records(one.audio)
         records = decodes[first.name]
         sections += [
             errors_section(records, normalizer, one.audio, one.name),
@@ -125,7 +125,7 @@ def _support(words: Mapping[str, Sequence]) -> dict[str, float]:
     }
 
 
-class _Opponent:
+class _BaselineFolder:
     """A baseline, read from its folder, or decoded into one."""
 
     def __init__(self, given: str, made_in: Path, normalizer: Normalizer):

@@ -68,7 +68,7 @@ def decode_sections(
     """Returns the sections of all sets, set by set.
 
     Args:
-      experiments: whose result files are written.
+      experiments: whose result files are written, each with a name of its own.
       baselines: folders of baselines, or names of models, which then are decoded.
 
     Raises:
@@ -76,12 +76,12 @@ def decode_sections(
     """
     normalizer = Normalizer.parse(options.score_normalize)
     first, report = experiments[0], experiments[0].folder / REPORT
-    opened = [_Opponent(given, report / BASELINES, normalizer) for given in baselines]
+    opened = [_BaselineFolder(given, report / BASELINES, normalizer) for given in baselines]
     sections = []
     for number, one in enumerate(first.sets):
-        decodes = {e.name: _own(e, number, normalizer) for e in _named(experiments)}
-        for opponent in opened:
-            decodes[opponent.name] = opponent.records(one.audio)
+        decodes = {e.name: _own(e, number, normalizer) for e in experiments}
+        for baseline in opened:
+            decodes[baseline.name] = baseline.records(one.audio)
         records = decodes[first.name]
         sections += [
             errors_section(records, normalizer, one.audio, one.name),
@@ -97,15 +97,6 @@ def decode_sections(
             folders = experiments_in(options.experiments)
             sections.append(experiments_section(folders, one.name, normalizer))
     return [*sections, curves_section([e.folder for e in experiments])]
-
-
-def _named(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """Returns the experiments, those of one name told apart by their folders."""
-    names = [e.name for e in experiments]
-    return [
-        e if names.count(e.name) == 1 or not i else dataclasses.replace(e, name=str(e.folder))
-        for i, e in enumerate(experiments)
-    ]
 
 
 def _own(experiment: Experiment, number: int, normalizer: Normalizer) -> list[Record]:
@@ -125,7 +116,7 @@ def _support(words: Mapping[str, Sequence]) -> dict[str, float]:
     }
 
 
-class _Opponent:
+class _BaselineFolder:
     """A baseline, read from its folder, or decoded into one."""
 
     def __init__(self, given: str, made_in: Path, normalizer: Normalizer):

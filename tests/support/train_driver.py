@@ -91,7 +91,7 @@ def _trace() -> Path:
     return Path(os.environ["TRACE"])
 
 
-def be_stuck(dataset: SpeechDataset, cut: object) -> None:
+def be_stuck(dataset: SpeechDataset, cut: object, pause: float) -> None:
     (_trace() / f"stuck-{os.getpid()}").touch()
     time.sleep(600)
 

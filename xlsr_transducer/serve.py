@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlsr_transducer.core.errors import run_command
+from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.recognition.live import LiveModel, add_live_options
 from xlsr_transducer.serving.options import ServeOptions
-from xlsr_transducer.serving.server import run_server
 
 
 def get_parser() -> Parser:
@@ -25,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     options = from_args(ServeOptions, args)
     set_up_logging(None, "serve")
+    try:
+        from xlsr_transducer.serving.server import run_server
+    except ModuleNotFoundError as e:
+        raise UserError(f"the server needs {e.name}: pip install -r requirements.txt") from e
     run_server(lambda: LiveModel.from_args(args), options)
     return 0
 

@@ -95,6 +95,9 @@ def open_session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
+    # Threads that wait by spinning take the cores that other processes need, such as more servers:
+    # beside one of these a step took twice as long.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Its plan of which outputs share memory takes most of the time to load a large int8 graph; the
     # allocator takes freed memory again without it.
     options.enable_mem_reuse = False

@@ -26,6 +26,7 @@ av = pytest.importorskip("av")
 openai = pytest.importorskip("openai")
 
 SESSIONS, AUDIO_SECONDS = "xlsr_sessions", "xlsr_audio_seconds_total"  # of /metrics
+ENDED = 'xlsr_sessions_ended_total{{how="{}"}}'
 KINDS = [("WAV", 16000), ("FLAC", 24000), ("OGG", 8000), ("MP3", 16000), ("M4A", 16000)]
 
 
@@ -202,6 +203,8 @@ def test_wrong_requests_are_told_what_is_wrong(model: LiveModel, files: list[byt
             response = connection.getresponse()
             assert response.status == 400 and b'"message"' in response.read()
         assert transcribe(address, data).text == joined(expected(model, heard(data)))
+        assert metric(address, ENDED.format("bad data")) == 3 + 6 + 4
+        assert metric(address, ENDED.format("left")) == 0
 
 
 def test_a_file_that_breaks_off_ends_its_stream_with_an_error(
@@ -214,6 +217,8 @@ def test_a_file_that_breaks_off_ends_its_stream_with_an_error(
             transcribe(address, whole[: len(whole) // 2], stream=True)
         with pytest.raises(openai.BadRequestError, match="file: "):
             transcribe(address, whole[: len(whole) // 2])
+        assert metric(address, ENDED.format("bad data")) == 2
+        assert metric(address, ENDED.format("failed")) == 0
 
 
 def test_keys_and_places_are_asked_for(

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosedError
 
+from tests.support.live_client import connect
 from tests.support.live_server import expected, load_live, texts_of, waves
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 

@@ -24,7 +24,7 @@ small=(--data-dir "$data" --encoder-dim 144 --decoder-dim 128 --joiner-dim 192 -
   --warm-step 300 --dropout 0.15 --feature-dropout 0.1)
 # Hotwords need beam search.
 serve=(python -m xlsr_transducer.serve --exp-dir "$exp/streaming"
-  --decoding-method modified_beam_search "${@:2}")
+  --decoding-method modified_beam_search --reset-encoder 1 "${@:2}")
 tests=(--data-dir "$data" --split test_seen,test_unseen)
 
 log() {
@@ -56,7 +56,7 @@ log "2. Beside it the corpus, manifests, text and BPE model"
 [[ -f $toy_xlsr/config.json ]] || python -m local.demo.make_toy_xlsr --out "$toy_xlsr"
 [[ -z ${!:-} ]] || show_beside
 
-log "3. Features of the toy network's last layer, and of its front end for the streaming model"
+log "3. Features of the toy network's last layer, and of its front end"
 ./extract_features.sh --data-dir "$data" --xlsr "$toy_xlsr" --cut last --num-jobs 2
 ./extract_features.sh --data-dir "$data" --xlsr "$toy_xlsr" --cut frontend --num-jobs 2
 ./prepare.sh --data-dir "$data" --vocab-size 80 --stage 4
@@ -72,9 +72,11 @@ decode_full() {
   done
 }
 
-log "5. A streaming model that continues from it: all layers trained, many chunk sizes in one"
+log "5. A streaming model that continues from it: all layers trained, many chunk sizes in one; from the waveform,"
+log "   with pauses and changes of level, so that it gives no words where nobody speaks"
 beside decode_full
-./train.sh "${small[@]}" --features frontend-cumulative --exp-dir "$exp/streaming" \
+./train.sh "${small[@]}" --cut waveform --xlsr "$toy_xlsr" --exp-dir "$exp/streaming" \
+  --pause-prob 0.5 --gain-prob 0.5 --gain-db=-25,3 \
   --streaming 1 --chunk-size 32,16,64,-1 --left-context-chunks 2,1,4 \
   --attention-sink-size 4,0,16 --init-from "$exp/full/best-valid-wer.pt" \
   --num-epochs 4 --max-duration 20 --base-lr 0.002 --encoder-lr-scale 0.5 --xlsr-dropout 0.05 \

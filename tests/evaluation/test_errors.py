@@ -130,6 +130,27 @@ def test_groups_hold_each_utterance_once_and_their_own_rate() -> None:
     assert any("WER by speaker" in note for note in section.notes)
 
 
+def test_a_group_is_called_hard_only_where_both_sides_have_enough_to_tell() -> None:
+    def by_speaker(wrong: dict[str, int], count: int = 40) -> str:
+        return groups_section([
+            record(f"{s}{i}", "x y", "x z" if i < wrong[s] else "x y", speaker=s)
+            for s in wrong for i in range(count)
+        ]).finding  # fmt: skip
+
+    assert by_speaker({"mari": 30, "jüri": 6}).startswith("By speaker, mari is harder: 37.50 [")
+    nothing = "No group is harder than the rest beyond the intervals."
+    assert by_speaker({"mari": 9, "jüri": 6}) == nothing
+    assert by_speaker({"mari": 30, "jüri": 0}) == nothing
+    assert by_speaker({"mari": 8, "jüri": 5}, count=10) == nothing
+
+
+def test_a_field_with_a_value_for_each_utterance_is_no_group() -> None:
+    records = [record(str(i), "x", "x", custom={"text": str(i)}) for i in range(40)]
+    section = groups_section(records, by=["text"])
+    assert "text" not in section.data
+    assert any("nearly every utterance" in note for note in section.notes)
+
+
 def test_edges_belong_to_the_group_above() -> None:
     records = [record(str(i), "x", "x") for i in range(4)]
     groups = by_edges(records, {"0": 1.9, "1": 2.0, "2": 5.0}, (2.0, 5.0), "s")
@@ -186,5 +207,5 @@ def test_shares_are_of_utterances_that_could_be_read() -> None:
     records = [record("x", "a b", "c d", 0.95), record("y", "a", "a", 0.95)]
     records += [record("z", "a", "", unread="gone")]
     section = references_section(records)
-    assert section.finding == "1 of 2 references (50.0%) look wrong."
+    assert section.finding == "1 of 2 references (50.0 %) look wrong."
     assert math.isclose(section.data["utterances"], 2)

@@ -49,14 +49,14 @@ def make_exp(folder: Path) -> Path:
 
 def run(exp: Path, data: Path, *more: str) -> int:
     given = [f"--exp-dir={exp}", f"--checkpoint={exp / 'pretrained.pt'}", f"--data-dir={data}"]
-    return evaluate.main([*given, GRID, "--attention=2", "--cpu-layers=pytorch", *more])
+    return evaluate.main([*given, GRID, "--attention=0", "--cpu-layers=pytorch", *more])
 
 
 @pytest.fixture(scope="module")
 def exp(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment with a report."""
     exp = make_exp(tmp_path_factory.mktemp("exp"))
-    assert run(exp, data, "--verify=2") == 0
+    assert run(exp, data, "--verify=2", "--attention=2") == 0
     return exp
 
 
@@ -130,7 +130,7 @@ def test_a_difference_between_streaming_and_simulation_fails_the_command(
     monkeypatch.setattr(
         experiments.EvaluatedSet, "differing", lambda one, chunk: real(one, chunk) or ["one-0"]
     )
-    assert run(copy, data, "--verify=2", "--attention=0") == 2
+    assert run(copy, data, "--verify=2") == 2
     assert "some differ" in (copy / "report" / "index.html").read_text()
 
 
@@ -207,7 +207,7 @@ def test_flawed_data_is_told_in_the_report(tmp_path: Path) -> None:
     data, exp = tmp_path / "data", make_exp(tmp_path / "exp")
     write_set(data, "bad", ["", "to la", "ka", "mo ti"], [1.0, 1.2, 0.01, 1.1])
     (data / "wav" / "bad-3.wav").write_bytes(b"no audio")
-    assert run(exp, data) == 2
+    assert run(exp, data, "--attention=2") == 2
     notes = json.loads((exp / "report" / "report.json").read_text())["sections"]
     assert any("1 of 4 utterances cannot be read" in note and "bad-3" in note
                for note in notes["summary"]["notes"])  # fmt: skip
@@ -221,7 +221,7 @@ def test_one_utterance_makes_a_report(
 ) -> None:
     data, exp = tmp_path / "data", make_exp(tmp_path / "exp")
     write_set(data, "one", texts, seconds)
-    assert run(exp, data) == 0
+    assert run(exp, data, "--attention=2") == 0
     page = (exp / "report" / "index.html").read_text()
     assert " nan" not in page and "inf " not in page
     words = sum(len(text.split()) for text in texts)
@@ -244,7 +244,7 @@ def test_wrong_options_are_refused_in_one_line(
     option: str, message: str, exp: Path, data: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        run(exp, data, option)
+        run(exp, data, "--attention=2", option)
 
 
 def test_a_model_trained_in_full_context_is_evaluated_in_it_alone(

@@ -7,6 +7,7 @@ import json
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("transformers", minversion="4.45")
@@ -16,6 +17,7 @@ from tests.support.noise_sets import write_set
 from tests.support.tiny_hugging_face import write_ctc, write_encoder_decoder, write_whisper
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import read_audio
+from xlsr_transducer.evaluation.baseline import Baseline, BaselineOptions
 from xlsr_transducer.evaluation.normalizing import Normalizer, basic
 from xlsr_transducer.evaluation.records import find_results
 
@@ -65,7 +67,8 @@ def expected(folder: Path, kind: str, paths: list[str]) -> list[str]:
             if kind == "ctc":
                 ids = model(**inputs).logits.argmax(-1)
             else:
-                ids = model.generate(**inputs)
+                task = {"task": "transcribe"} if kind == "whisper" else {}
+                ids = model.generate(**inputs, **task)
         # CTC's blank is a special token too, and parts letters that are the same.
         texts.append(tokenizer.decode(ids[0], skip_special_tokens=kind != "ctc"))
     return [" ".join(text.split()) for text in texts]
@@ -89,6 +92,20 @@ def test_its_texts_are_the_models_own_and_its_files_icefalls(
     assert [" ".join(w) for w in words[::2]] == [basic(text) for text in TEXTS]
     about = json.loads((out / "baseline.json").read_text())
     assert about["parameters"] > 0 and about["scored"] == "Whisper's basic normalisation"
+
+
+def test_audio_beyond_whispers_window_changes_no_other_text(tmp_path: Path) -> None:
+    model = Baseline(BaselineOptions(model=str(write_whisper(tmp_path / "model")), language="et"))
+    draw = np.random.default_rng(0)
+    waves = [draw.normal(0, 0.1, int(16000 * s)).astype(np.float32) for s in (33, 1, 2)]
+    texts = model.texts(waves)
+    assert all(texts) and texts == [model.texts([wave])[0] for wave in waves]
+
+
+def test_a_language_that_the_model_lacks_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    model = write_whisper(tmp_path / "model")
+    with pytest.raises(UserError, match="--model .*model: Unsupported language: qq"):
+        run(model, data, tmp_path / "out", "--language=qq")
 
 
 def test_bleu_is_told_of_texts_as_they_are(

@@ -1,4 +1,4 @@
-"""Servers behind HAProxy, as ``conf/haproxy.cfg`` sets it up: one drains, one is killed."""
+"""Servers behind HAProxy, as ``deploy/haproxy.cfg`` sets it up: one drains, one is killed."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def port_of(server: subprocess.Popen) -> int:
 
 
 def configured(port: int, servers: list[int]) -> str:
-    """Returns conf/haproxy.cfg with other addresses."""
-    text = (ROOT / "conf" / "haproxy.cfg").read_text()
+    """Returns deploy/haproxy.cfg with other addresses."""
+    text = (ROOT / "deploy" / "haproxy.cfg").read_text()
     text, binds = re.subn(r"bind :6006\b", f"bind 127.0.0.1:{port}", text)
     text, places = re.subn(
         r"(server \w+) 10\.0\.0\.(\d):6006",

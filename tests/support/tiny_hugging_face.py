@@ -104,6 +104,7 @@ def write_whisper(folder: Path) -> Path:
         begin_suppress_tokens=None)  # fmt: skip
     model = WhisperForConditionalGeneration(config)
     settings = model.generation_config
+    settings._from_model_config = False  # or the settings below would be made anew
     settings.max_length, settings.suppress_tokens = 12, sorted(ids.values())
     settings.is_multilingual, settings.no_timestamps_token_id = True, ids["<|notimestamps|>"]
     settings.lang_to_id = {token: ids[token] for token in ("<|et|>", "<|en|>")}

@@ -33,7 +33,7 @@ from xlsr_transducer.recognition.scoring import Score, Transcript, write_results
 
 ABOUT = "baseline.json"  # in the folder of a baseline: what it is
 METHOD = "transformers"  # folder of its result files
-WHISPER_SECONDS = 30.0  # longer audio needs its long-form algorithm
+WHISPER_SAMPLES = 30 * SAMPLING_RATE  # longer audio needs its long-form algorithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +109,24 @@ class Baseline:
 
     @torch.no_grad()
     def texts(self, waves: Sequence[Any]) -> list[str]:
-        """Returns the texts of waveforms (n,) float32 at 16 kHz."""
+        """Returns the texts of waveforms (n,) float32 at 16 kHz.
+
+        Raises:
+          UserError: the model has no such language, for example.
+        """
+        is_short = [self.is_whisper and len(w) <= WHISPER_SAMPLES for w in waves]
+        together = iter(self._run([w for w, short in zip(waves, is_short) if short]))
+        return [next(together) if s else self._run([w])[0] for w, s in zip(waves, is_short)]
+
+    def _run(self, waves: Sequence[Any]) -> list[str]:
+        """Returns the texts of waveforms that can be a batch."""
+        if not waves:
+            return []
         items = [{"raw": wave, "sampling_rate": SAMPLING_RATE} for wave in waves]
         more: dict[str, Any] = {}
         generate: dict[str, Any] = {"num_beams": self.options.num_beams}
         if self.is_whisper:
-            more["return_timestamps"] = any(
-                len(wave) > WHISPER_SECONDS * SAMPLING_RATE for wave in waves
-            )
+            more["return_timestamps"] = len(waves[0]) > WHISPER_SAMPLES
             if getattr(self.pipe.model.generation_config, "is_multilingual", False):
                 generate["task"] = self.options.task
                 generate.update(
@@ -124,7 +134,11 @@ class Baseline:
                 )
         if self.pipe.type.startswith("seq2seq"):
             more["generate_kwargs"] = generate
-        found = self.pipe(items, batch_size=len(items) if self.is_whisper else 1, **more)
+        try:
+            found = self.pipe(items, batch_size=len(items), **more)
+        except ValueError as e:  # transformers' word for settings that the model lacks
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"--model {self.options.model}: {reason}") from e
         return [" ".join(one["text"].split()) for one in found]
 
 

@@ -54,6 +54,7 @@ def draw_curves(histories: Mapping[str, Sequence[dict]]) -> Figure:
             axis.plot([r["epoch"] for r in records], values, "o-", ms=3, label=name)
         axis.set(xlabel="epoch", ylabel=label)
         axis.set_yscale(**scale)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         if histories:
             axis.legend()
     return figure

@@ -89,7 +89,7 @@ def _finding(first: Experiment, own: Row, rows: Sequence[Row]) -> str:
     wer = own.total.wer
     if not wer.num_ref:
         return f"The references have no words: there is no word error rate of {first.name}."
-    said = f"{first.name} makes {wer.percent:.2f} errors in 100 words"
+    said = f"Model {first.name}: {wer.percent:.2f} errors in 100 words"
     if own.chunk.is_full_context:
         return said + " with the whole utterance in view."
     said += f" at {1000 * own.latency:.0f} ms of latency ({own.name})"

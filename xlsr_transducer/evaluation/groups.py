@@ -22,6 +22,7 @@ NUM_GROUPS = 30  # shown of each kind
 MAX_VALUES = 10  # of a numeric field; more are put into quarters
 DURATIONS = (2.0, 5.0, 10.0, 20.0)  # seconds: edges of the groups
 LEVELS = (-50.0, -40.0, -30.0, -20.0)  # dBFS
+FEWEST_UTTERANCES, FEWEST_ERRORS = 20, 5  # of a group that may be called hard, and of the rest
 SILENCE = -120.0  # dBFS of audio that is all zeros
 
 
@@ -65,17 +66,21 @@ def groups_section(
         "speaking rate": lambda: by_quarters(records, speaking_rates(records), "words/s"),
         "level": lambda: by_edges(records, levels, LEVELS, "dBFS"),
     }
-    for field in by:
+    for field in (name for name in by if name not in wanted):
         values = {r.id: r.custom[field] for r in records if field in r.custom}
         wanted[field] = lambda values=values: by_field(records, values)
+    found: dict[str, list[Group]] = {}
     for what, make in wanted.items():
         groups = make()
         if not groups:
             section.notes.append(_missing(what, what in by, audio is not None))
             continue
+        if len(groups) > max(NUM_GROUPS, len(records) / 2):
+            section.notes.append(f"WER by {what}: nearly every utterance has a value of its own.")
+            continue
+        found[what] = groups
         _add(section, what, groups, len(records))
-    worst = _most_above(section)
-    section.finding = worst or "No group stands out by more than its interval."
+    section.finding = _hardest(found) or "No group is harder than the rest beyond the intervals."
     return section
 
 
@@ -165,7 +170,7 @@ def _add(section: Section, what: str, groups: Sequence[Group], num_records: int)
     single = sum(len(g.records) == 1 for g in groups)
     caption = "From, to: 95 % bootstrap interval over the group's utterances."
     if single:
-        caption += f" {single} groups have one utterance, and no interval."
+        caption += f" Groups of one utterance, which have no interval: {single}."
     left_out = num_records - sum(len(g.records) for g in groups)
     if left_out:
         section.notes.append(f"WER by {what}: {left_out} utterances without one are left out.")
@@ -204,18 +209,20 @@ def _picture(name: str, what: str, groups: Sequence[Group]) -> Figure:
     return Figure(f"{name}-{slug(what) or 'field'}", figure, caption, alt)
 
 
-def _most_above(section: Section) -> str:
-    """Names the group whose interval lies above the others' rates by most, if there is one."""
-    found: list[tuple[float, str]] = []
-    for what, groups in section.data.items():
+def _hardest(found: Mapping[str, Sequence[Group]]) -> str:
+    """Names the group whose WER lies farthest above that of all other utterances, if there is one
+    that does so beyond both intervals, with enough utterances and errors on both sides."""
+    harder: list[tuple[float, str]] = []
+    for what, groups in found.items():
         for group in groups:
-            others = [g for g in groups if g is not group and g["wer"] is not None]
-            words = sum(g["words"] for g in others)
-            if not words or group["low"] is None or group["utterances"] < 2:
+            rest = [r for g in groups if g is not group for r in g.records]
+            sides = (group.rate, word_errors(rest))
+            sizes = (len(group.records), len(rest))
+            if min(sizes) < FEWEST_UTTERANCES or min(s.errors for s in sides) < FEWEST_ERRORS:
                 continue
-            rest = sum(g["wer"] * g["words"] for g in others) / words
-            if group["low"] > rest:
-                text = f"By {what}, {group['group']} is harder: {group['wer']:.2f} % WER, " \
-                       f"{rest:.2f} % elsewhere."  # fmt: skip
-                found.append((group["wer"] - rest, text))
-    return max(found)[1] if found else ""
+            if sides[0].low > sides[1].high:
+                text = (
+                    f"By {what}, {group.name} is harder: {sides[0]} % WER, {sides[1]} % elsewhere."
+                )
+                harder.append((sides[0].percent - sides[1].percent, text))
+    return max(harder)[1] if harder else ""

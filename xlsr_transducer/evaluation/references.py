@@ -26,8 +26,8 @@ NUM_FEWEST = 20  # utterances below which there is no telling what is usual
 NUM_SHOWN = 30
 
 RULES = {
-    "other words": f"at least {MOSTLY_WRONG:.0%} of the words wrong, while the recognised words "
-    f"have a mean confidence of {CONFIDENT} or more",
+    "other words": f"at least {100 * MOSTLY_WRONG:.0f} % of the words wrong, while the recognised "
+    f"words have a mean confidence of {CONFIDENT} or more",
     "words without sound": f"{LONGEST_RUN} or more reference words in a row for which nothing was "
     f"recognised, while the recognised words have a mean confidence of {CONFIDENT} or more",
     "too fast": f"more than {FASTEST:.0f} characters a second",
@@ -66,7 +66,9 @@ def references_section(
     section.notes += _left_out(readable, alignment)
     flagged = flag(readable, alignment or {})
     share = len(flagged) / len(readable)
-    section.finding = f"{len(flagged)} of {len(readable)} references ({share:.1%}) look wrong."
+    section.finding = (
+        f"{len(flagged)} of {len(readable)} references ({100 * share:.1f} %) look wrong."
+    )
     section.paragraphs.append(
         "They are flagged by what the model hears, which proves nothing: listen before you "
         "correct or leave out."

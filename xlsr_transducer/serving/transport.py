@@ -56,7 +56,8 @@ class HttpConnection(H11Protocol):
 
     def _watch(self) -> None:
         """Limits the time in which no request is being answered, and data has come."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        is_served = self.cycle is not None and not self.cycle.response_complete
+        if is_served or self.transport.get_protocol() is not self:  # but a websocket
             self._stop_watching()
         elif self._limit is None:
             self._limit = self.loop.call_later(HEAD_SECONDS, self._give_up)
@@ -67,7 +68,7 @@ class HttpConnection(H11Protocol):
             self._limit = None
 
     def _give_up(self) -> None:
-        if self.transport.get_protocol() is self and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self._refuse(408, f"the request did not come within {HEAD_SECONDS:g} s")
 
     def _refuse(self, status: int, message: str) -> None:

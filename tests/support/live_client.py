@@ -7,9 +7,9 @@ from typing import Any
 from websockets.asyncio.client import connect as impatient
 
 SECONDS = 120  # for what takes a moment on an idle machine
+PATIENCE = {"open_timeout": SECONDS, "close_timeout": SECONDS, "ping_timeout": None}
 
 
 def connect(url: str, **settings: Any) -> impatient:
     """Returns ``websockets.connect`` with time for a busy server to answer."""
-    patience = {"open_timeout": SECONDS, "close_timeout": SECONDS, "ping_timeout": None}
-    return impatient(url, **{"max_size": None, **patience, **settings})
+    return impatient(url, **{"max_size": None, **PATIENCE, **settings})

@@ -7,7 +7,6 @@ import http.client
 import json
 import logging
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -20,7 +19,7 @@ from tests.serving.test_access import handshake
 from tests.serving.test_access import http as get
 from tests.serving.test_hostile import ending, float32
 from tests.serving.test_sherpa import finals, transcribe
-from tests.support.live_client import connect
+from tests.support.live_client import connect, metric
 from tests.support.live_server import (
     ENDPOINT,
     expected,
@@ -70,11 +69,6 @@ def hasty(model: LiveModel) -> Iterator[str]:
     """A server that waits for half a second."""
     with serving(model, idle_timeout=0.5) as address:
         yield address
-
-
-def metric(address: str, name: str) -> float:
-    page = get(address, "/metrics")[2]
-    return float(re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE).group(1))
 
 
 def test_beyond_max_sessions_a_handshake_gets_503_and_ready_says_so(model: LiveModel) -> None:

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from tests.support.live_client import metric
 from tests.support.live_server import ENDPOINT, expected, load_live, serving, waves
 from xlsr_transducer.data.media import open_media
 from xlsr_transducer.data.tokenizer import text_of
@@ -258,14 +259,6 @@ def wait_for(address: str, name: str, is_so: Callable[[float], bool]) -> None:
         if is_so(metric(address, name)):
             return
     raise AssertionError(f"{name} is never so")
-
-
-def metric(address: str, name: str) -> float:
-    connection = http.client.HTTPConnection(address, timeout=60)
-    connection.request("GET", "/metrics")
-    page = connection.getresponse().read().decode()
-    connection.close()
-    return float(page.split(f"\n{name} ")[1].split("\n")[0])
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -217,5 +217,6 @@ async def _until_none(sessions: Sessions, timeout: float) -> None:
 def _announce(listener: socket.socket, options: ServeOptions) -> None:
     host, port = listener.getsockname()[:2]
     shown = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "::1") else host
+    shown = f"[{shown}]" if ":" in shown else shown
     scheme = "https" if options.certificate else "http"
     print(f"open {scheme}://{shown}:{port} in a browser", flush=True)

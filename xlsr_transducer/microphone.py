@@ -13,11 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.core.options import Options, Parser, add_options, from_args, option
 from xlsr_transducer.data.microphone import Microphone, microphones
 from xlsr_transducer.recognition.dictation import dictate, recognise
 from xlsr_transducer.recognition.live import LiveModel, add_live_options
+from xlsr_transducer.serving.keys import read_keys
 
 KEY_VARIABLE = "XLSR_API_KEY"
 
@@ -37,14 +38,11 @@ class MicrophoneOptions(Options):
         """Returns the key for the server; none is an empty one.
 
         Raises:
-          UserError: the file cannot be read.
+          UserError: there is no key in the file.
         """
         if self.api_key_file is None:
             return os.environ.get(KEY_VARIABLE, "").strip()
-        if not self.api_key_file.is_file():
-            raise UserError(f"--api-key-file {self.api_key_file}: no such file")
-        lines = [*self.api_key_file.read_text(encoding="utf-8").splitlines(), ""]
-        return lines[0].strip()
+        return read_keys(self.api_key_file)[0]
 
 
 def get_parser() -> Parser:

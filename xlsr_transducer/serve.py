@@ -1,4 +1,5 @@
-"""Serves a streaming model: live transcription over websockets and HTTP, and a page to speak to:
+"""Serves a streaming model: live transcription over websockets and HTTP, and a page to speak to.
+
 ``python -m xlsr_transducer.serve --exp-dir exp``, or with ``--onnx FILE``.
 """
 

@@ -23,7 +23,7 @@ from tests.support.live_server import (  # noqa: E402
 from xlsr_transducer import microphone  # noqa: E402
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model  # noqa: E402
 from xlsr_transducer.recognition.dictation import (  # noqa: E402
-    Heard,
+    LiveText,
     Screen,
     dictate,
     last_columns,
@@ -64,10 +64,10 @@ def wave(folder: Path) -> np.ndarray:
 def test_final_texts_are_those_of_the_stream_alone(
     model: LiveModel, wave: np.ndarray, size: int
 ) -> None:
-    heard = list(recognise(model, LiveCapture(wave, size)))
+    found = list(recognise(model, LiveCapture(wave, size)))
     wanted = [segment.text for segment in expected(model, torch.from_numpy(wave))]
-    assert [h.text for h in heard if h.is_final] == wanted and len(wanted) > 1
-    growing = [h.text for h in heard if not h.is_final]
+    assert [h.text for h in found if h.is_final] == wanted and len(wanted) > 1
+    growing = [h.text for h in found if not h.is_final]
     assert any(growing) and len(growing) > len(wanted)
 
 
@@ -76,11 +76,11 @@ def test_a_terminal_has_one_line_that_grows(monkeypatch: pytest.MonkeyPatch) -> 
     terminal = Terminal()
     screen = Screen(terminal)
     for text in ("one", "one two", "one two three four"):
-        screen.show(Heard(text, is_final=False))
+        screen.show(LiveText(text, is_final=False))
         assert lines_on(terminal.getvalue())[-1] == text[-11:]
-    screen.show(Heard("one two three four", is_final=True))
-    screen.show(Heard("", is_final=False))
-    screen.show(Heard("five", is_final=False))
+    screen.show(LiveText("one two three four", is_final=True))
+    screen.show(LiveText("", is_final=False))
+    screen.show(LiveText("five", is_final=False))
     screen.clear()
     assert lines_on(terminal.getvalue()) == ["one two three four", ""]
 
@@ -89,14 +89,14 @@ def test_a_file_has_final_lines_alone() -> None:
     out = io.StringIO()
     screen = Screen(out)
     for text, is_final in (("a", False), ("a b", True), ("", True), ("c", False), ("c d", True)):
-        screen.show(Heard(text, is_final))
+        screen.show(LiveText(text, is_final))
     screen.clear()
     assert out.getvalue() == "a b\nc d\n"
 
 
 def test_text_cannot_steer_the_terminal() -> None:
     terminal = Terminal()
-    Screen(terminal).show(Heard("a\x1b]0;title\x07b\x1b[2Jc\nd", is_final=True))
+    Screen(terminal).show(LiveText("a\x1b]0;title\x07b\x1b[2Jc\nd", is_final=True))
     assert terminal.getvalue() == "a]0;titleb[2Jcd\n"
 
 

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from tests.support.live_server import load_live, serving
 from xlsr_transducer import serve
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.recognition.live import LiveModel
+from xlsr_transducer.serving import server
+from xlsr_transducer.serving.options import ServeOptions
 
 KEY = "a-secret-of-the-tests"
 WRONG = "a-wrong-key-of-the-tests"
@@ -268,6 +271,18 @@ def test_a_certificate_that_cannot_be_used_is_told_before_the_model_is_read(
         path = tmp_path / name
         with pytest.raises(UserError, match=f"--certificate {path}: "):
             serve.main(["--checkpoint", "/nothing", "--port", "0", "--certificate", str(path)])
+
+
+@pytest.mark.parametrize(
+    "host, shown",
+    [("::", "localhost"), ("2001:db8::1", "[2001:db8::1]"), ("10.0.0.1", "10.0.0.1")],
+)
+def test_the_address_that_is_printed_can_be_opened(
+    capsys: pytest.CaptureFixture, host: str, shown: str
+) -> None:
+    listener = SimpleNamespace(getsockname=lambda: (host, 6006, 0, 0))
+    server._announce(listener, ServeOptions())
+    assert capsys.readouterr().out == f"open http://{shown}:6006 in a browser\n"
 
 
 def test_a_port_that_is_taken_is_told_before_the_model_is_read(model: LiveModel) -> None:

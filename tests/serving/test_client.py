@@ -87,7 +87,7 @@ def test_the_key_comes_from_a_file_or_the_environment(
         with pytest.raises(UserError, match="refused with status 401: no valid API key"):
             microphone.main(given)
         if source == "file":
-            key.write_text("secret\n")
+            key.write_text("# of the server\n\nsecret\n")
             given += ["--api-key-file", str(key)]
         else:
             monkeypatch.setenv(microphone.KEY_VARIABLE, "secret")
@@ -113,6 +113,10 @@ def test_a_full_server_is_named_with_its_reason(model: LiveModel, wave: np.ndarr
     [
         ("localhost:6006", "must begin with ws:// or wss://"),
         ("ws://", "cannot be reached"),
+        ("ws://localhost:port", "cannot be reached"),
+        ("ws://localhost:99999", "cannot be reached"),
+        ("ws://[::1", "cannot be reached"),
+        ("ws://a..b", "cannot be reached"),
         ("ws://localhost:1", "cannot be reached"),
         ("wss://localhost:1", "cannot be reached"),
     ],

@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosedError
 
 from tests.serving.test_access import handshake
 from tests.serving.test_sherpa import finals
-from tests.support.live_client import connect
+from tests.support.live_client import SECONDS, connect
 from tests.support.live_server import ENDPOINT, RATE, expected, load_live, texts_of, waves
-from tests.support.server_process import SECONDS, ServerProcess, server_process
+from tests.support.server_process import ServerProcess, server_process
 from xlsr_transducer.data.tokenizer import text_of
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.recognition.live import LiveModel

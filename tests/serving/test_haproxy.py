@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosedError
 
+from tests.support.live_client import connect, metric
 from tests.support.live_server import expected, load_live, texts_of, waves
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 
@@ -82,8 +83,7 @@ class Fleet:
 
     def sessions(self, number: int) -> int:
         """Returns how many sessions are open in a server."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[number]}/metrics") as page:
-            return int(float(re.search(r"^xlsr_sessions (\S+)$", page.read().decode(), re.M)[1]))
+        return int(metric(f"127.0.0.1:{self.ports[number]}", "xlsr_sessions"))
 
     def wait_until_not_ready(self, number: int) -> None:
         """Waits until a server takes no new sessions."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from websockets.asyncio.client import connect
 
+from tests.support.live_client import connect
 from tests.support.live_server import expected, serving, texts_of
 from tests.support.stream_driver import speech
 from tests.support.tiny_recipe import closest_call
@@ -63,7 +63,7 @@ def load_onnx_live(encoder: Path, *options: str) -> LiveModel:
 
 async def transcribe(address: str, wave: torch.Tensor, pause: float = 0.0) -> list[tuple]:
     """Sends audio in half seconds; returns text, tokens and times of the segments."""
-    async with connect(f"ws://{address}/", max_size=None) as websocket:
+    async with connect(f"ws://{address}/") as websocket:
         await asyncio.sleep(pause)
         for piece in wave.split(RATE // 2):
             await websocket.send(piece.numpy().astype("<f4").tobytes())

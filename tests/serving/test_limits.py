@@ -7,7 +7,6 @@ import http.client
 import json
 import logging
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -20,9 +19,10 @@ from tests.serving.test_access import handshake
 from tests.serving.test_access import http as get
 from tests.serving.test_hostile import ending, float32
 from tests.serving.test_sherpa import finals, transcribe
-from tests.support.live_client import connect
+from tests.support.live_client import connect, metric
 from tests.support.live_server import (
     ENDPOINT,
+    expected,
     load_live,
     serving,
     texts_of,
@@ -31,7 +31,13 @@ from tests.support.live_server import (
 )
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.recognition.live import LiveModel
-from xlsr_transducer.serving.session import LONGEST_HOTWORD, MOST_HOTWORDS
+from xlsr_transducer.serving.scheduler import Scheduler
+from xlsr_transducer.serving.session import (
+    LONGEST_HOTWORD,
+    MOST_HOTWORDS,
+    Sessions,
+    post_to,
+)
 
 SECONDS = 300  # for what takes a second on an idle machine
 
@@ -63,11 +69,6 @@ def hasty(model: LiveModel) -> Iterator[str]:
     """A server that waits for half a second."""
     with serving(model, idle_timeout=0.5) as address:
         yield address
-
-
-def metric(address: str, name: str) -> float:
-    page = get(address, "/metrics")[2]
-    return float(re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE).group(1))
 
 
 def test_beyond_max_sessions_a_handshake_gets_503_and_ready_says_so(model: LiveModel) -> None:
@@ -160,17 +161,6 @@ def phrases(seed: int) -> list[str]:
     return ["".join(draw.sample(pieces, 2)).replace("\u2581", " ").strip() for _ in range(8)]
 
 
-def alone(model: LiveModel, wave: torch.Tensor, hotwords: list[str]) -> list[tuple]:
-    """Returns the segments that the engine finds with hotwords."""
-    engine = model.engine(1)
-    stream = engine.open("alone", model.hotwords(hotwords))
-    stream.accept(wave)
-    stream.finish()
-    while len(engine):
-        engine.step()
-    return texts_of([model.timed(h, n, is_final=True) for n, h in enumerate(stream.segments)])
-
-
 def test_sessions_with_different_hotwords_at_once_are_each_as_alone(
     beam: LiveModel, audio: list[torch.Tensor]
 ) -> None:
@@ -178,7 +168,8 @@ def test_sessions_with_different_hotwords_at_once_are_each_as_alone(
     wave, chosen = audio[0][: 3 * 16000], [([], None)]
     for seed in range(30):
         hotwords = phrases(seed) if seed else []
-        lists = [alone(beam, wave * scale, hotwords) for scale in (1, 1 + 1e-5, 1 - 1e-5)]
+        scales = (1, 1 + 1e-5, 1 - 1e-5)
+        lists = [texts_of(expected(beam, wave * scale, hotwords)) for scale in scales]
         if lists[0] == lists[1] == lists[2] and lists[0] not in [found for _, found in chosen]:
             chosen.append((hotwords, lists[0]))
         if len(chosen) == 4:
@@ -213,6 +204,21 @@ def test_hotwords_that_cannot_be_used_are_refused(
         status, message = asyncio.run(handshake(f"ws://{address}/?hotwords={quote(hotwords)}"))
         assert status == 400 and reason in message
         assert metric(address, "xlsr_sessions") == 0
+
+
+def test_hotwords_that_come_after_the_server_has_ended_a_session_do_not_keep_it(
+    beam: LiveModel,
+) -> None:
+    async def main() -> None:
+        scheduler = Scheduler(beam.engine(1), post_to(asyncio.get_running_loop()))
+        session = Sessions(beam, scheduler, max_sessions=1, max_backlog=1.0).open()
+        session.cut("the end")
+        session.take_hotwords(phrases(1))
+        async with asyncio.timeout(SECONDS):
+            assert [segment async for segment in session.results()] == []
+        scheduler.stop()
+
+    asyncio.run(main())
 
 
 def test_a_search_without_hotwords_says_which_has_them(narrow: str) -> None:

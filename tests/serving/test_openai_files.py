@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 
+from tests.support.live_client import metric
 from tests.support.live_server import ENDPOINT, expected, load_live, serving, waves
 from xlsr_transducer.data.media import open_media
 from xlsr_transducer.data.tokenizer import text_of
@@ -26,6 +27,7 @@ av = pytest.importorskip("av")
 openai = pytest.importorskip("openai")
 
 SESSIONS, AUDIO_SECONDS = "xlsr_sessions", "xlsr_audio_seconds_total"  # of /metrics
+ENDED = 'xlsr_sessions_ended_total{{how="{}"}}'
 KINDS = [("WAV", 16000), ("FLAC", 24000), ("OGG", 8000), ("MP3", 16000), ("M4A", 16000)]
 
 
@@ -202,6 +204,8 @@ def test_wrong_requests_are_told_what_is_wrong(model: LiveModel, files: list[byt
             response = connection.getresponse()
             assert response.status == 400 and b'"message"' in response.read()
         assert transcribe(address, data).text == joined(expected(model, heard(data)))
+        assert metric(address, ENDED.format("bad data")) == 3 + 6 + 4
+        assert metric(address, ENDED.format("left")) == 0
 
 
 def test_a_file_that_breaks_off_ends_its_stream_with_an_error(
@@ -214,6 +218,8 @@ def test_a_file_that_breaks_off_ends_its_stream_with_an_error(
             transcribe(address, whole[: len(whole) // 2], stream=True)
         with pytest.raises(openai.BadRequestError, match="file: "):
             transcribe(address, whole[: len(whole) // 2])
+        assert metric(address, ENDED.format("bad data")) == 2
+        assert metric(address, ENDED.format("failed")) == 0
 
 
 def test_keys_and_places_are_asked_for(
@@ -253,14 +259,6 @@ def wait_for(address: str, name: str, is_so: Callable[[float], bool]) -> None:
         if is_so(metric(address, name)):
             return
     raise AssertionError(f"{name} is never so")
-
-
-def metric(address: str, name: str) -> float:
-    connection = http.client.HTTPConnection(address, timeout=60)
-    connection.request("GET", "/metrics")
-    page = connection.getresponse().read().decode()
-    connection.close()
-    return float(page.split(f"\n{name} ")[1].split("\n")[0])
 
 
 @pytest.mark.parametrize("stream", [False, True])

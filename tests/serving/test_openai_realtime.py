@@ -18,9 +18,9 @@ import torch
 
 pytest.importorskip("openai")
 from openai import AsyncOpenAI
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests.support.live_client import PATIENCE, connect
 from tests.support.live_server import (
     ENDPOINT,
     expected,
@@ -41,6 +41,7 @@ TRANSCRIPTION = "conversation.item.input_audio_transcription"
 BEAM = ("--decoding-method", "modified_beam_search", "--temperature", "2")
 AUDIO = [("pcm16", 24000), ("g711_ulaw", 8000), ("pcm16", 16000), ("g711_alaw", 8000)]
 TURNS = {"type": "server_vad"}
+CONNECTION = {"model": "any-name", "websocket_connection_options": PATIENCE}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ async def transcribe(
     """Sends bytes in random pieces, and a commit; returns the events that came back."""
     draw = random.Random(seed)
     await asyncio.sleep(draw.random() * 0.3)
-    async with ai.realtime.connect(model="any-name") as connection:
+    async with ai.realtime.connect(**CONNECTION) as connection:
         await connection.session.update(session=session)
         reading = asyncio.create_task(until_completed(connection))
         await append(connection, data, draw)
@@ -212,7 +213,7 @@ def test_text_comes_while_the_speaker_goes_on_and_turns_end_by_themselves(
     data, coding, rate = next(a for a in audio if len(expected(model, from_wire(*a))) > 1)
 
     async def listen(address: str) -> list[Any]:
-        async with client(address).realtime.connect(model="any-name") as connection:
+        async with client(address).realtime.connect(**CONNECTION) as connection:
             await connection.session.update(session=settings(coding, rate))
             await append(connection, data, random.Random(0))  # and no commit
             return await until(connection, lambda e: e.type == f"{TRANSCRIPTION}.completed")
@@ -244,7 +245,7 @@ def test_each_commit_ends_a_stream_and_clear_drops_one(model: LiveModel, audio: 
 
     async def three(address: str) -> list[list[Any]]:
         draw, answers = random.Random(0), []
-        async with client(address).realtime.connect(model="any-name") as connection:
+        async with client(address).realtime.connect(**CONNECTION) as connection:
             await connection.session.update(session=settings(turns=None))
             await append(connection, first, draw)
             await connection.input_audio_buffer.commit()
@@ -277,7 +278,7 @@ def test_the_older_shape_of_openai_is_spoken_too(model: LiveModel, audio: list) 
     async def older(address: str) -> list[Any]:
         query, headers = {"intent": "transcription"}, {"OpenAI-Beta": "realtime=v1"}
         async with client(address).beta.realtime.connect(
-            model="any-name", extra_query=query, extra_headers=headers
+            **CONNECTION, extra_query=query, extra_headers=headers
         ) as connection:
             session = {
                 "input_audio_format": coding,
@@ -362,7 +363,7 @@ def test_a_wrong_event_is_answered_and_the_session_goes_on(model: LiveModel, aud
 
     async def speak(address: str) -> tuple[list[dict], list[dict]]:
         answers, events = [], []
-        async with connect(f"ws://{address}/v1/realtime?model=x", max_size=None) as websocket:
+        async with connect(f"ws://{address}/v1/realtime?model=x") as websocket:
             created = json.loads(await websocket.recv())
             assert created["type"] == "session.created"
             for number, (event, _, _) in enumerate(wrong):
@@ -405,7 +406,7 @@ def test_keywords_are_the_hotwords_of_the_next_streams(beam: LiveModel, audio: l
 
     async def texts(address: str) -> list[str]:
         found = []
-        async with client(address).realtime.connect(model="any-name") as connection:
+        async with client(address).realtime.connect(**CONNECTION) as connection:
             for keywords in [], [f"{word} :20"], []:
                 session = settings(coding, rate, None, keywords=keywords)
                 await connection.session.update(session=session)
@@ -427,7 +428,7 @@ def test_keys_come_as_the_package_and_as_browsers_send_them(
     keys.write_text("secret\n")
 
     async def by_package(address: str, key: str) -> str:
-        async with client(address, key).realtime.connect(model="any-name") as connection:
+        async with client(address, key).realtime.connect(**CONNECTION) as connection:
             return (await connection.recv()).type
 
     async def by_browser(address: str) -> tuple[str | None, str]:
@@ -449,7 +450,7 @@ def test_a_server_without_endpoints_waits_for_commits(checkpoint: Path, audio: l
     data, coding, rate = audio[0]
 
     async def speak(address: str) -> tuple[Any, list[Any]]:
-        async with client(address).realtime.connect(model="any-name") as connection:
+        async with client(address).realtime.connect(**CONNECTION) as connection:
             created = await connection.recv()
             await connection.session.update(session=settings(coding, rate))
             refused = await connection.recv()
@@ -471,11 +472,11 @@ def test_one_place_serves_one_connection_through_all_its_streams(
     data, coding, rate = audio[0]
 
     async def speak(address: str) -> None:
-        async with client(address).realtime.connect(model="any-name") as connection:
+        async with client(address).realtime.connect(**CONNECTION) as connection:
             await connection.session.update(session=settings(coding, rate, None))
             for _ in range(3):
                 with pytest.raises(InvalidStatus, match="503"):
-                    async with client(address).realtime.connect(model="any-name"):
+                    async with client(address).realtime.connect(**CONNECTION):
                         pass
                 await append(connection, data[:20000], random.Random(0))
                 await connection.input_audio_buffer.commit()
@@ -490,7 +491,7 @@ def test_a_server_that_ends_gives_the_text_so_far(model: LiveModel, audio: list)
 
     async def speak(address: str, server: contextlib.ExitStack) -> tuple[list[Any], Any]:
         events = []
-        async with client(address).realtime.connect(model="any-name") as connection:
+        async with client(address).realtime.connect(**CONNECTION) as connection:
             session = settings(coding, rate, None)
             await connection.session.update(session=session)
             await append(connection, data, random.Random(0))

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from tests.support.live_client import connect
 from tests.support.live_server import (
     ENDPOINT,
     RATE,

@@ -13,6 +13,7 @@ from websockets.sync.client import connect
 from tests.support.live_server import load_live, serving
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.serving import web_page
+from xlsr_transducer.serving.session import MOST_HOTWORDS
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,8 @@ def test_the_page_is_told_why_a_session_would_be_refused(model: LiveModel, tmp_p
         assert config(address, "Ω")["refusal"] == "it does not accept this API key"
         assert config(address, "kala/moon :2", key="s3cret")["refusal"] == ""
         assert config(address, "Ω", key="s3cret")["refusal"].startswith("hotword 1")
+        many = config(address, "/".join(["kala"] * (MOST_HOTWORDS + 1)), key="s3cret")["refusal"]
+        assert f"a session may have {MOST_HOTWORDS}" in many
         with connect(f"ws://{address}/?api_key=s3cret"):
             refusal = config(address, key="s3cret")["refusal"]
         assert refusal == "the server is full: 1 sessions are open"

@@ -12,8 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.live_client import SECONDS, metric
+
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120  # for what takes a second or two on an idle machine
 
 
 class ServerProcess:
@@ -41,8 +42,7 @@ class ServerProcess:
 
     def metric(self, name: str) -> float:
         """Returns a value of ``/metrics``, by its name with labels."""
-        lines = self.get("/metrics")[1].splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
+        return metric(self.address, name)
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """Sends a signal."""

@@ -20,14 +20,14 @@ _CLEAR_LINE = "\r\x1b[2K"
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class LiveText:
     """The text of the segment that is being spoken; final once it has ended."""
 
     text: str
     is_final: bool
 
 
-def recognise(model: LiveModel, pieces: Iterable[np.ndarray]) -> Iterator[Heard]:
+def recognise(model: LiveModel, pieces: Iterable[np.ndarray]) -> Iterator[LiveText]:
     """Recognises live audio.
 
     Args:
@@ -43,18 +43,18 @@ def recognise(model: LiveModel, pieces: Iterable[np.ndarray]) -> Iterator[Heard]
         while engine.has_work() or (piece is None and len(engine)):
             computed, _ = engine.step()
             for found in stream.take_segments():
-                yield Heard(model.timed(found, 0, is_final=True).text, is_final=True)
+                yield LiveText(model.timed(found, 0, is_final=True).text, is_final=True)
             engine.read(computed)
             if stream.slot is not None:
                 live = model.timed(stream.live.hypothesis(), 0, is_final=False)
-                yield Heard(live.text, is_final=False)
+                yield LiveText(live.text, is_final=False)
 
 
-def dictate(capture: Capture, heard: Iterable[Heard], out: TextIO) -> None:
-    """Shows what is heard to the end; Ctrl-C ends the audio, and a second one everything.
+def dictate(capture: Capture, texts: Iterable[LiveText], out: TextIO) -> None:
+    """Shows texts to the last; Ctrl-C ends the audio, and a second one everything.
 
     Args:
-      heard: from ``capture``.
+      texts: of ``capture``.
     """
     screen = Screen(out)
     before = signal.getsignal(signal.SIGINT)
@@ -65,7 +65,7 @@ def dictate(capture: Capture, heard: Iterable[Heard], out: TextIO) -> None:
 
     signal.signal(signal.SIGINT, stop)
     try:
-        for found in heard:
+        for found in texts:
             screen.show(found)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -84,11 +84,11 @@ class Screen:
         self._is_terminal = out.isatty()
         self._shown = ""
 
-    def show(self, heard: Heard) -> None:
+    def show(self, live: LiveText) -> None:
         """Shows what is new."""
         # Escape sequences are not text.
-        text = "".join(c for c in heard.text if c.isprintable())
-        if heard.is_final:
+        text = "".join(c for c in live.text if c.isprintable())
+        if live.is_final:
             self.clear()
             if text:
                 self._write(text + "\n")

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.data.tokenizer import UNK, WORD_START, text_of
@@ -20,6 +21,19 @@ class Span:
     start: float
     end: float
     confidence: float
+
+
+def word_shapes(words: Sequence[Span], offset: float = 0.0) -> list[dict[str, Any]]:
+    """Returns words as JSON shows them everywhere, with times ``offset`` seconds later."""
+    return [
+        {
+            "word": word.text,
+            "start": round(offset + word.start, 3),
+            "end": round(offset + word.end, 3),
+            "confidence": round(word.confidence, 4),
+        }
+        for word in words
+    ]
 
 
 def token_spans(hypothesis: Hypothesis, tokens: Sequence[str], frame: float) -> list[Span]:

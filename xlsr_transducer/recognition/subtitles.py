@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from xlsr_transducer.recognition.alignment_files import text_grid
-from xlsr_transducer.recognition.spans import Span, TimedText
+from xlsr_transducer.recognition.spans import Span, TimedText, word_shapes
 
 # What viewers can read: the usual limits of broadcasters.
 LINE = 42  # characters
@@ -61,17 +61,8 @@ class Json(Writer):
 
 
 def _segment(segment: TimedText) -> dict[str, Any]:
-    words = [
-        {
-            "word": word.text,
-            "start": round(word.start, 3),
-            "end": round(word.end, 3),
-            "confidence": round(word.confidence, 4),
-        }
-        for word in segment.words
-    ]
     times = {"start": round(segment.start, 3), "end": round(segment.end, 3)}
-    return {**times, "text": segment.text, "words": words}
+    return {**times, "text": segment.text, "words": word_shapes(segment.words)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
-from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.serving.refusals import Refused
 
 # A browser cannot set headers of a websocket: it may send the key as a subprotocol. OpenAI's name.
 KEY_PROTOCOL = "openai-insecure-api-key."
-
-
-def read_keys(path: Path | None) -> list[str]:
-    """Returns the keys of a file, one a line; none without a file.
-
-    Raises:
-      UserError: no such file, or no key in it.
-    """
-    if path is None:
-        return []
-    if not path.is_file():
-        raise UserError(f"--api-key-file {path}: no such file")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not all(key.isascii() and key.isprintable() for key in keys):
-        raise UserError(f"--api-key-file {path}: a key has other characters than ASCII's")
-    if not keys:
-        raise UserError(f"--api-key-file {path}: no key in it; write one a line")
-    return keys
 
 
 class Access:

@@ -15,6 +15,7 @@ from pathlib import Path
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
+    InvalidProxy,
     InvalidStatus,
     InvalidURI,
 )
@@ -22,14 +23,14 @@ from websockets.sync.client import ClientConnection, connect
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.microphone import Capture
-from xlsr_transducer.recognition.dictation import Heard
+from xlsr_transducer.recognition.dictation import LiveText
 
 DONE = "Done"
 
 
 def recognise_remotely(
     server: str, api_key: str, ca_file: Path | None, capture: Capture
-) -> Iterator[Heard]:
+) -> Iterator[LiveText]:
     """Recognises live audio by a server; ends with the final text after the audio has ended.
 
     Args:
@@ -51,12 +52,12 @@ def recognise_remotely(
         raise failures[0]
 
 
-def _results(server: str, websocket: ClientConnection) -> Iterator[Heard]:
+def _results(server: str, websocket: ClientConnection) -> Iterator[LiveText]:
     is_over = False
     try:
         for message in websocket:
             found = json.loads(message)
-            yield Heard(str(found["text"]), bool(found["is_final"]))
+            yield LiveText(str(found["text"]), bool(found["is_final"]))
             is_over = bool(found["final"])
     except ConnectionClosed:
         pass
@@ -84,10 +85,11 @@ def _connected(server: str, api_key: str, ca_file: Path | None) -> ClientConnect
     if not server.startswith(("ws://", "wss://")):
         raise UserError(f"--server {server}: must begin with ws:// or wss://")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    trust = _trust(ca_file) if server.startswith("wss:") else None
     try:
         return connect(
             server,
-            ssl=_trust(ca_file) if server.startswith("wss:") else None,
+            ssl=trust,
             additional_headers=headers,
             compression=None,
         )
@@ -96,7 +98,8 @@ def _connected(server: str, api_key: str, ca_file: Path | None) -> ClientConnect
         with contextlib.suppress(ValueError, KeyError, TypeError):
             body = json.loads(body)["error"]["message"]
         raise UserError(f"{server}: refused with status {status}: {body[:300]}") from e
-    except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as e:
+    # A ValueError: the port is no number, or the name is none.
+    except (OSError, ValueError, InvalidHandshake, InvalidProxy, InvalidURI) as e:
         raise UserError(f"{server}: cannot be reached ({e})") from e
 
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
@@ -66,10 +67,14 @@ async def transcriptions(request: Request) -> Response:
 async def _transcribe(request: Request, session: Session, sessions: Sessions) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(session.close)
-        form = await session.unless_cut(read_form(request, stack))
-        wanted = Wanted.from_form(form, sessions.model)
-        session.take_hotwords(wanted.keywords)
-        upload = await Upload.open(form["file"].file, stack)
+        try:
+            form = await session.unless_cut(read_form(request, stack))
+            wanted = Wanted.from_form(form, sessions.model)
+            session.take_hotwords(wanted.keywords)
+            upload = await Upload.open(form["file"].file, stack)
+        except HTTPException as e:
+            session.close("idle" if e.status_code == 408 else "bad data", e.detail)
+            raise
         if wanted.is_streamed:
             return _Streamed(_events(session, upload, wanted), stack.pop_all())
         segments: list[TimedText] = []
@@ -156,7 +161,8 @@ async def _feed(session: Session, upload: Upload) -> None:
         while (piece := await upload.read()) is not None:
             await session.send(piece)
     except BadRequest as e:
-        session.fail(e.detail)
+        session.close("bad data", e.detail)
+        session.fail(e.detail)  # which ends its results
         raise
     session.finish()
 

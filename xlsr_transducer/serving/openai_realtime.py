@@ -20,10 +20,10 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from xlsr_transducer.recognition.spans import TimedText
-from xlsr_transducer.serving.connection import end_by, serve_websocket
+from xlsr_transducer.serving.connection import end_by, receive, serve_websocket
 from xlsr_transducer.serving.openai_settings import (
     Settings,
     Shape,
@@ -131,9 +131,7 @@ class _Connection:
     async def _receive(self) -> None:
         """Acts on the client's events up to the one that ends the stream."""
         while not self._is_committed:
-            message = await self._websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1005))
+            message = await receive(self._websocket)
             event: Shape = {}
             try:
                 event = _parsed(message.get("text"))

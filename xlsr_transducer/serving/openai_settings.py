@@ -33,7 +33,7 @@ Shape = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a session hears its audio, and what it is told."""
+    """How a session's audio is coded, and what it is sent."""
 
     coding: str = "pcm16"  # one of ``wire.CODINGS``
     rate: int = PCM_RATE  # Hz

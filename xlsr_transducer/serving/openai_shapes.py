@@ -8,9 +8,9 @@ from typing import Any
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import WORD_START, text_of
 from xlsr_transducer.recognition.live import LiveModel
-from xlsr_transducer.recognition.spans import TimedText
+from xlsr_transducer.recognition.spans import TimedText, word_shapes
 from xlsr_transducer.serving.refusals import Refused
-from xlsr_transducer.serving.session import bounded
+from xlsr_transducer.serving.session import hotwords_of
 
 
 class BadRequest(Refused):
@@ -26,7 +26,7 @@ def require_keywords(model: LiveModel, keywords: Sequence[str], param: str) -> N
     if not all(map(is_unicode, keywords)):
         raise BadRequest("a keyword has half a character", param)
     try:
-        model.hotwords(bounded(keywords))
+        hotwords_of(model, keywords)
     except UserError as e:
         raise BadRequest(str(e), param) from e
 
@@ -70,16 +70,7 @@ class GrowingText:
 
 def words_of(segments: Sequence[TimedText], offset: float = 0.0) -> list[dict[str, Any]]:
     """Returns words with their times in seconds, ``offset`` later than in ``segments``."""
-    return [
-        {
-            "word": word.text,
-            "start": round(offset + word.start, 3),
-            "end": round(offset + word.end, 3),
-            "confidence": round(word.confidence, 4),
-        }
-        for segment in segments
-        for word in segment.words
-    ]
+    return [shape for s in segments for shape in word_shapes(s.words, offset)]
 
 
 def log_probs_of(segments: Sequence[TimedText], offset: float = 0.0) -> list[dict[str, Any]]:

@@ -18,9 +18,10 @@ from starlette.types import ASGIApp
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.recognition.live import LiveModel
-from xlsr_transducer.serving.access import Access, read_keys
+from xlsr_transducer.serving.access import Access
 from xlsr_transducer.serving.app import make_app
 from xlsr_transducer.serving.connection import CLOSE_SECONDS
+from xlsr_transducer.serving.keys import read_keys
 from xlsr_transducer.serving.metrics import Metrics
 from xlsr_transducer.serving.options import ServeOptions
 from xlsr_transducer.serving.scheduler import Scheduler
@@ -216,5 +217,6 @@ async def _until_none(sessions: Sessions, timeout: float) -> None:
 def _announce(listener: socket.socket, options: ServeOptions) -> None:
     host, port = listener.getsockname()[:2]
     shown = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "::1") else host
+    shown = f"[{shown}]" if ":" in shown else shown
     scheme = "https" if options.certificate else "http"
     print(f"open {scheme}://{shown}:{port} in a browser", flush=True)

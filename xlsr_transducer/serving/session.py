@@ -24,6 +24,7 @@ from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.recognition.spans import TimedText
 from xlsr_transducer.search import Hypothesis
+from xlsr_transducer.search.token_graph import TokenGraph
 from xlsr_transducer.serving.scheduler import Receiver, Scheduler, Ticket, Update
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Session:
         self._sessions = sessions
         self._model = sessions.model
         self.number = next(sessions.numbers)  # counted from the start of the server
-        graph = self._model.hotwords(bounded(hotwords))
+        graph = hotwords_of(self._model, hotwords)
         self._ended: deque[Hypothesis] = deque()
         self._live: Hypothesis | None = None
         self._changed = asyncio.Event()
@@ -76,7 +77,9 @@ class Session:
         Raises:
           UserError: they cannot be used, or are too many.
         """
-        graph = self._model.hotwords(bounded(hotwords))
+        graph = hotwords_of(self._model, hotwords)
+        if self.is_finished:  # the server has ended the audio: a new stream would have no end
+            return
         self._sessions.scheduler.close(self._ticket)
         self._ticket = self._sessions.scheduler.open(self._receive, graph)
 
@@ -270,17 +273,17 @@ class Sessions:
         return sum(session.backlog for session in self._sessions)
 
 
-def bounded(hotwords: Sequence[str]) -> Sequence[str]:
-    """Returns the hotwords of a caller.
+def hotwords_of(model: LiveModel, hotwords: Sequence[str]) -> TokenGraph | None:
+    """Returns the hotwords of a caller; None without any.
 
     Raises:
-      UserError: they are more, or longer, than a caller may bring.
+      UserError: they cannot be used, or are more, or longer, than a caller may bring.
     """
     if len(hotwords) > MOST_HOTWORDS:
         raise UserError(f"{len(hotwords)} hotwords: a session may have {MOST_HOTWORDS}")
     if any(len(phrase) > LONGEST_HOTWORD for phrase in hotwords):
         raise UserError(f"a hotword is longer than {LONGEST_HOTWORD} characters")
-    return hotwords
+    return model.hotwords(hotwords)
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from xlsr_transducer.core.geometry import SAMPLING_RATE
-from xlsr_transducer.recognition.spans import TimedText
+from xlsr_transducer.recognition.spans import TimedText, word_shapes
 from xlsr_transducer.serving.connection import receive, until_left
 from xlsr_transducer.serving.session import Session, both
 from xlsr_transducer.serving.wire import BadAudio, WireAudio
@@ -35,15 +35,7 @@ def message_of(segment: TimedText, is_last: bool = False) -> dict[str, Any]:
         "lm_probs": [],
         "context_scores": [],
         "words": [],
-        "word_details": [
-            {
-                "word": word.text,
-                "start": round(word.start, 3),
-                "end": round(word.end, 3),
-                "confidence": round(word.confidence, 4),
-            }
-            for word in segment.words
-        ],
+        "word_details": word_shapes(segment.words),
         "is_final": segment.is_final,
         "is_eof": is_last,
         "final": is_last,

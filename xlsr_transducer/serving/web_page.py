@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.serving.refusals import Refused
-from xlsr_transducer.serving.session import SessionRefused
+from xlsr_transducer.serving.session import SessionRefused, hotwords_of
 from xlsr_transducer.serving.state import Server, server_of
 
 FOLDER = Path(__file__).with_name("page")
@@ -63,7 +63,8 @@ def _refusal(request: Request, server: Server) -> str:
     try:
         server.access.require(request)
         server.sessions.require_room()
-        server.sessions.model.hotwords(request.query_params.get("hotwords", "").split("/"))
+        hotwords = request.query_params.get("hotwords", "").split("/")
+        hotwords_of(server.sessions.model, hotwords)
     except Refused as e:
         return "it does not accept this API key" if e.status_code == 401 else e.detail
     except (SessionRefused, UserError) as e:

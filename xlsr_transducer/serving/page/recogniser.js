@@ -8,13 +8,13 @@ import { askServer, Session } from "./session.js";
 const BAD_DATA = 1007; // websocket close code: the same audio would be refused again
 const FRAME = 0.04; // seconds, an encoder frame: a token is dated by the beginning of its own
 const FILE_PIECE = 1 << 14; // samples per message
-const WHILE_LOST = "The text so far is kept; what is said now is not heard. Trying again…";
+const WHILE_LOST = "The text so far is kept; what is said now is lost. Trying again…";
 const LONGEST_PAUSE = 8000; // ms between attempts to connect
 
 /**
  * States: idle, starting, listening, reading (a file), lost (connecting anew), finishing.
  *
- * The clock of the transcript is the audio: it counts the seconds that were heard since the
+ * The clock of the transcript is the audio: it counts the seconds that were recorded since the
  * transcript was empty, those without a connection too.
  */
 export class Recogniser {

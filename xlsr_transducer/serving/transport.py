@@ -141,7 +141,8 @@ def bound(listener: socket.socket, seconds: float) -> None:
     # Connections inherit these from the listening socket.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere the guard's time-out alone holds
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 def allow_many_files() -> int:

@@ -1,6 +1,6 @@
 """sherpa-onnx's stock streaming server with a network of random weights; for ``benchmarks.serve``.
 
-Its transducers hear filter banks, so XLSR itself does not run there. The network here has
+Its transducers take filter banks, so XLSR itself does not run there. The network here has
 transformer layers of the same number and widths, at the same 20 ms, with as much left context, and
 the same decoder and joiner; it takes the place of sherpa-onnx's "conformer". It has no
 convolutions on the waveform, and so less to compute: 0.95 of XLS-R 300M's parameters remain, but

@@ -102,8 +102,8 @@ def test_the_page_holds_the_audio_of_the_shown_utterances_alone(tmp_path: Path) 
     )
     assert sum(len(u.audio) for u in shown.utterances) < 20_000
     (tmp_path / "a.wav").unlink()
-    heard, notes = snippets(audio, {"a", "c"})
-    assert list(heard) == ["c"] and "No audio of a" in notes[0]
+    found, notes = snippets(audio, {"a", "c"})
+    assert list(found) == ["c"] and "No audio of a" in notes[0]
 
 
 def test_a_snippet_sounds_as_the_audio_and_has_an_end(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Utterances read back from result files, with all that the manifest tells of them."""
+"""Utterances read back from result files, with all that the manifest has of them."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def texts(model: LiveModel, wave: np.ndarray) -> list[str]:
     return [segment.text for segment in expected(model, torch.from_numpy(wave))]
 
 
-def heard(address: str, capture: LiveCapture, key: str = "") -> list[str]:
+def received(address: str, capture: LiveCapture, key: str = "") -> list[str]:
     """Returns the final texts, without the empty one that ends a session."""
     found = recognise_remotely(f"ws://{address}", key, None, capture)
     return [h.text for h in found if h.is_final and h.text]
@@ -55,7 +55,7 @@ def test_final_texts_are_those_of_the_stream_alone(
     model: LiveModel, wave: np.ndarray, texts: list[str], size: int
 ) -> None:
     with serving(model) as address:
-        assert heard(address, LiveCapture(wave, size)) == texts
+        assert received(address, LiveCapture(wave, size)) == texts
     assert len(texts) > 1
 
 
@@ -99,11 +99,11 @@ def test_a_full_server_is_named_with_its_reason(model: LiveModel, wave: np.ndarr
     going_on = threading.Event()
     first = LiveCapture(wave, 1600, at_end=going_on.set)
     with serving(model, max_sessions=1) as address:
-        thread = threading.Thread(target=heard, args=(address, first))
+        thread = threading.Thread(target=received, args=(address, first))
         thread.start()
         assert going_on.wait(60)
         with pytest.raises(UserError, match="status 503: the server is full: 1 sessions"):
-            heard(address, LiveCapture(wave, 1600))
+            received(address, LiveCapture(wave, 1600))
         first.stop()
         thread.join()
 

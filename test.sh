@@ -2,7 +2,7 @@
 # Sets up the environment (once), then runs the tests on up to four cores:
 #
 #     ./test.sh                 all tests but the long ones
-#     ./test.sh --fast          those that neither start programs nor train, in about a minute
+#     ./test.sh --fast          those that neither start programs or servers nor train
 #     ./test.sh --long          the whole demo as a test, in about ten minutes
 #     ./test.sh --k2            all but the long ones, with the real k2 (Python 3.10)
 #     ./test.sh -k golden       some of them: further arguments go to pytest (-n 0: one process)

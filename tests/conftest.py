@@ -17,7 +17,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.support.tiny_recipe import corpus, streaming_exp  # noqa: E402, F401  fixtures, after the setting above
 
-SLOW = {"subprocess", "make_pretrained", "train"}  # what a module of slow tests imports
+# What a module of slow tests imports.
+SLOW = {"subprocess", "make_pretrained", "train", "serving", "evaluate"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -150,9 +150,9 @@ def test_ctrl_c_ends_sessions_at_the_drain_timeout_with_their_text_so_far(
             await send(speaks, wave)
             upload = await begin_upload(process, body, 2)
             process.end(signal.SIGINT)
-            for websocket, heard in ((speaks, wave), (silent, wave[:0])):
+            for websocket, received in ((speaks, wave), (silent, wave[:0])):
                 found = await asyncio.wait_for(rest(websocket), SECONDS)
-                assert finals(found) == texts_of(expected(model, heard))
+                assert finals(found) == texts_of(expected(model, received))
                 assert websocket.close_code == 1001
                 assert websocket.close_reason == "the server is shutting down"
             answer = await asyncio.to_thread(upload.getresponse)

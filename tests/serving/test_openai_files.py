@@ -55,8 +55,8 @@ def file_of(wave: torch.Tensor, kind: str, rate: int) -> bytes:
     return data.getvalue()
 
 
-def heard(data: bytes) -> torch.Tensor:
-    """Returns what a server hears of a file."""
+def received(data: bytes) -> torch.Tensor:
+    """Returns what a server receives of a file."""
     with open_media(io.BytesIO(data)) as media:
         return torch.from_numpy(np.concatenate(list(media.pieces)))
 
@@ -69,7 +69,7 @@ def files(checkpoint: Path) -> list[bytes]:
     for seed, kind in enumerate(KINDS):
 
         def through(wave: torch.Tensor, kind: tuple[str, int] = kind) -> torch.Tensor:
-            return heard(file_of(wave, *kind))
+            return received(file_of(wave, *kind))
 
         found.append(file_of(waves(network, 1, seed, through)[0], *kind))
     return found
@@ -112,11 +112,11 @@ def test_files_give_the_tokens_and_times_of_each_alone(
 
     with serving(model) as address:
         answers = asyncio.run(all_of_them(address))
-    segments = [expected(model, heard(data)) for data in files]
+    segments = [expected(model, received(data)) for data in files]
     assert all(segments) and max(map(len, segments)) > 1
     ids = {name: number for number, name in enumerate(model.tokens)}
     for number, answer in enumerate(answers):
-        of_file, wave = segments[number % len(files)], heard(files[number % len(files)])
+        of_file, wave = segments[number % len(files)], received(files[number % len(files)])
         assert answer.text == joined(of_file)
         assert answer.duration == answer.usage.seconds == round(len(wave) / 16000, 3)
         assert [(w.word, w.start, w.end) for w in answer.words] == [
@@ -130,7 +130,7 @@ def test_files_give_the_tokens_and_times_of_each_alone(
 
 def test_every_format_is_given(model: LiveModel, files: list[bytes]) -> None:
     data = files[0]
-    segments, seconds = expected(model, heard(data)), len(heard(data)) / 16000
+    segments, seconds = expected(model, received(data)), len(received(data)) / 16000
     with serving(model) as address:
         plain = transcribe(address, data, include=["logprobs"], language="de", prompt="x")
         assert plain.text == joined(segments)
@@ -149,13 +149,13 @@ def test_a_stream_of_deltas_is_the_text(
     request: pytest.FixtureRequest, files: list[bytes], search: str
 ) -> None:
     model = request.getfixturevalue(search)
-    data = max(files[:2], key=lambda data: len(heard(data)))
+    data = max(files[:2], key=lambda data: len(received(data)))
     with serving(model) as address:
         events = transcribe(address, data, stream=True)
     assert events[-1].type == "transcript.text.done"
     deltas = [event.delta for event in events[:-1]]
     assert len(deltas) > 1 and "".join(deltas) == events[-1].text
-    assert events[-1].text == joined(expected(model, heard(data)))
+    assert events[-1].text == joined(expected(model, received(data)))
 
 
 def test_keywords_are_hotwords(beam: LiveModel, model: LiveModel, files: list[bytes]) -> None:
@@ -167,7 +167,7 @@ def test_keywords_are_hotwords(beam: LiveModel, model: LiveModel, files: list[by
         with pytest.raises(openai.BadRequestError, match="no token for 'Z'") as caught:
             transcribe(address, data, keywords=["Z"])
     assert caught.value.param == "keywords"
-    assert word in with_it and with_it != without == joined(expected(beam, heard(data)))
+    assert word in with_it and with_it != without == joined(expected(beam, received(data)))
     with serving(model) as address:
         with pytest.raises(openai.BadRequestError, match="modified_beam_search"):
             transcribe(address, data, keywords=[word])
@@ -203,7 +203,7 @@ def test_wrong_requests_are_told_what_is_wrong(model: LiveModel, files: list[byt
             connection.request("POST", "/v1/audio/transcriptions", body, {"Content-Type": kind})
             response = connection.getresponse()
             assert response.status == 400 and b'"message"' in response.read()
-        assert transcribe(address, data).text == joined(expected(model, heard(data)))
+        assert transcribe(address, data).text == joined(expected(model, received(data)))
         assert metric(address, ENDED.format("bad data")) == 3 + 6 + 4
         assert metric(address, ENDED.format("left")) == 0
 
@@ -211,7 +211,7 @@ def test_wrong_requests_are_told_what_is_wrong(model: LiveModel, files: list[byt
 def test_a_file_that_breaks_off_ends_its_stream_with_an_error(
     model: LiveModel, files: list[bytes]
 ) -> None:
-    samples = np.tile(heard(files[0]).numpy(), 12)
+    samples = np.tile(received(files[0]).numpy(), 12)
     whole = file_of(torch.from_numpy(samples), "FLAC", 16000)
     with serving(model) as address:
         with pytest.raises(openai.APIError, match="file: "):
@@ -264,7 +264,7 @@ def wait_for(address: str, name: str, is_so: Callable[[float], bool]) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_makes_room(model: LiveModel, files: list[bytes], stream: bool) -> None:
     """The file would take long: it is far from computed when its sender leaves."""
-    samples = np.tile(heard(files[0]).numpy(), 300)
+    samples = np.tile(received(files[0]).numpy(), 300)
     data = file_of(torch.from_numpy(samples), "FLAC", 16000)
     with serving(model) as address:
 

@@ -60,8 +60,8 @@ def audio(checkpoint: Path) -> list[tuple[bytes, str, int]]:
     found = []
     network = load_model(CheckpointOptions(checkpoint=checkpoint)).model
     for seed, (coding, rate) in enumerate(AUDIO):
-        heard = partial(through_wire, coding=coding, rate=rate)
-        found += [(to_wire(w, coding), coding, rate) for w in waves(network, 2, seed, heard)]
+        received = partial(through_wire, coding=coding, rate=rate)
+        found += [(to_wire(w, coding), coding, rate) for w in waves(network, 2, seed, received)]
     return found
 
 

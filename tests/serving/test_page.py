@@ -49,11 +49,11 @@ def test_what_is_spoken_is_shown_as_the_engine_finds_it(site: Site, visit: Visit
     wait_for(page, "idle")
     assert not page.evaluate("isKeptAwake")
     expect(page.locator(".live")).to_have_count(0)
-    heard = watch.heard()
-    assert_shown(page, expected(site.model, torch.from_numpy(heard)))
+    received = watch.received()
+    assert_shown(page, expected(site.model, torch.from_numpy(received)))
     # The fake microphone begins somewhere in its file and takes away what is high: the noise is
     # like itself by 0.8. Other noise is so by 0.1.
-    piece = heard[RATE // 2 :][: RATE // 4]
+    piece = received[RATE // 2 :][: RATE // 4]
     assert similarity(np.tile(site.wave, 2), piece) > 0.5
     assert similarity(np.tile(speech(2 * RATE, 4).numpy(), 2), piece) < 0.2
 
@@ -62,10 +62,10 @@ def test_files_are_shown_as_the_engine_finds_them(site: Site, visit: Visit) -> N
     page, watch = visit(site.address)
     for name in ("a.wav", "stereo.wav", "a.flac"):
         read_file(page, site.folder / name)
-        heard, samples = watch.heard(), read_audio_file(site.folder / name)
+        received, samples = watch.received(), read_audio_file(site.folder / name)
         # The browser decodes flac itself and scales what is above zero by 1 / 32767.
-        assert np.abs(heard - samples).max() <= (4e-5 if name == "a.flac" else 0)
-        assert_shown(page, expected(site.model, torch.from_numpy(heard)))
+        assert np.abs(received - samples).max() <= (4e-5 if name == "a.flac" else 0)
+        assert_shown(page, expected(site.model, torch.from_numpy(received)))
         page.click("#clear")
     page.set_input_files("#file", site.folder / "text.wav")
     problem = "text.wav: the browser cannot read this as audio."
@@ -198,7 +198,7 @@ def test_when_the_server_dies_the_text_stays_and_the_page_goes_on_with_the_next(
     wait_for(page, "idle")
     found = shown(page)
     assert found[: len(before)] == before
-    segments = expected(site.model, torch.from_numpy(watch.heard()))
+    segments = expected(site.model, torch.from_numpy(watch.received()))
     assert [[word for word, _ in words] for words in found[len(before) :]] == [
         [word.text for word in segment.words] for segment in segments if segment.words
     ]

@@ -66,8 +66,8 @@ class Watch:
         if "Content Security Policy" in message.text:
             self.problems.append(message.text)
 
-    def heard(self, number: int = -1) -> np.ndarray:
-        """Returns (n,) samples at 16 kHz as the server heard them."""
+    def received(self, number: int = -1) -> np.ndarray:
+        """Returns (n,) samples at 16 kHz as the server received them."""
         query = parse_qs(urlsplit(self.sockets[number][0]).query)
         audio = WireAudio("float32", int(query["rate"][0]))
         messages = self.sockets[number][1]

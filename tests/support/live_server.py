@@ -107,7 +107,7 @@ def to_wire(wave: torch.Tensor, coding: str) -> bytes:
 
 
 def from_wire(data: bytes, coding: str, rate: int) -> torch.Tensor:
-    """Returns (n,) samples at 16 kHz of the bytes of a coding: what a server hears."""
+    """Returns (n,) samples at 16 kHz of the bytes of a coding: what a server receives."""
     audio = WireAudio(coding, rate)
     return torch.from_numpy(np.concatenate([audio.decode(data), audio.finish()]))
 
@@ -116,20 +116,20 @@ def waves(
     model: Transducer,
     count: int,
     seed: int = 0,
-    heard: Callable[[torch.Tensor], torch.Tensor] = lambda wave: wave,
+    received: Callable[[torch.Tensor], torch.Tensor] = lambda wave: wave,
 ) -> list[torch.Tensor]:
     """Returns ``count`` pieces of audio of 1 to 6 s in which no decision of greedy search is so
     close that rounding could turn it.
 
     Args:
-      heard: what a server hears of a piece.
+      received: what a server receives of a piece.
     """
     draw, found = random.Random(seed), []
     while len(found) < count:
         wave = speech(draw.randint(RATE, 6 * RATE), draw.randrange(10**6), torch.float32)
         if draw.random() < 0.5:  # silence within, where segments end
             wave[len(wave) // 3 : len(wave) // 2] = 0
-        if closest_call(model, encoded(model, heard(wave))) > ROUNDING:
+        if closest_call(model, encoded(model, received(wave))) > ROUNDING:
             found.append(wave)
     return found
 

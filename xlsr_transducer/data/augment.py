@@ -37,7 +37,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".sph")
 WARP_FRAMES, MASK_FRAMES, NUM_TIME_MASKS = 40, 50, 10
 CHANNEL_SHARE, NUM_CHANNEL_MASKS = 27 / 80, 2
 SHORTEST = 14  # frames: lhotse cannot mask fewer
-PAUSE_DB = (-70.0, -25.0)  # least and greatest level of what is heard in a pause
+PAUSE_DB = (-70.0, -25.0)  # least and greatest level of the sound in a pause
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,7 +70,7 @@ def references_section(
         f"{len(flagged)} of {len(readable)} references ({100 * share:.1f} %) look wrong."
     )
     section.paragraphs.append(
-        "They are flagged by what the model hears, which proves nothing: listen before you "
+        "They are flagged by what the model recognises, which proves nothing: listen before you "
         "correct or leave out."
     )
     counts = {rule: [f for f in flagged if rule in f.rules] for rule in RULES}

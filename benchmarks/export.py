@@ -48,7 +48,8 @@ from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_mo
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
-from xlsr_transducer.model.transducer import Transducer, TransducerOptions
+from xlsr_transducer.model.heads import TransducerOptions
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.onnx_models import OnnxEncoder, OnnxStreamingEncoder, open_session
 
 CONTENDERS = (
@@ -72,7 +73,7 @@ def make_job(args: argparse.Namespace) -> Job:
         transducer=TransducerOptions(),
         streaming=StreamingOptions(True, str(args.chunk_size)),
         vocab_size=500,
-        has_ctc=False,
+        heads=("transducer",),
     )
     model = build_model(config, whole=True).requires_grad_(False).eval()
     loaded = LoadedModel(model, config, types.SimpleNamespace(tokens=[]))
@@ -97,7 +98,7 @@ def write_files(args: argparse.Namespace) -> None:
             onnx_format.quantize(write(job, model, "", args.dir, about), args.dir)
 
 
-def quantize_linears(model: Transducer) -> None:
+def quantize_linears(model: SpeechModel) -> None:
     """PyTorch's dynamic quantization of XLSR's linear layers, in place."""
     warnings.simplefilter("ignore")
     xlsr = model.encoder.xlsr

@@ -29,7 +29,7 @@ from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import Search, SearchOptions, make_search
+from xlsr_transducer.search import Heads, Search, SearchOptions, make_search
 from xlsr_transducer.search.k2.lattices import LatticeSearch
 
 FAST = "fast_beam_search 20/8/64"
@@ -63,7 +63,7 @@ def set_blank_bias(
 ) -> float:
     """Bisects the bias of blank until greedy search finds ``tokens`` per utterance."""
     low, high, mean = 0.0, 100.0, 0.0
-    search = make_search(SearchOptions(), decoder, joiner)
+    search = make_search(SearchOptions(), Heads(decoder, joiner))
     for _ in range(14):
         bias = (low + high) / 2
         with torch.no_grad():
@@ -93,7 +93,7 @@ def contenders(args: argparse.Namespace, x: Tensor, lens: Tensor) -> tuple[dict[
     runs: dict[str, Run] = {}
     fast_decoder, fast_joiner = (prepare_for_cpu(deepcopy(m)) for m in (decoder, joiner))
     for name, options in chosen.items():
-        search = make_search(options, fast_decoder, fast_joiner)
+        search = make_search(options, Heads(fast_decoder, fast_joiner))
         runs[name] = lambda search=search: run_search(search, x, lens, args.streaming)
     networks = {K2: (decoder, joiner), K2_SWAPPED: (fast_decoder, fast_joiner)}
     try:

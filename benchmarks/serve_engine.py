@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.core.geometry import OVERLAP, SAMPLING_RATE
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.endpoint import EndpointOptions
 from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.search import SearchOptions, make_search
@@ -30,9 +30,9 @@ class Steps:
     chunks: int = 0  # likewise
 
 
-def engine_of(network: Transducer, num_slots: int) -> StreamingEngine:
+def engine_of(network: SpeechModel, num_slots: int) -> StreamingEngine:
     """Returns an engine with greedy search and endpoints, as the server has them."""
-    search = make_search(SearchOptions(), network.decoder, network.joiner)
+    search = make_search(SearchOptions(), network)
     return StreamingEngine(network.encoder, search, EndpointOptions(True).rules(), num_slots)
 
 
@@ -45,7 +45,7 @@ def wait(engine: StreamingEngine) -> None:
 class RealTime:
     """Streams of an engine that are fed as if their audio came now."""
 
-    def __init__(self, network: Transducer, num_streams: int, audio: Tensor, seed: int = 0):
+    def __init__(self, network: SpeechModel, num_streams: int, audio: Tensor, seed: int = 0):
         self.engine = engine_of(network, num_streams)
         self.chunk = self.engine.chunk_samples
         self.period = self.chunk / SAMPLING_RATE

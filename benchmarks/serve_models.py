@@ -19,7 +19,8 @@ from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
-from xlsr_transducer.model.transducer import Transducer, TransducerOptions
+from xlsr_transducer.model.heads import TransducerOptions
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 TOKENS_PER_SECOND = 4.0
@@ -49,12 +50,12 @@ def make_config(size: str, chunk_size: int) -> ModelConfig:
         transducer=TransducerOptions(decoder_dim=decoder_dim, joiner_dim=joiner_dim),
         streaming=StreamingOptions(True, str(chunk_size)),
         vocab_size=vocab_size,
-        has_ctc=False,
+        heads=("transducer",),
     )
 
 
 @torch.no_grad()
-def make_network(config: ModelConfig) -> Transducer:
+def make_network(config: ModelConfig) -> SpeechModel:
     """Returns a network of random weights in evaluation mode."""
     torch.manual_seed(0)
     network = build_model(config, whole=True).requires_grad_(False).eval()
@@ -72,7 +73,7 @@ def make_network(config: ModelConfig) -> Transducer:
     return network
 
 
-def set_blank(network: Transducer, frames: Tensor) -> None:
+def set_blank(network: SpeechModel, frames: Tensor) -> None:
     """Lets greedy search find about ``TOKENS_PER_SECOND`` in frames (T, E)."""
     blank = network.decoder.blank_id
     context = torch.full((1, network.decoder.context_size), blank)

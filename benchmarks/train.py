@@ -42,7 +42,7 @@ from local.demo.make_toy_xlsr import make_random
 from xlsr_transducer import train
 from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.data.datamodule import Batch, DataModule
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.step import Stepper
 
 PARTS = ("forward", "backward", "optimizer", "data", "other")
@@ -121,7 +121,7 @@ class Stopwatch:
     def attached(self) -> Iterator[None]:
         """Inside, it watches every training of this process."""
         loader, add, update = DataModule.train_loader, Stepper.add, Stepper.update
-        forward = Transducer.forward
+        forward = SpeechModel.forward
 
         def train_loader(data: DataModule, *args: Any, **kwargs: Any) -> Iterator:
             self.epoch += 1
@@ -133,7 +133,7 @@ class Stopwatch:
                 self.turn("data")
             self.turn("")
 
-        def counted_forward(model: Transducer, *args: Any) -> Any:
+        def counted_forward(model: SpeechModel, *args: Any) -> Any:
             if self.epoch > 1 or not model.training or self.flops:
                 return timed_forward(model, *args)
             self.flops = count_flops(model, lambda: forward(model, *args))
@@ -155,7 +155,7 @@ class Stopwatch:
         with contextlib.ExitStack() as stack:
             for owner, name, new in (
                 (DataModule, "train_loader", train_loader),
-                (Transducer, "forward", counted_forward),
+                (SpeechModel, "forward", counted_forward),
                 (Stepper, "add", counted_add),
                 (Stepper, "update", counted_update),
                 (torch.Tensor, "backward", lambda loss: backward(loss)),
@@ -165,7 +165,7 @@ class Stopwatch:
             yield
 
 
-def count_flops(model: Transducer, forward: Callable[[], Any]) -> float:
+def count_flops(model: SpeechModel, forward: Callable[[], Any]) -> float:
     """FLOPs of forward and backward together, for what ``forward`` computes."""
     from torch.utils.flop_counter import FlopCounterMode
 

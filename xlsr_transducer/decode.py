@@ -59,7 +59,7 @@ def decode_set(
     chunk: ChunkSettings,
 ) -> Results:
     """Recognises every utterance of a set, in the batches of ``loader``."""
-    model, results = loaded.model, Results(audio)
+    model, results = loaded.model, Results(audio, frame=loaded.model.encoder.frame_seconds)
     device = next(model.parameters()).device
     settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
     for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
@@ -87,18 +87,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         from_args(cls, args) for cls in OPTIONS
     )
     bias_options.require_supported(search_options)
-    if search_options.decoding_method == ORACLE and args.wavs:
+    if search_options.method == ORACLE and args.wavs:
         raise UserError(f"--decoding-method {ORACLE} needs texts to compare with: no audio files")
-    folder = checkpoint.exp_dir / search_options.decoding_method
-    set_up_logging(None if args.wavs else folder, "decode")
+    set_up_logging()
     sets = options.audio_sets(args.wavs)
     loaded = load_recogniser(checkpoint, cpu_layers=options.cpu_layers)
+    search_options = search_options.resolved(loaded.model)
+    folder = checkpoint.exp_dir / search_options.method
+    if not args.wavs:
+        set_up_logging(folder, "decode")
     chunk = options.chunk(loaded.config)
     require_memory(sets, loaded.model.encoder, chunk, decode_device())
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     model = loaded.model
     lg = bias_options.load_lg(loaded.tokenizer)
-    search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output, lg)
+    search = make_search(search_options, model, bias, lg)
     scores, speeds = [], []
     settings = suffix(checkpoint, chunk, search_options, bias_options)
     settings = "-".join([settings, *level.suffix()])

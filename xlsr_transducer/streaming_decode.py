@@ -67,21 +67,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     search_options.require_streaming()
     bias_options.require_supported(search_options)
-    folder = checkpoint.exp_dir / "streaming" / search_options.decoding_method
-    set_up_logging(None if args.wavs else folder, "streaming-decode")
+    set_up_logging()
     sets = options.audio_sets(args.wavs)
     loaded = load_recogniser(checkpoint, True, options.cpu_layers)
+    search_options = search_options.resolved(loaded.model)
+    folder = checkpoint.exp_dir / "streaming" / search_options.method
+    if not args.wavs:
+        set_up_logging(folder, "streaming-decode")
     chunk = options.chunk(loaded.config).require_streaming()
     model = loaded.model
     model.encoder.set_chunk(chunk)
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
-    search = make_search(search_options, model.decoder, model.joiner, bias, model.ctc_output)
+    search = make_search(search_options, model, bias)
     settings = suffix(checkpoint, chunk, search_options, bias_options)
     settings = "-".join([settings, *endpoint.suffix()])
-    scores = []
+    rules, scores = endpoint.rules(model.encoder.frame_seconds), []
     for audio in sets:
         name = "" if audio.files else name_in_results(audio, checkpoint.exp_dir)
-        engine = StreamingEngine(model.encoder, search, endpoint.rules(), args.num_decode_streams)
+        engine = StreamingEngine(model.encoder, search, rules, args.num_decode_streams)
         results, report = decode_set(
             audio, engine, loaded.tokenizer, args.num_decode_streams, args.piece, args.partial
         )

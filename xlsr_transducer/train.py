@@ -27,7 +27,7 @@ from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.model.checkpoint import save_below_cut
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.encoder import EncoderOptions
-from xlsr_transducer.model.transducer import LossOptions, TransducerOptions
+from xlsr_transducer.model.heads import LossOptions, TransducerOptions, describe_heads
 from xlsr_transducer.training.distributed import Process, ProcessOptions, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.launch import launch
@@ -80,16 +80,17 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     source = process.from_main(source)
     lang_dir = args.lang_dir or find_lang_dir(args.data_dir)
     require_current(args.data_dir, source.folder, lang_dir)
-    tokenizer, has_ctc = Tokenizer.load(lang_dir), args.ctc_loss_scale > 0
+    tokenizer, heads = Tokenizer.load(lang_dir), options[LossOptions].names
     of_model = (options[cls] for cls in OF_MODEL)
-    config = ModelConfig(source.features, source.xlsr, *of_model, tokenizer.vocab_size, has_ctc)
+    config = ModelConfig(source.features, source.xlsr, *of_model, tokenizer.vocab_size, heads)
     model = build_model(config)
     if network:
         load_weights(model, config, network, args.init_from, tokenizer.tokens)
     prepare_lora(model, options[OptimOptions])
     given = (options[DataOptions], source.folder, tokenizer, options[AugmentOptions])
-    data = DataModule(*given, has_ctc, args.exp_dir / "plan")
-    logging.info(f"{process.describe()}, {size_of(model)}")
+    work_dir, subsampling = args.exp_dir / "plan", model.encoder.subsampling_factor
+    data = DataModule(*given, config.has_ctc, work_dir, subsampling)
+    logging.info(f"{process.describe()}, {size_of(model)}; {describe_heads(model.heads)}")
     settings = TrainOptions(*(options[cls] for cls in OF_TRAINER))
     trainer = Trainer(model, config, data, load_splits(args.data_dir), settings, process)
     trainer.resume()

@@ -66,8 +66,10 @@ class Live:
         """Returns what is recognised in each of ``waves``: its segments, joined."""
         model = self.model
         options = search_options or self.search_options
-        search = make_search(options, model.decoder, model.joiner, None, model.ctc_output)
-        engine = StreamingEngine(model.encoder, search, endpoint.rules(), STREAMS)
+        search = make_search(options, model)
+        engine = StreamingEngine(
+            model.encoder, search, endpoint.rules(model.encoder.frame_seconds), STREAMS
+        )
         found, opened, waiting = {}, 0, {}
         while opened < len(waves) or len(engine):
             while opened < len(waves) and len(engine) < STREAMS:

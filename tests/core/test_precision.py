@@ -10,12 +10,9 @@ import torch
 from tests.support.noise_corpus import TINY
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
-from xlsr_transducer.model.transducer import (
-    LossOptions,
-    Transducer,
-    TransducerOptions,
-    consistency,
-)
+from xlsr_transducer.model.heads import LossOptions, TransducerOptions, make_heads
+from xlsr_transducer.model.heads.ctc import consistency
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 from xlsr_transducer.training.loop import LoopOptions
 
@@ -24,13 +21,15 @@ CONFIG = XlsrConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in TIN
 LOSS = LossOptions(ctc_loss_scale=0.2, loss_backend="torch")
 
 
-def tiny_model(**encoder) -> Transducer:
+def tiny_model(**encoder) -> SpeechModel:
     torch.manual_seed(0)
     values = {"encoder_dim": 24, "dropout": 0.0, "xlsr_dropout": 0.0, "time_mask_prob": 0.0}
     options = EncoderOptions(**{**values, **encoder})
     network = XLSREncoder(CONFIG.without_dropout(), options, "frontend")
     sizes = TransducerOptions(decoder_dim=24, joiner_dim=24)
-    return Transducer(network, sizes, VOCAB, has_ctc=True)
+    return SpeechModel(
+        network, make_heads(["transducer", "ctc"], network.output_dim, sizes, VOCAB)
+    )
 
 
 def tiny_batch(frames: int = 200) -> tuple[torch.Tensor, ...]:

@@ -17,16 +17,21 @@ from xlsr_transducer.exporting.scripted import (
 )
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
-from xlsr_transducer.model.transducer import Transducer, TransducerOptions
+from xlsr_transducer.model.heads import HEADS, TransducerOptions, make_heads
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.exported import encode_chunks
 from xlsr_transducer.recognition.script_models import windows
 
 SINGLE = torch.float32
 
 
-def model_of(encoder: XLSREncoder, context_size: int = 2, has_ctc: bool = False) -> Transducer:
+def model_of(encoder: XLSREncoder, context_size: int = 2, has_ctc: bool = False) -> SpeechModel:
     options = TransducerOptions(32, 32, context_size)
-    return Transducer(encoder, options, 20, has_ctc=has_ctc).eval().requires_grad_(False)
+    return (
+        SpeechModel(encoder, make_heads(HEADS[: 1 + has_ctc], encoder.output_dim, options, 20))
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 @pytest.mark.parametrize("chunk", [(8, 2, 4), (8, 0, 0), (16, -1, 0), (4, 1, 10)])

@@ -28,7 +28,7 @@ from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.onnx_models import load_onnx, metadata, open_session
 from xlsr_transducer.recognition.torch_models import offline, streaming
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import Heads, SearchOptions, make_search
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = SearchOptions()
@@ -105,7 +105,7 @@ def test_a_padded_batch_gives_each_row_what_it_gives_alone(folder, waves):
 
 def pooled(model, decoder, joiner, waves: list[torch.Tensor], rules=None) -> dict[str, tuple]:
     """Tokens and frames of streams that begin one step after another, four in a batch."""
-    search = make_search(GREEDY, decoder, joiner)
+    search = make_search(GREEDY, Heads(decoder, joiner))
     engine = StreamingEngine(model.encoder, search, rules, num_slots=1)
     done, todo, at_once = {}, list(enumerate(waves)), 0
     while todo or len(engine):

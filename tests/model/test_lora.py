@@ -15,7 +15,8 @@ from xlsr_transducer import decode
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
-from xlsr_transducer.model.transducer import Transducer, TransducerOptions
+from xlsr_transducer.model.heads import TransducerOptions, make_heads
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state
 from xlsr_transducer.training.optim import (
     OptimOptions,
@@ -27,14 +28,16 @@ from xlsr_transducer.training.optim import (
 OPTIONS = ["--lora-rank", "4", "--optimizer", "adamw", "--encoder-lr-scale", "1"]
 
 
-def small_model(level: str = "frontend") -> Transducer:
+def small_model(level: str = "frontend") -> SpeechModel:
     torch.manual_seed(0)
     three_layers = dataclasses.replace(TINY, num_hidden_layers=3)
     encoder = XLSREncoder(three_layers, EncoderOptions(encoder_dim=16), level)
-    return Transducer(encoder, TransducerOptions(16, 16), vocab_size=12)
+    return SpeechModel(
+        encoder, make_heads(["transducer"], encoder.output_dim, TransducerOptions(16, 16), 12)
+    )
 
 
-def with_lora(options: OptimOptions) -> Transducer:
+def with_lora(options: OptimOptions) -> SpeechModel:
     """A model whose small matrices have values, as after some training."""
     model = small_model()
     prepare_lora(model, options)

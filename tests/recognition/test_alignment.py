@@ -150,7 +150,7 @@ def test_a_batch_gives_what_each_utterance_gives_alone(align) -> None:
 def test_no_search_finds_a_better_path_for_its_own_text() -> None:
     network = Network()
     out, lens = torch.randn(3, 25, 6), torch.tensor([25, 11, 18])
-    search = make_search(SearchOptions(), network.decoder, network.joiner)
+    search = make_search(SearchOptions(), network)
     emitted = search.results(search.advance(out, lens, search.init_state(3)))
     tokens = nn.utils.rnn.pad_sequence([torch.tensor(h.tokens) for h in emitted], batch_first=True)
     counts = torch.tensor([len(h.tokens) for h in emitted])
@@ -164,8 +164,7 @@ def test_the_ctc_path_of_what_the_ctc_head_says_is_that_of_its_best_labels() -> 
     network = Network()
     out, lens = torch.randn(3, 25, 6), torch.tensor([25, 11, 18])
     options = SearchOptions(decoding_method="ctc_greedy_search")
-    parts = (network.decoder, network.joiner)
-    search = make_search(options, *parts, ctc_output=network.ctc_output)
+    search = make_search(options, network)
     emitted = search.results(search.advance(out, lens, search.init_state(3)))
     tokens = nn.utils.rnn.pad_sequence([torch.tensor(h.tokens) for h in emitted], batch_first=True)
     counts = torch.tensor([len(h.tokens) for h in emitted])

@@ -125,7 +125,7 @@ def test_a_long_stream_keeps_the_state_of_a_short_one(corpus: Path, streaming_ex
     from xlsr_transducer.search import SearchOptions, make_search
 
     model = load_model(CheckpointOptions(exp_dir=streaming_exp), streaming=True).model
-    search = make_search(SearchOptions(), model.decoder, model.joiner)
+    search = make_search(SearchOptions(), model)
     engine = StreamingEngine(model.encoder, search)
     stream = engine.open("long")
     sizes = set()

@@ -53,7 +53,7 @@ def search_of(setting: dict, with_hotwords: bool = False) -> Search:
     search = make(setting)
     if with_hotwords:
         bias = Bias(VOCAB)
-        return make_search(search.options, search.decoder, search.joiner, bias)
+        return make_search(search.options, search, bias)
     return search
 
 
@@ -62,7 +62,7 @@ def silence(search: Search) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     frames = 30 * torch.randn(3000, DIM, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        if hasattr(search, "ctc_output"):
+        if search.ctc_output is not None:
             logits = search.ctc_output(frames)
         else:
             logits = search.joiner.output_linear(search.joiner.encoder_proj(frames).tanh())

@@ -19,7 +19,7 @@ from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.recognition.endpoint import EndpointOptions
 from xlsr_transducer.recognition.engine import Stream, StreamingEngine
-from xlsr_transducer.search import Hypothesis, Search, SearchOptions, history, make_search
+from xlsr_transducer.search import Heads, Hypothesis, Search, SearchOptions, history, make_search
 
 SETTINGS = {
     "greedy": (dict(), ChunkSettings(8, 2, 4)),
@@ -35,7 +35,7 @@ def search_for(options: dict, dtype: torch.dtype) -> Search:
     with torch.no_grad():
         joiner.output_linear.weight *= 12
         joiner.output_linear.bias[0] += 3
-    return make_search(SearchOptions(**options), decoder.to(dtype), joiner.to(dtype))
+    return make_search(SearchOptions(**options), Heads(decoder.to(dtype), joiner.to(dtype)))
 
 
 class Recorder:

@@ -27,7 +27,7 @@ from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.recognition.engine import StreamingEngine
-from xlsr_transducer.search import Bias, SearchOptions, make_search
+from xlsr_transducer.search import Bias, Heads, SearchOptions, make_search
 from xlsr_transducer.search.context_graph import context_graph, read_context_file
 from xlsr_transducer.search.token_graph import TokenGraph
 
@@ -232,7 +232,7 @@ def spelling_search(bias: Bias | None):
             p.zero_()
         joiner.encoder_proj.weight.copy_(torch.eye(VOCAB) * 0.01)
         joiner.output_linear.weight.copy_(torch.eye(VOCAB) * 100)
-    return make_search(SearchOptions(**MODIFIED), decoder, joiner, bias)
+    return make_search(SearchOptions(**MODIFIED), Heads(decoder, joiner), bias)
 
 
 def test_a_rare_word_that_is_missed_without_is_found_with():

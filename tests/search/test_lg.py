@@ -24,7 +24,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import WORD_START, Tokenizer
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import Heads, SearchOptions, make_search
 from xlsr_transducer.search.k2.lattices import read_lg, write_lg
 from xlsr_transducer.search.lm.ngram import read_arpa
 
@@ -167,7 +167,7 @@ def test_the_searches_find_what_brute_force_finds(lg_file, method):
     graph = read_lg(lg_file[0], TOKENS, 0.5)
     add = np.logaddexp if "nbest" in method else max
     wide = dict(WIDE, num_paths=3000 if "nbest" in method else 200)
-    search = make_search(SearchOptions(method, **wide), decoder, joiner, lg=graph)
+    search = make_search(SearchOptions(method, **wide), Heads(decoder, joiner), lg=graph)
     for n, hyps in enumerate(nbest(search, x, lens)):
         scores: dict = {}
         for tokens, score in all_paths(search, x[n, : lens[n]]):
@@ -191,7 +191,7 @@ def test_batches_change_nothing_and_only_words_are_found(lg_file, method):
     x = torch.randn(6, 40, 8, dtype=torch.float64)
     graph = read_lg(lg_file[0], TOKENS, 0.5)
     options = SearchOptions(method, beam=3.0, blank_penalty=4.0)
-    search = make_search(options, decoder, joiner, lg=graph)
+    search = make_search(options, Heads(decoder, joiner), lg=graph)
     together = nbest(search, x, lens)
     for n, hyps in enumerate(together):
         assert_same(nbest(search, x[n : n + 1], lens[n : n + 1])[0], hyps)

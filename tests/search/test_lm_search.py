@@ -45,7 +45,7 @@ def fused(method: str, bias: Bias | None, **setting):
     """A search of ``method`` over the networks of the other tests."""
     plain = make(dict(decoding_method="modified_beam_search"))
     options = SearchOptions(decoding_method=method, **setting)
-    return make_search(options, plain.decoder, plain.joiner, bias)
+    return make_search(options, plain, bias)
 
 
 @pytest.fixture(scope="module")

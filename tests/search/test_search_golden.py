@@ -11,7 +11,7 @@ import torch
 from tests.support.golden_files import decode_case, decode_cases
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import Heads, SearchOptions, make_search
 
 
 @cache
@@ -43,7 +43,7 @@ def entries(method: str) -> list[tuple[str, dict]]:
 
 def search_case(case: str, **options):
     z, decoder, joiner, x, lens = load(case)
-    search = make_search(SearchOptions(**options), decoder, joiner)
+    search = make_search(SearchOptions(**options), Heads(decoder, joiner))
     return z, search.results(search.advance(x, lens, search.init_state(len(lens))))
 
 
@@ -105,7 +105,7 @@ def entry_lens(case: str) -> list[int]:
 @pytest.mark.parametrize("case, entry", entries("fast_beam_search"))
 def test_fast_beam_search_keeps_the_golden_contexts_on_every_frame(case, entry):
     z, decoder, joiner, x, lens = load(case)
-    search = make_search(SearchOptions(**fast_options(entry, "whole")), decoder, joiner)
+    search = make_search(SearchOptions(**fast_options(entry, "whole")), Heads(decoder, joiner))
     splits, contexts = z[entry["key"] + ".context_splits"], z[entry["key"] + ".contexts"]
     starts = np.concatenate([[0], np.cumsum(splits[:, -1])])
     state = search.init_state(len(lens))

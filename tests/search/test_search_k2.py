@@ -16,7 +16,7 @@ from xlsr_transducer.core.compat import import_k2
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import Heads, SearchOptions, make_search
 from xlsr_transducer.search.k2.lattices import LatticeSearch, NbestSearch
 
 try:
@@ -65,7 +65,7 @@ def test_fast_beam_search_finds_what_the_installed_k2_finds(seed):
         ours, theirs = (
             search.results(search.advance(x, lens, search.init_state(len(lens))))
             for search in (
-                make_search(chosen, decoder, joiner),
+                make_search(chosen, Heads(decoder, joiner)),
                 LatticeSearch(chosen, decoder, joiner),
             )
         )
@@ -87,7 +87,7 @@ def test_one_path_drawn_at_a_large_scale_is_that_of_fast_beam_search(seed):
     for flavour in ("strict", "whole"):
         options["fast_beam_flavour"] = flavour
         one = SearchOptions("fast_beam_search_nbest", num_paths=1, nbest_scale=1e3, **options)
-        found = nbest(make_search(one, decoder, joiner), x, lens)
+        found = nbest(make_search(one, Heads(decoder, joiner)), x, lens)
         expected = nbest(LatticeSearch(one, decoder, joiner), x, lens)
         assert_same([h for [h] in found], [h for [h] in expected])
 
@@ -95,7 +95,7 @@ def test_one_path_drawn_at_a_large_scale_is_that_of_fast_beam_search(seed):
 @pytest.mark.parametrize("seed", range(230, 250))
 def test_many_paths_are_ranked_different_and_none_better_than_the_best(seed):
     options, decoder, joiner, x, lens = random_case(seed)
-    many = make_search(SearchOptions("fast_beam_search_nbest", **options), decoder, joiner)
+    many = make_search(SearchOptions("fast_beam_search_nbest", **options), Heads(decoder, joiner))
     best = nbest(LatticeSearch(many.options, decoder, joiner), x, lens)
     for hyps, [first] in zip(nbest(many, x, lens), best):
         assert len({tuple(h.tokens) for h in hyps}) == len(hyps) <= 200
@@ -107,7 +107,7 @@ def test_many_paths_are_ranked_different_and_none_better_than_the_best(seed):
 def test_batches_and_pieces_change_nothing(method):
     options, decoder, joiner, _, _ = random_case(8)
     kind = NbestSearch if "nbest" in method else LatticeSearch
-    search = kind(SearchOptions(method, **options), decoder, joiner)
+    search = kind(SearchOptions(method, **options), Heads(decoder, joiner))
     lens = torch.tensor([17, 0, 1, 30, 8])
     width = joiner.encoder_proj.in_features
     x = torch.randn(5, 30, width, dtype=torch.float64)

@@ -11,7 +11,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import add_options, from_args
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import Heads, SearchOptions, make_search
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_searches_over_lattices_do_not_stream_and_need_k2(method, monkeypatch):
     monkeypatch.setitem(sys.modules, "k2", None)
     lg = object() if method.endswith("LG") else None
     with pytest.raises(UserError, match=f"{method}: k2 does not import .*; install"):
-        make_search(options, Decoder(5, 4), Joiner(4, 4, 4, 5), lg=lg)
+        make_search(options, Heads(Decoder(5, 4), Joiner(4, 4, 4, 5)), lg=lg)
 
 
 def test_the_command_line_has_icefalls_names_and_defaults():

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.random_searches import LENS, add, log_probs_of, make, speech, whole
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import Heads, SearchOptions, make_search
 
 
 def plain_greedy(search, frames):
@@ -126,7 +126,7 @@ def test_ctc_search_without_a_ctc_head_is_refused_by_name():
     search = make(dict())
     options = SearchOptions(decoding_method="ctc_greedy_search")
     with pytest.raises(UserError, match="ctc_greedy_search needs a model with a CTC head"):
-        make_search(options, search.decoder, search.joiner)
+        make_search(options, Heads(search.decoder, search.joiner))
 
 
 def test_nbest_gives_as_many_as_asked_and_starts_with_the_result():

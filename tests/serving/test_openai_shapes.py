@@ -24,11 +24,11 @@ def test_deltas_joined_are_the_text_of_all_tokens() -> None:
                 rest = [draw.randrange(len(TOKENS)) for _ in range(draw.randint(0, 3))]
                 live = tokens[:stable] + rest
                 found = Hypothesis(live, [0] * len(live), 0.0, [0.0] * len(live), 0.0, stable)
-                deltas.append(text.add(timed_text(found, TOKENS, is_final=False)))
+                deltas.append(text.add(timed_text(found, TOKENS, 0.04, is_final=False)))
                 known = [*spoken, *(TOKENS[i] for i in tokens[:stable])]
                 assert "".join(deltas) == text.text == text_of(known)
             frames = list(range(len(tokens)))
             found = Hypothesis(tokens, frames, 0.0, [0.0] * len(tokens))
-            deltas.append(text.add(timed_text(found, TOKENS)))
+            deltas.append(text.add(timed_text(found, TOKENS, 0.04)))
             spoken += [TOKENS[i] for i in tokens]
             assert "".join(deltas) == text.text == text_of(spoken)

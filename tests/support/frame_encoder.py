@@ -24,6 +24,7 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, width: int, chunk_size: int, dtype: torch.dtype = torch.float64):
         super().__init__()
+        self.frame_seconds = FRAME / 16000
         self.width, self.chunk_size, self.left_context_chunks = width, chunk_size, 0
         self.xlsr = types.SimpleNamespace(hop=HOP, overlap=HEAD)
         self.weight = nn.Parameter(torch.zeros(0, dtype=dtype))

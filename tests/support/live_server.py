@@ -27,7 +27,8 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
-from xlsr_transducer.model.transducer import Transducer, TransducerOptions
+from xlsr_transducer.model.heads import TransducerOptions
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.live import LiveModel, add_live_options
 from xlsr_transducer.recognition.spans import TimedText
 from xlsr_transducer.serving.options import ServeOptions
@@ -58,7 +59,7 @@ def write_checkpoint(folder: Path) -> Path:
         transducer=TransducerOptions(decoder_dim=16, joiner_dim=32),
         streaming=StreamingOptions(True, *map(str, CHUNK)),
         vocab_size=tokenizer().vocab_size,
-        has_ctc=False,
+        heads=("transducer",),
     )
     model = build_model(config).eval()
     _make_talkative(model)
@@ -68,7 +69,7 @@ def write_checkpoint(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def _make_talkative(model: Transducer) -> None:
+def _make_talkative(model: SpeechModel) -> None:
     """Lets the random joiner answer to the encoder's deviations, mostly by blanks."""
     frames = encoded(model, speech(10 * RATE, 0, torch.float32))
     projection, output = model.joiner.encoder_proj, model.joiner.output_linear
@@ -79,7 +80,7 @@ def _make_talkative(model: Transducer) -> None:
     output.bias[0] = 12
 
 
-def encoded(model: Transducer, wave: torch.Tensor) -> torch.Tensor:
+def encoded(model: SpeechModel, wave: torch.Tensor) -> torch.Tensor:
     """Returns (T, E) of (n,) samples."""
     return model.encoder(wave[None], torch.tensor([len(wave)]), *CHUNK)[0][0]
 
@@ -113,7 +114,7 @@ def from_wire(data: bytes, coding: str, rate: int) -> torch.Tensor:
 
 
 def waves(
-    model: Transducer,
+    model: SpeechModel,
     count: int,
     seed: int = 0,
     received: Callable[[torch.Tensor], torch.Tensor] = lambda wave: wave,

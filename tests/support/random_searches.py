@@ -9,7 +9,7 @@ import torch
 
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import Bias, SearchOptions, make_search
+from xlsr_transducer.search import Bias, Heads, SearchOptions, make_search
 
 VOCAB, DIM = 12, 16
 LENS = [23, 9, 1, 30]
@@ -27,12 +27,12 @@ def make(setting: dict, blank_bias: float = 2.0, context_size: int = 2):
         joiner.output_linear.weight *= 12
         joiner.output_linear.bias[0] += blank_bias
         ctc_output.bias[0] += 0.5
-    return make_search(SearchOptions(**setting), decoder, joiner, ctc_output=ctc_output)
+    return make_search(SearchOptions(**setting), Heads(decoder, joiner, ctc_output))
 
 
 def biased(bias: Bias | None, **setting):
     search = make(MODIFIED | setting)
-    return make_search(search.options, search.decoder, search.joiner, bias)
+    return make_search(search.options, search, bias)
 
 
 def speech(lens: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from tests.training.test_inf_check import LOSS, tiny_model
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.scaled_adam import ScaledAdam
 from xlsr_transducer.training.sharding import (
     gather,
@@ -37,7 +37,7 @@ def batch(seed: int) -> tuple[torch.Tensor, ...]:
 
 
 def steps(
-    model: Transducer, optimizer: torch.optim.Optimizer, rank: int, numbers: range
+    model: SpeechModel, optimizer: torch.optim.Optimizer, rank: int, numbers: range
 ) -> list[float]:
     """The sums of the losses, in steps whose gradient is the sum over the processes."""
     totals = []
@@ -59,7 +59,7 @@ def steps(
 def train(rank: int, is_divided: bool, make_optimizer: Callable) -> dict:
     """Five steps, a validation, a gathered checkpoint, and three steps after it."""
 
-    def fresh() -> tuple[Transducer, torch.optim.Optimizer]:
+    def fresh() -> tuple[SpeechModel, torch.optim.Optimizer]:
         model = tiny_model().eval()
         model.encoder.xlsr.encoder.layers["0"].requires_grad_(False)
         if is_divided:

@@ -24,7 +24,7 @@ from xlsr_transducer.model.checkpoint import (
     load_model,
     read_checkpoint,
 )
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -126,14 +126,14 @@ def sharpen(exp: Path, demo: Path) -> None:
         samples = torch.from_numpy(read_audio(wav)).unsqueeze(0)
         return model.encoder(samples, torch.tensor([samples.shape[1]]), *settings)[0][0]
 
-    inputs = ("joiner.encoder_proj", "ctc_output")
+    inputs = ("heads.transducer.joiner.encoder_proj", "heads.ctc.output")
     content = read_checkpoint(exp / BEST)
     weights, generator = content["model"], torch.Generator().manual_seed(1)
     with torch.no_grad():
         frames = encode(next(demo.glob("train_*.wav")))
         encoded = [encode(wav, *chunk) for wav in sorted(demo.glob("test_*.wav"))]
         for _ in range(50):
-            for name in (f"{inputs[0]}.weight", "joiner.output_linear.weight",
+            for name in (f"{inputs[0]}.weight", "heads.transducer.joiner.output_linear.weight",
                          f"{inputs[1]}.weight"):  # fmt: skip
                 weights[name].copy_(torch.randn(weights[name].shape, generator=generator))
             for name in inputs:
@@ -149,7 +149,7 @@ def sharpen(exp: Path, demo: Path) -> None:
 ROUNDING = 1e-4  # of logits, between faster and plain layers
 
 
-def closest_call(model: Transducer, frames: torch.Tensor) -> float:
+def closest_call(model: SpeechModel, frames: torch.Tensor) -> float:
     """The smallest lead of a best token over the second best, in greedy search of (T, D)."""
     context, lead = [-1, 0], float("inf")
     for frame in frames:

@@ -15,7 +15,7 @@ from xlsr_transducer.data.features import find_features
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.model.config import ModelConfig, build_model
-from xlsr_transducer.model.transducer import LossOptions, TransducerLosses
+from xlsr_transducer.model.heads import Losses, LossOptions
 from xlsr_transducer.training.failed_batch import (
     FailedBatches,
     FailureOptions,
@@ -49,7 +49,7 @@ def keeper(corpus: Path, streaming_exp: Path, exp: Path, **options) -> FailedBat
     return FailedBatches(exp, model, objective, tokenizer, FailureOptions(**options))
 
 
-def losses_of(kept: FailedBatches, batch: Batch, step: int) -> TransducerLosses:
+def losses_of(kept: FailedBatches, batch: Batch, step: int) -> Losses:
     kept.objective.prepare(kept.model, step)
     with repeatable():
         return kept.objective.losses(kept.model, batch, 2, batch.place.index, step)
@@ -105,7 +105,7 @@ def test_a_few_bad_losses_are_named_and_do_not_fail_the_batch(
     value = torch.ones(len(batch.ids))
     simple = value.clone()
     simple[1] = float("inf")
-    is_finite = finite(TransducerLosses(simple, value, value, value))
+    is_finite = finite(Losses(simple, value, value, value))
     assert is_finite.tolist() == [i != 1 for i in range(len(batch.ids))]
     kept.name_losses(batch, is_finite, 1, 1)
     assert batch.ids[1] in caplog.text and batch.ids[0] not in caplog.text

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
-from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerOptions
+from xlsr_transducer.model.heads import LossOptions, TransducerOptions, make_heads
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 from xlsr_transducer.training.inf_check import InfCheck
 
 LOSS = LossOptions(loss_backend="torch")
 
 
-def tiny_model() -> Transducer:
+def tiny_model() -> SpeechModel:
     """Two layers, 16 wide, from front-end features 8 wide."""
     torch.manual_seed(0)
     config = XlsrConfig(
@@ -29,10 +30,13 @@ def tiny_model() -> Transducer:
         num_conv_pos_embedding_groups=2,
     )
     encoder = XLSREncoder(config, EncoderOptions(encoder_dim=16), "frontend")
-    return Transducer(encoder, TransducerOptions(16, 16), 10, has_ctc=True)
+    return SpeechModel(
+        encoder,
+        make_heads(["transducer", "ctc"], encoder.output_dim, TransducerOptions(16, 16), 10),
+    )
 
 
-def total_loss(model: Transducer) -> Tensor:
+def total_loss(model: SpeechModel) -> Tensor:
     """Of a ragged batch with an utterance of one frame."""
     x, lens = torch.randn(3, 20, 8), torch.tensor([20, 13, 1])
     y, y_lens = torch.randint(1, 10, (3, 4)), torch.tensor([4, 2, 0])
@@ -40,7 +44,7 @@ def total_loss(model: Transducer) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def gradients(model: Transducer) -> list[Tensor]:
+def gradients(model: SpeechModel) -> list[Tensor]:
     torch.manual_seed(1)
     total_loss(model).backward()
     return [torch.zeros(1) if p.grad is None else p.grad for p in model.parameters()]
@@ -61,14 +65,14 @@ def test_a_healthy_step_passes_unchanged_and_a_removed_check_is_silent() -> None
     [
         ("encoder.xlsr.encoder.layers.1.feed_forward.intermediate_dense", float("nan")),
         ("encoder.xlsr.feature_projection.projection", float("inf")),
-        ("decoder.embedding", float("nan")),
+        ("heads.transducer.decoder.embedding", float("nan")),
     ],
 )
 def test_a_bad_weight_is_named_with_its_module(name: str, bad: float) -> None:
     model = tiny_model()
     with torch.no_grad():
         model.get_submodule(name).weight.view(-1)[-1] = bad
-        if name == "decoder.embedding":
+        if name == "heads.transducer.decoder.embedding":
             model.decoder.embedding.weight[0, 0] = bad  # blank, which every utterance has
     InfCheck(model)
     with pytest.raises(UserError, match=rf"output of {name} is not finite .*parameter weight"):

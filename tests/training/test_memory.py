@@ -11,7 +11,7 @@ import torch
 from tests.support.tiny_recipe import run_train
 from xlsr_transducer.core.errors import UserError, is_out_of_memory
 from xlsr_transducer.model.checkpoint import read_checkpoint
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.loop import Trainer
 from xlsr_transducer.training.step import Stepper
 
@@ -45,7 +45,7 @@ class Forgetful(torch.autograd.Function):
 
 def too_large_at(monkeypatch: pytest.MonkeyPatch, calls: list[int], seen: list[int]) -> None:
     """In these calls of the model in training, counted from 0, backward runs out of memory."""
-    forward = Transducer.forward
+    forward = SpeechModel.forward
 
     def failing(self, x, *args, **more):
         losses = forward(self, x, *args, **more)
@@ -57,7 +57,7 @@ def too_large_at(monkeypatch: pytest.MonkeyPatch, calls: list[int], seen: list[i
         # The joiner has its gradient by then, and the encoder has none.
         return losses._replace(simple=Forgetful.apply(losses.simple))
 
-    monkeypatch.setattr(Transducer, "forward", failing)
+    monkeypatch.setattr(SpeechModel, "forward", failing)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_scan_tries_the_whole_utterance_and_the_smallest_chunks(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[tuple[int, int]] = set()
-    forward = Transducer.forward
+    forward = SpeechModel.forward
 
     def noted(self, x, x_lens, y, y_lens, options, chunk):
         if self.training:
@@ -166,7 +166,7 @@ def test_a_scan_tries_the_whole_utterance_and_the_smallest_chunks(
     def stop(self) -> bool:
         raise InterruptedError
 
-    monkeypatch.setattr(Transducer, "forward", noted)
+    monkeypatch.setattr(SpeechModel, "forward", noted)
     monkeypatch.setattr(Trainer, "_train_epoch", stop)
     with pytest.raises(InterruptedError):
         run_train(corpus, tmp_path, "--scan-for-oom-batches=1", "--streaming=1",

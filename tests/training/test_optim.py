@@ -18,7 +18,8 @@ from tests.support.tiny_recipe import run_and_resume
 from xlsr_transducer.core.compat import load_tensors
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
-from xlsr_transducer.model.transducer import Transducer, TransducerOptions
+from xlsr_transducer.model.heads import TransducerOptions, make_heads
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.optim import (
     OptimOptions,
     make_optimizer,
@@ -160,14 +161,16 @@ def test_eden_equals_icefalls_counts_of_batches_and_epochs_at_the_named_points()
         assert eden(progress, 0.05, 0.1, 0.25) == pytest.approx(factor, rel=1e-9)
 
 
-def small_model(cut: str = "waveform", layers: int = 3) -> Transducer:
+def small_model(cut: str = "waveform", layers: int = 3) -> SpeechModel:
     torch.manual_seed(0)
     config = dataclasses.replace(TINY, num_hidden_layers=layers)
     encoder = XLSREncoder(config, EncoderOptions(encoder_dim=16), cut)
-    return Transducer(encoder, TransducerOptions(16, 16), vocab_size=12)
+    return SpeechModel(
+        encoder, make_heads(["transducer"], encoder.output_dim, TransducerOptions(16, 16), 12)
+    )
 
 
-def rates(optimizer: torch.optim.Optimizer, model: Transducer) -> dict[str, float]:
+def rates(optimizer: torch.optim.Optimizer, model: SpeechModel) -> dict[str, float]:
     by_id = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     return {name: by_id[id(p)] for name, p in model.named_parameters()}
 
@@ -182,7 +185,7 @@ def test_layers_learn_slower_the_further_they_are_from_the_top(optimizer: str) -
     assert set_learning_rate(made, options, 0.0) == 0.01
     rate = rates(made, model)
     expected = {
-        "joiner.output_linear.weight": 0.01,
+        "heads.transducer.joiner.output_linear.weight": 0.01,
         "encoder.adapter.projection.bias": 0.01,
         "encoder.xlsr.encoder.layer_norm.weight": 0.002,
         "encoder.xlsr.encoder.layers.2.attention.q_proj.weight": 0.002,
@@ -226,7 +229,7 @@ def test_a_resumed_optimizer_has_its_moments_back_and_the_rates_of_its_options()
             load_optimizer(make_optimizer(model, options), saved.state_dict())
 
 
-def gradients(model: Transducer) -> list[torch.Tensor]:
+def gradients(model: SpeechModel) -> list[torch.Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
@@ -251,7 +254,7 @@ def test_frozen_layers_keep_their_values_until_they_thaw(optimizer: str) -> None
         assert bool(layers) == (step >= 2)
     top = ("encoder.xlsr.encoder.layers.2.", "encoder.xlsr.encoder.layer_norm.")
     assert layers == {name for name in start if name.startswith(top)}
-    assert "joiner.output_linear.weight" in changed()
+    assert "heads.transducer.joiner.output_linear.weight" in changed()
 
 
 def test_the_gradient_is_shortened_for_adamw_and_left_to_scaled_adam() -> None:

@@ -29,7 +29,7 @@ from xlsr_transducer.model.checkpoint import (
 )
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import StreamingOptions
-from xlsr_transducer.model.transducer import LossOptions
+from xlsr_transducer.model.heads import LossOptions
 from xlsr_transducer.training.extent import Extent, with_warm_step
 from xlsr_transducer.training.retention import remove_old
 from xlsr_transducer.training.state import Progress
@@ -127,7 +127,7 @@ def test_the_running_mean_equals_the_mean_of_the_weights_of_each_step(
     for name, value in expected.items():
         torch.testing.assert_close(actual[name].float(), value, rtol=1e-5, atol=1e-7)
     loaded = load_model(CheckpointOptions(exp_dir=tmp_path, epoch=2, avg=1))
-    name = "joiner.output_linear.weight"
+    name = "heads.transducer.joiner.output_linear.weight"
     torch.testing.assert_close(loaded.model.state_dict()[name], expected[name])
 
 
@@ -163,7 +163,7 @@ def test_an_epoch_alone_needs_no_other_file_and_tells_what_it_is(
     caplog.set_level(logging.INFO)
     for name in ("epoch-2.pt", "checkpoint-10.pt", "xlsr_below_cut.pt"):
         shutil.copy(streaming_exp / name, tmp_path)
-    name = "joiner.output_linear.weight"
+    name = "heads.transducer.joiner.output_linear.weight"
     for given, file in (({"epoch": 2}, "epoch-2.pt"), ({"iter": 10}, "checkpoint-10.pt")):
         alone = CheckpointOptions(exp_dir=tmp_path, **given)
         [(key, number)] = given.items()

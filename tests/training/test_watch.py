@@ -14,7 +14,8 @@ from torch import Tensor
 from local import replay_batch
 from tests.support.tiny_recipe import run_train
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.model.transducer import Transducer, TransducerLosses
+from xlsr_transducer.model.heads import Losses
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.watch import learning_rates
 
 ONE_EPOCH = ("--num-epochs", "1", "--log-interval", "2")
@@ -57,15 +58,15 @@ def test_a_resumed_training_has_one_curve_in_tensorboard(corpus: Path, tmp_path:
 def test_losses_that_are_not_finite_are_named_and_counted_at_the_end_of_the_epoch(
     corpus: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    forward = Transducer.forward
+    forward = SpeechModel.forward
 
-    def with_a_bad_loss(self, *args) -> TransducerLosses:
+    def with_a_bad_loss(self, *args) -> Losses:
         losses = forward(self, *args)
         bad = torch.zeros_like(losses.simple)
         bad[0] = float("inf") if self.training else 0.0
         return losses._replace(simple=losses.simple + bad)
 
-    monkeypatch.setattr(Transducer, "forward", with_a_bad_loss)
+    monkeypatch.setattr(SpeechModel, "forward", with_a_bad_loss)
     run_train(corpus, tmp_path, *ONE_EPOCH)
     log = log_of(tmp_path)
     named = re.findall(r"step (\d+): loss not finite, left out: 1 of \d+ utterances: train_", log)
@@ -81,15 +82,15 @@ def test_a_gradient_that_is_not_finite_changes_no_weight_and_is_named_and_counte
     def nan(gradient: Tensor) -> Tensor:
         return gradient * float("nan")
 
-    forward = Transducer.forward
+    forward = SpeechModel.forward
 
-    def with_a_bad_gradient(self, *args) -> TransducerLosses:
+    def with_a_bad_gradient(self, *args) -> Losses:
         losses = forward(self, *args)
         if self.training:
             losses.pruned.register_hook(nan)
         return losses
 
-    monkeypatch.setattr(Transducer, "forward", with_a_bad_gradient)
+    monkeypatch.setattr(SpeechModel, "forward", with_a_bad_gradient)
     with pytest.raises(UserError, match="4 steps in a row .* gradient .*replay_batch"):
         run_train(corpus, tmp_path, *ONE_EPOCH, "--max-failed-in-a-row", "4")
     log = log_of(tmp_path)

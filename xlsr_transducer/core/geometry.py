@@ -20,11 +20,13 @@ def num_frames(num_samples: int) -> int:
     return max((num_samples - RECEPTIVE_FIELD) // HOP + 1, 0)
 
 
-def encoder_frames(seconds: Union[float, np.ndarray]) -> np.ndarray:
+def encoder_frames(
+    seconds: Union[float, np.ndarray], subsampling: int = SUBSAMPLING
+) -> np.ndarray:
     """Returns the number of encoder frames of this much audio, int64, in the shape of ``seconds``.
 
     Seconds become samples as in ``lhotse.utils.compute_num_samples``, which rounds halves up.
     """
     samples = np.floor(np.round(np.multiply(seconds, SAMPLING_RATE), 8) + 0.5).astype(np.int64)
     xlsr_frames = (samples - RECEPTIVE_FIELD) // HOP + 1
-    return np.maximum(-(-xlsr_frames // SUBSAMPLING), 0)
+    return np.maximum(-(-xlsr_frames // subsampling), 0)

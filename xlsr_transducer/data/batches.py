@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import audio_duration, read_audio
+from xlsr_transducer.data.cuts import group_of
 from xlsr_transducer.data.features import read_features
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.steps import Place, Planned
@@ -36,6 +37,7 @@ class Batch:
     ids: list[str]
     seconds: float  # of audio and pauses, without padding
     skipped: list[Unread]  # utterances that could not be read
+    groups: list[str] = dataclasses.field(default_factory=list)  # of each utterance, see group_of
     place: Place | None = None  # in the training
 
     def to(self, device: torch.device) -> Batch:
@@ -96,7 +98,7 @@ class SpeechDataset(Dataset):
             except UserError as e:
                 skipped.append(Unread.because(cut.id, cut.supervisions[0].text, e))
         if not kept:
-            return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped, planned.place)
+            return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped, [], planned.place)
         texts = [c.supervisions[0].text for c in kept]
         tokens = [torch.tensor(t, dtype=torch.int64) for t in self.tokenizer.encode(texts)]
         return Batch(
@@ -108,6 +110,7 @@ class SpeechDataset(Dataset):
             ids=[c.id for c in kept],
             seconds=seconds,
             skipped=skipped,
+            groups=[group_of(c.supervisions[0]) for c in kept],
             place=planned.place,
         )
 

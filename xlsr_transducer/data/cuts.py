@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lhotse import CutSet, MonoCut
+from lhotse import CutSet, MonoCut, SupervisionSegment
 from lhotse.cut import Cut, MultiCut
 from lhotse.utils import fastcopy
 
@@ -18,6 +18,12 @@ def load_cuts(path: Path) -> CutSet:
     Iterating raises UserError if the file is damaged.
     """
     return CutSet(_Cuts(path))
+
+
+def group_of(supervision: SupervisionSegment) -> str:
+    """Returns the group of an utterance: its custom field ``group``, or its language; "" without
+    either."""
+    return str((supervision.custom or {}).get("group") or supervision.language or "")
 
 
 class _Cuts:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import UNFINISHED, alone_in, disk_errors_named, write_text
+from xlsr_transducer.core.geometry import SUBSAMPLING
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.augment import SPEEDS, Augmenter, AugmentOptions
 from xlsr_transducer.data.batches import Batch, Change, Cuts, SpeechDataset
@@ -125,13 +126,16 @@ class DataModule:
         augment: AugmentOptions = AugmentOptions(),  # noqa: B008  frozen
         has_ctc: bool = False,
         work_dir: Path | None = None,
+        subsampling: int = SUBSAMPLING,
     ):
         """
         Args:
           has_ctc: whether training has a CTC loss, which needs frames for blanks too.
+          subsampling: XLSR frames per encoder frame.
           work_dir: holds the plan that processes share, and indexes that the data folder cannot.
         """
         self.options, self.has_ctc, self.work_dir = options, has_ctc, work_dir
+        self.subsampling = subsampling
         self.features = features
         self.tokenizer = tokenizer
         self.augmenter = Augmenter.make(augment, from_waveform=features is None)
@@ -179,7 +183,7 @@ class DataModule:
           UserError: a manifest cannot be read, or nothing of it can be used.
         """
         corpus = self.corpus(splits)
-        u = corpus.utterances(self.has_ctc)
+        u = corpus.utterances(self.has_ctc, self.subsampling)
         numbers, reasons = corpus.numbered("reasons")
         flawed = np.flatnonzero(~u.usable)
         left_out = {reasons[i]: flawed[numbers[flawed] == i] for i in np.unique(numbers[flawed])}
@@ -255,11 +259,16 @@ class DataModule:
             yield dataset[Planned(*plan.batch(k), Place(0, 1, int(plan.tokens[k]), is_last=True))]
 
     def _plan_options(self) -> PlanOptions:
-        names = {f.name for f in dataclasses.fields(PlanOptions)} - {"speeds", "pause_prob"}
+        names = {f.name for f in dataclasses.fields(PlanOptions)} - {
+            "speeds",
+            "pause_prob",
+            "subsampling",
+        }
         values = {name: getattr(self.options, name) for name in names}
         augment = self.augmenter.options
         speeds = SPEEDS if augment.speed_perturb else (1.0,)
-        return PlanOptions(**values, speeds=speeds, pause_prob=augment.pause_prob)
+        given = dict(pause_prob=augment.pause_prob, subsampling=self.subsampling)
+        return PlanOptions(**values, speeds=speeds, **given)
 
     def _train_plan(
         self,
@@ -288,7 +297,7 @@ class DataModule:
     def _new_plan(
         self, splits: Sequence[str], epoch: int, seed: int, earlier: Sequence[Part]
     ) -> Plan:
-        utterances = self.corpus(splits).utterances(self.has_ctc)
+        utterances = self.corpus(splits).utterances(self.has_ctc, self.subsampling)
         seen = np.zeros(0, dtype=np.int32)
         for part in earlier:
             values = {k: v for k, v in part.options.items() if k not in ("seed", "manifests")}
@@ -302,7 +311,7 @@ class DataModule:
     ) -> DataLoader:
         """All utterances of the splits, in a fixed order; this process's share of them."""
         corpus = self.corpus(splits)
-        plan = fixed_plan(corpus.utterances(self.has_ctc), self._plan_options())
+        plan = fixed_plan(corpus.utterances(self.has_ctc, self.subsampling), self._plan_options())
         return self._loader(_shared_out(plan, rank, world_size), corpus)
 
     def fixed_loader(self, cuts: CutSet, change: Change = None) -> DataLoader:

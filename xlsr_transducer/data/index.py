@@ -43,9 +43,9 @@ from xlsr_transducer.core.files import (
     replacing,
     write_text,
 )
-from xlsr_transducer.core.geometry import encoder_frames
+from xlsr_transducer.core.geometry import SUBSAMPLING, encoder_frames
 from xlsr_transducer.data.audio import audio_duration
-from xlsr_transducer.data.cuts import first_channel
+from xlsr_transducer.data.cuts import first_channel, group_of
 from xlsr_transducer.data.flaws import damage_named, flaw
 from xlsr_transducer.data.plan import Utterances, load_array
 from xlsr_transducer.data.shar import tar_of
@@ -133,13 +133,21 @@ class Corpus:
         i = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.indexes[i], int(row - self._starts[i])
 
-    def utterances(self, has_ctc: bool) -> Utterances:
-        """Returns what a plan needs; ``has_ctc``: for a training with CTC, which needs frames for
-        blanks too."""
+    def utterances(self, has_ctc: bool, subsampling: int = SUBSAMPLING) -> Utterances:
+        """Returns what a plan needs.
+
+        Args:
+          has_ctc: for a training with CTC, which needs frames for blanks too.
+          subsampling: XLSR frames per encoder frame.
+        """
+        seconds = _joined(self._arrays("seconds"))
+        frames = _joined(self._arrays("frames"))
+        if subsampling != SUBSAMPLING:
+            frames = encoder_frames(seconds, subsampling).astype(np.int32)
         tokens = _joined([index.tokens[0] for index in self.indexes])
         return Utterances(
-            seconds=_joined(self._arrays("seconds")),
-            frames=_joined(self._arrays("frames")),
+            seconds=seconds,
+            frames=frames,
             tokens=tokens,
             needed=_joined([index.tokens[1] for index in self.indexes]) if has_ctc else tokens,
             usable=_joined(self._arrays("reasons")) == 0,
@@ -282,7 +290,7 @@ class _Columns:
         group, tokens, tar = "", [], ""
         if not reason:
             [supervision] = cut.supervisions
-            group = (supervision.custom or {}).get("group") or supervision.language or ""
+            group = group_of(supervision)
             tokens = tokenizer.encode([supervision.text])[0]
             tar = tar_of(cut)
         if tar and tar != self._tar:
@@ -290,7 +298,7 @@ class _Columns:
         self.offsets.append(self.offsets[-1] + length)
         self.seconds.append(0.0 if reason else audio_duration(cut))
         self.reasons.append(self._reasons.setdefault(reason, len(self._reasons)))
-        self.groups.append(self._groups.setdefault(str(group), len(self._groups)))
+        self.groups.append(self._groups.setdefault(group, len(self._groups)))
         self.shards.append(self._shard)
         self.tokens.append(len(tokens))
         self.needed.append(_frames_of_ctc(tokens))

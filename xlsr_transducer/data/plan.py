@@ -13,7 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE, encoder_frames
+from xlsr_transducer.core.geometry import (
+    FRAME_SHIFT,
+    SAMPLING_RATE,
+    SUBSAMPLING,
+    encoder_frames,
+)
 
 CHUNK = 2048  # utterances of a bucket that are put into batches one by one
 WINDOW = 20_000  # utterances of a corpus in shards that are shuffled together
@@ -54,6 +59,7 @@ class PlanOptions:
     group_batches: bool = False
     speeds: tuple[float, ...] = (1.0,)  # of which each utterance draws one
     pause_prob: float = 0.0  # share of utterances that get a pause
+    subsampling: int = SUBSAMPLING  # XLSR frames per encoder frame
 
     def fits(self, seconds: np.ndarray) -> np.ndarray:
         """Returns whether utterances of these lengths may be trained on."""
@@ -190,7 +196,7 @@ def _draw_speeds(
     for i, speed in enumerate(options.speeds):
         mine = np.flatnonzero(choice == i)
         seconds = u.seconds[rows[mine]] / speed
-        enough = u.needed[rows[mine]] <= encoder_frames(seconds - ROUNDING)
+        enough = u.needed[rows[mine]] <= encoder_frames(seconds - ROUNDING, options.subsampling)
         speeds[mine[enough & options.fits(seconds)]] = speed
     return speeds
 
@@ -273,7 +279,7 @@ def _fill(
 
     is_start = np.zeros(len(seconds), dtype=bool)
     count, longest, most = np.zeros((3, len(first)))
-    frames_tokens = options.max_frames_tokens * 1e6 * ENCODER_FRAME or np.inf
+    frames_tokens = options.max_frames_tokens * 1e6 * FRAME_SHIFT * options.subsampling or np.inf
     for place in range(int(length.max(initial=0))):
         live = slice(int(np.searchsorted(-length, -place)))  # the chunks longer than that
         here = first[live] + place

@@ -14,11 +14,9 @@ import kaldialign
 import numpy as np
 
 from xlsr_transducer.core.geometry import (
-    ENCODER_FRAME,
     FRAME_SHIFT,
     OVERLAP,
     SAMPLING_RATE,
-    SUBSAMPLING,
 )
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.recognition.scoring import GAP
@@ -40,14 +38,14 @@ def algorithmic_latency(chunk: ChunkSettings) -> float:
 
 
 def arrival(frame: int, chunk: ChunkSettings, seconds: float) -> float:
-    """Returns when the chunk of an encoder frame has arrived, in seconds from the start.
+    """Returns when the chunk of an XLSR frame has arrived, in seconds from the start.
 
     Args:
       seconds: of the utterance, whose end ends its last chunk.
     """
     if chunk.is_full_context:
         return seconds
-    number = frame * SUBSAMPLING // chunk.chunk_size
+    number = frame // chunk.chunk_size
     return min((number + 1) * chunk.chunk_size * FRAME_SHIFT + LOOK_BEYOND, seconds)
 
 
@@ -57,6 +55,7 @@ def word_delays(
     reference: Sequence[Word],
     chunk: ChunkSettings,
     seconds: float,
+    frame: float,
 ) -> np.ndarray:
     """Returns the delay in seconds of each word that was recognised correctly.
 
@@ -64,13 +63,14 @@ def word_delays(
       tokens: the model's, by id.
       reference: (text, start, end) of each word of the reference, by forced alignment.
       seconds: of the utterance.
+      frame: seconds of a frame of the encoder's output.
     """
-    found = timed_text(hypothesis, tokens).words
+    found = timed_text(hypothesis, tokens, frame).words
     pairs = kaldialign.align([w[0] for w in reference], [w.text for w in found], GAP)
     delays, i, j = [], 0, 0
     for ref, hyp in pairs:
         if ref == hyp:
-            last = math.ceil(found[j].end / ENCODER_FRAME - 1e-6) - 1  # frame of its last token
+            last = math.ceil(found[j].end / FRAME_SHIFT - 1e-6) - 1  # the end of its last token
             delays.append(arrival(last, chunk, seconds) - reference[i][2])
         i += ref != GAP
         j += hyp != GAP

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.evaluation.delays import Word
 from xlsr_transducer.evaluation.options import EvaluateOptions, settings_for
@@ -56,6 +57,7 @@ class EvaluatedSet:
     not_aligned: dict[str, str] = dataclasses.field(default_factory=dict)  # reasons
     simulated: dict[ChunkSettings, dict[str, Hypothesis]] = dataclasses.field(default_factory=dict)
     streamed: dict[ChunkSettings, Hypotheses] = dataclasses.field(default_factory=dict)
+    frame: float = ENCODER_FRAME  # seconds of a frame of the encoder's output
 
     def results(self, chunk: ChunkSettings) -> Results:
         """Returns what a decode with a setting gives."""
@@ -65,6 +67,7 @@ class EvaluatedSet:
             self.simulated[chunk],
             dict(self.unread),
             seconds=sum(self.seconds.values()),
+            frame=self.frame,
         )
 
     def differing(self, chunk: ChunkSettings) -> list[str]:
@@ -143,7 +146,8 @@ def evaluate(
     parts = [list(parts_of(audio, folder, about)) for audio in sets]
     work = Work(checkpoint, search, cpu_layers, tuple(settings), alignment)
     decode_parts([part for own_parts in parts for part in own_parts], work, options.jobs)
-    found = [_evaluated(audio, own_parts, settings, checkpoint.exp_dir)
+    frame = loaded.model.encoder.frame_seconds
+    found = [_evaluated(audio, own_parts, settings, checkpoint.exp_dir, frame)
              for audio, own_parts in zip(sets, parts)]  # fmt: skip
     notes += [_unread_note(one) for one in found if one.unread]
     name = checkpoint.exp_dir.name
@@ -173,10 +177,15 @@ def _unread_note(one: EvaluatedSet) -> str:
 
 
 def _evaluated(
-    audio: AudioSet, parts: Sequence[Part], settings: Sequence[ChunkSettings], exp_dir: Path
+    audio: AudioSet,
+    parts: Sequence[Part],
+    settings: Sequence[ChunkSettings],
+    exp_dir: Path,
+    frame: float,
 ) -> EvaluatedSet:
-    """Reads the results of a set's parts."""
-    found = EvaluatedSet(name_in_results(audio, exp_dir), audio, unread=dict(audio.unread))
+    """Reads the results of a set's parts, with encoder frames of ``frame`` seconds."""
+    name = name_in_results(audio, exp_dir)
+    found = EvaluatedSet(name, audio, unread=dict(audio.unread), frame=frame)
     found.simulated = {chunk: {} for chunk in settings}
     for part in parts:
         known = part.read(UTTERANCES)
@@ -191,7 +200,7 @@ def _evaluated(
 def _stream(experiment: Experiment, verify: int, about: Mapping, folder: Path) -> None:
     """Measures a step with every setting, and streams the first utterances of each set."""
     loaded, model = experiment.loaded, experiment.loaded.model
-    search = make_search(experiment.search, model.decoder, model.joiner, None, model.ctc_output)
+    search = make_search(experiment.search, model)
     for chunk in experiment.settings:
         if chunk.is_full_context:
             continue

@@ -155,7 +155,7 @@ def decode_part(
     """
     if part.is_done(settings):
         return
-    read = Results(part.audio)
+    read = Results(part.audio, frame=grid.encoder.frame_seconds)
     fronts = list(grid.front_ends(part.audio, read))
     if not part.path(UTTERANCES).is_file():
         part.write(UTTERANCES, _utterances(grid, part, fronts, read, alignment))

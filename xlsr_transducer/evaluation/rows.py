@@ -124,7 +124,7 @@ def _row(experiment: Experiment, chunk: ChunkSettings, normalize: Normalize) -> 
 def _delays(one: EvaluatedSet, experiment: Experiment, chunk: ChunkSettings) -> np.ndarray:
     tokens = experiment.loaded.tokenizer.tokens
     found = [
-        word_delays(hypothesis, tokens, one.words[name], chunk, one.seconds[name])
+        word_delays(hypothesis, tokens, one.words[name], chunk, one.seconds[name], one.frame)
         for name, hypothesis in one.simulated[chunk].items()
         if name in one.words
     ]

@@ -10,8 +10,8 @@ import torch
 
 from xlsr_transducer.core.geometry import FRAME_SHIFT, HOP, OVERLAP
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.state import state_bytes
-from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.search import Search
 
 STEPS = 8  # measured
@@ -28,7 +28,7 @@ class StepCost:
 
 
 @torch.no_grad()
-def measure_step(model: Transducer, search: Search, chunk: ChunkSettings) -> StepCost:
+def measure_step(model: SpeechModel, search: Search, chunk: ChunkSettings) -> StepCost:
     """Measures steps on noise, on the device where the model recognises.
 
     Args:

@@ -27,7 +27,7 @@ from xlsr_transducer.exporting import onnx_graphs as graphs
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.onnx_int8 import quantize_matrices
 from xlsr_transducer.exporting.scripted import OfflineEncoder
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.onnx_models import (
     SEAL,
@@ -95,7 +95,7 @@ def _check(job: Job) -> None:
         )
 
 
-def _precisions(job: Job) -> Iterator[tuple[str, Transducer]]:
+def _precisions(job: Job) -> Iterator[tuple[str, SpeechModel]]:
     yield "", job.loaded.model
     if job.options.fp16:
         yield ".fp16", graphs.half(job.loaded.model)
@@ -129,7 +129,7 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 def write_offline(
-    job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
+    job: Job, model: SpeechModel, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
     """Returns encoder, decoder and joiner for whole utterances."""
     encoder, inputs = _offline_encoder(job, model)
@@ -142,7 +142,7 @@ def write_offline(
     return Artifact(three, run_offline, job.chunk, False, tolerance, not suffix, True)
 
 
-def _offline_encoder(job: Job, model: Transducer) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+def _offline_encoder(job: Job, model: SpeechModel) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     """Returns the module, and what it is traced with.
 
     Longer than a chunk, and with padding: what is traced then holds for every length.
@@ -155,7 +155,7 @@ def _offline_encoder(job: Job, model: Transducer) -> tuple[nn.Module, tuple[Tens
 
 
 def _write_whole(
-    job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
+    job: Job, model: SpeechModel, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
     """``model.onnx``."""
     encoder, inputs = _offline_encoder(job, model)
@@ -173,7 +173,7 @@ def _write_whole(
 
 
 def write_streaming(
-    job: Job, model: Transducer, suffix: str, folder: Path, about: dict[str, Any]
+    job: Job, model: SpeechModel, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
     """Returns encoder, decoder and joiner for chunks."""
     step = graphs.OneChunk(model)
@@ -195,13 +195,13 @@ def write_streaming(
     return Artifact(three, run_streaming, job.chunk, True, tolerance, not suffix, True)
 
 
-def _decoder_and_joiner(model: Transducer) -> tuple[nn.Module, nn.Module]:
+def _decoder_and_joiner(model: SpeechModel) -> tuple[nn.Module, nn.Module]:
     decoder = graphs.ProjectedDecoder(model.decoder, model.joiner)
     return decoder.eval(), graphs.ProjectedJoiner(model.joiner).eval()
 
 
 def _write_rest(
-    model: Transducer, folder: Path, three: tuple[str, ...], about: dict[str, Any]
+    model: SpeechModel, folder: Path, three: tuple[str, ...], about: dict[str, Any]
 ) -> None:
     """Decoder and joiner."""
     decoder, joiner = _decoder_and_joiner(model)

@@ -23,8 +23,8 @@ from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.model import wav2vec2_layers
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
-from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.model.wav2vec2_layers import ConvLayer, PositionalConv
 
 STATES = (*Wav2Vec2State._fields, "adapter")  # of a stream, in the order of the graph's inputs
@@ -49,7 +49,7 @@ class WholeUtterances(nn.Module):
 class OneChunk(nn.Module):
     """The streaming encoder: (N, 320 C) samples and a state -> (N, C / 2, J) and the new one."""
 
-    def __init__(self, model: Transducer):
+    def __init__(self, model: SpeechModel):
         super().__init__()
         self.encoder = model.encoder
         self.projection = model.joiner.encoder_proj
@@ -143,7 +143,7 @@ class WholeRecogniser(nn.Module):
         return F.one_hot(tokens, self.vocab_size).float().unsqueeze(0)
 
 
-def half(model: Transducer) -> Transducer:
+def half(model: SpeechModel) -> SpeechModel:
     """Returns a copy with float16 weights; audio and its statistics stay as they are."""
     return copy.deepcopy(model).half()
 
@@ -154,7 +154,7 @@ def level_of(normalize: str) -> float:
 
 
 @contextlib.contextmanager
-def traceable(model: Transducer) -> Iterator[None]:
+def traceable(model: SpeechModel) -> Iterator[None]:
     """Inside, the network is computed in steps that ONNX has, in every precision."""
     xlsr, conv = model.encoder.xlsr, model.encoder.adapter.conv
     changed = {xlsr.encoder.pos_conv_embed: _gathered_windows, conv: _convolution_by_product}

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from xlsr_transducer.data.tokenizer import hash_of_tokens
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
-from xlsr_transducer.model.transducer import Transducer
 from xlsr_transducer.recognition.script_models import TOKENS_RECORD
 
 
@@ -192,9 +192,9 @@ def save(module: torch.jit.ScriptModule, path: Path, tokens: Sequence[str]) -> N
 class ScriptedTransducer(nn.Module):
     """Encoder, decoder and joiner side by side, without what only training needs."""
 
-    def __init__(self, encoder: nn.Module, model: Transducer):
+    def __init__(self, encoder: nn.Module, model: SpeechModel):
         super().__init__()
         self.encoder = encoder
         self.decoder = model.decoder
         self.joiner = model.joiner
-        self.ctc_output = model.ctc_output  # None without a CTC head
+        self.ctc_output = model.ctc_output

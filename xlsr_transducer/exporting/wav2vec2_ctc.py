@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xlsr_transducer.data.tokenizer import Tokenizer, read_tokens
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder, save
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.exported import Output
 from xlsr_transducer.recognition.script_models import load_script
 
@@ -29,7 +29,7 @@ SPACE = "|"  # sherpa refuses to load a tokens.txt without it
 class Wav2Vec2Model(nn.Module):
     """Greedy search with one token per frame. sherpa must find no attribute ``joiner``."""
 
-    def __init__(self, encoder: OfflineEncoder, model: Transducer):
+    def __init__(self, encoder: OfflineEncoder, model: SpeechModel):
         super().__init__()
         self.encoder = encoder
         self.prediction = model.decoder

@@ -22,11 +22,12 @@ from xlsr_transducer.core.tensor_files import load_verified, save_atomically
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.averaging import Weights, covered_steps, mean_between, mean_of
 from xlsr_transducer.model.config import ModelConfig, build_model
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
 
-FORMAT = 2  # 1 had no checksum, and cannot be resumed from
+FORMAT = 3  # 2 had other names for weights; 1 had no checksum, and cannot be resumed from
+OF_TRANSDUCER = ("decoder.", "joiner.", "simple_am_proj.", "simple_lm_proj.")
 BELOW_CUT = "xlsr_below_cut.pt"
 BEST = "best-valid-wer.pt"
 
@@ -92,7 +93,7 @@ class CheckpointOptions(Options):
 class LoadedModel:
     """A model ready to use, from the waveform to logits, with all that belongs to it."""
 
-    model: Transducer
+    model: SpeechModel
     config: ModelConfig
     tokenizer: Tokenizer
 
@@ -118,12 +119,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     content = load_verified(path)
     if not isinstance(content, dict) or not {"format", "config", "model"} <= content.keys():
         raise UserError(f"{path}: not a checkpoint of this project")
-    if content["format"] not in (1, FORMAT):
+    if content["format"] not in (1, 2, FORMAT):
         raise UserError(f"{path}: format {content['format']}, but this version reads {FORMAT}")
     weights = content["model"]
     if not (isinstance(weights, dict) and all(isinstance(w, Tensor) for w in weights.values())):
         raise UserError(f"{path}: damaged, as its weights are no tensors; use another one")
+    if content["format"] < 3:
+        for name in ("model", "model_avg"):
+            if name in content:
+                content[name] = {_new_name(key): value for key, value in content[name].items()}
     return content
+
+
+def _new_name(name: str) -> str:
+    """Returns the name of a weight of a format before 3, in which the heads had no folder."""
+    if name.startswith(OF_TRANSDUCER):
+        return f"heads.transducer.{name}"
+    return name.replace("ctc_output.", "heads.ctc.output.", 1)
 
 
 def save_below_cut(checkpoint: XlsrCheckpoint, config: ModelConfig, exp_dir: Path) -> None:

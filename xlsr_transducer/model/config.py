@@ -13,7 +13,8 @@ from xlsr_transducer.core.options import Number, flag_of, numbers_of, option
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
 from xlsr_transducer.model.feature_info import FeatureInfo
-from xlsr_transducer.model.transducer import Transducer, TransducerOptions
+from xlsr_transducer.model.heads import HEADS, TransducerOptions, make_heads
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 CHUNK_NAMES = ("chunk_size", "left_context_chunks", "attention_sink_size")
@@ -105,12 +106,18 @@ class ModelConfig:
     transducer: TransducerOptions
     streaming: StreamingOptions
     vocab_size: int
-    has_ctc: bool
+    heads: tuple[str, ...]
+
+    @property
+    def has_ctc(self) -> bool:
+        """Whether there is a CTC head."""
+        return "ctc" in self.heads
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``from_dict`` takes them."""
         plain = dataclasses.asdict(self)
         plain["xlsr"] = self.xlsr.to_dict()
+        plain["heads"] = list(self.heads)
         return plain
 
     @classmethod
@@ -130,10 +137,24 @@ class ModelConfig:
                 transducer=TransducerOptions(**values["transducer"]),
                 streaming=StreamingOptions(**values["streaming"]),
                 vocab_size=values["vocab_size"],
-                has_ctc=values["has_ctc"],
+                heads=_heads(values),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:  # a UserError too
             raise UserError(f"{where}: the model's configuration is not understood ({e})") from e
+
+
+def _heads(values: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the heads of a model from its configuration, which older files have as ``has_ctc``.
+
+    Raises:
+      ValueError: it has none, or an unknown one.
+    """
+    if "has_ctc" in values:
+        return ("transducer", "ctc") if values["has_ctc"] else ("transducer",)
+    heads = tuple(values["heads"])
+    if not heads or not set(heads) <= set(HEADS):
+        raise ValueError(f"heads {heads}")
+    return heads
 
 
 def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:
@@ -175,7 +196,7 @@ def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:
 
 def build_model(
     config: ModelConfig, whole: bool = False, streaming: bool | None = None
-) -> Transducer:
+) -> SpeechModel:
     """Builds the network, without pretrained values.
 
     Args:
@@ -189,6 +210,5 @@ def build_model(
         encoder: XLSREncoder = StreamingXLSREncoder(*arguments, trained.default())
     else:
         encoder = XLSREncoder(*arguments)
-    return Transducer(
-        encoder, config.transducer, config.vocab_size, config.encoder.dropout, config.has_ctc
-    )
+    of_heads = (encoder.output_dim, config.transducer, config.vocab_size, config.encoder.dropout)
+    return SpeechModel(encoder, make_heads(config.heads, *of_heads))

@@ -1,4 +1,4 @@
-"""The encoders: XLSR above a level, then an adapter to 40 ms frames.
+"""The encoders: XLSR above a level, then an adapter to 40 ms frames, or none.
 
 ``XLSREncoder`` encodes whole utterances, ``StreamingXLSREncoder`` chunks too. They share
 modules and weights: a checkpoint trained by one loads in the other. Letters: N batch,
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xlsr_transducer.core.compat import gelu
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.geometry import SUBSAMPLING
+from xlsr_transducer.core.geometry import FRAME_SHIFT, SUBSAMPLING
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.model.chunking import ChunkSettings, grow, roll, shrink
 from xlsr_transducer.model.masking import draw_spans
@@ -35,6 +35,12 @@ class EncoderOptions(Options):
     """Encoder."""
 
     encoder_dim: int = option(512, "width of the encoder output", at_least=1, at_most=65536)
+    adapter: str = option(
+        "conv",
+        "between XLSR and the heads: conv: pairs of frames, projected, and a causal convolution; "
+        "none: XLSR's 20 ms frames as they are",
+        ("conv", "none"),
+    )
     adapter_kernel: int = option(
         5, "kernel of the adapter's causal convolution, in 40 ms frames", at_least=1, at_most=1024
     )
@@ -42,7 +48,14 @@ class EncoderOptions(Options):
         0.1, "dropout of the adapter and the decoder output", at_least=0, below=1
     )
     feature_dropout: float = option(
-        0.0, "dropout of the features that enter the adapter", at_least=0, below=1
+        0.0,
+        "dropout of the features that enter the adapter, or the heads without one",
+        at_least=0,
+        below=1,
+    )
+    weighted_layers: bool = option(
+        False,
+        "sum all layers of XLSR, weighted by a softmax that is learnt, instead of the last alone",
     )
     xlsr_dropout: float = option(
         0.1, "dropout inside the trained part of XLSR", at_least=0, below=1
@@ -108,6 +121,25 @@ class Adapter(nn.Module):
         return zero_padding(self._convolve(x, past), lens), lens, roll(past, x, is_full)
 
 
+class NoAdapter(nn.Module):
+    """XLSR's frames as they are, with the calls of ``Adapter``."""
+
+    def __init__(self, options: EncoderOptions):
+        super().__init__()
+        self.history = 0
+        self.input_dropout = nn.Dropout(options.feature_dropout)
+
+    def forward(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """(N, T, D) -> the same, and lengths."""
+        return self.input_dropout(x), lens
+
+    def streaming_forward(
+        self, x: Tensor, lens: Tensor, past: Tensor, is_full: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """(N, T, D) -> the same; there is no past, (N, 0, D)."""
+        return self.input_dropout(x), lens, past
+
+
 class XLSREncoder(nn.Module):
     """Whole utterances, in full context unless chunk settings are given."""
 
@@ -125,16 +157,21 @@ class XLSREncoder(nn.Module):
             attention_dropout=options.xlsr_dropout,
         )
         self.level = level
-        self.output_dim = options.encoder_dim
+        has_adapter = options.adapter != "none"
+        self.output_dim = options.encoder_dim if has_adapter else config.hidden_size
         self.longest_whole = LONGEST_WHOLE
         self.block_frames = BLOCK_FRAMES
-        self.subsampling_factor = SUBSAMPLING
+        self.subsampling_factor = SUBSAMPLING if has_adapter else 1
+        self.frame_seconds = self.subsampling_factor * FRAME_SHIFT  # of its output
         self.time_mask_prob = options.time_mask_prob
         self.time_mask_length = options.time_mask_length
         self.channel_mask_prob = options.channel_mask_prob
         self.channel_mask_length = options.channel_mask_length
         self.xlsr = Wav2Vec2(self.config, start=level, normalize=normalize)
-        self.adapter = Adapter(config.hidden_size, options)
+        self.layer_weights = self._layer_weights() if options.weighted_layers else None
+        # Follows the module to a device and precision, which it may have no parameter to tell of.
+        self.register_buffer("like", torch.zeros(0), persistent=False)
+        self.adapter = Adapter(config.hidden_size, options) if has_adapter else NoAdapter(options)
 
     def forward(
         self,
@@ -151,7 +188,8 @@ class XLSREncoder(nn.Module):
           x_lens: (N,) int64, valid samples or frames.
 
         Returns:
-          (N, ceil(T / 2), E), zero at padding, and lengths (N,) int64.
+          (N, ceil(T / 2), E), zero at padding, and lengths (N,) int64; (N, T, D) without an
+          adapter.
         """
         time_mask = self._draw_time_mask(x) if self.training else None
         channel_mask = self._draw_channel_mask(x) if self.training else None
@@ -163,8 +201,23 @@ class XLSREncoder(nn.Module):
             attention_sink_size,
             time_mask,
             channel_mask,
+            self.layer_weights,
         )
         return self.adapter(x, lens)
+
+    def _layer_weights(self) -> nn.Parameter:
+        """Returns weights before their softmax, (L + 1,): of the first layer's input and of the
+        output of each layer.
+
+        Raises:
+          UserError: the features come from above the first layer.
+        """
+        if not self.xlsr.has_all_layers:
+            raise UserError(
+                f"--weighted-layers 1 needs all layers of XLSR, but the features are of --cut "
+                f"{self.level}: use --cut frontend or waveform"
+            )
+        return nn.Parameter(torch.zeros(self.config.num_hidden_layers + 1))
 
     @torch.jit.export
     def encode(
@@ -204,7 +257,8 @@ class XLSREncoder(nn.Module):
             )
             outputs.append(out)
             lens = lens + out_lens
-        return torch.cat(outputs, dim=1)[:, : (frames + 1) // self.subsampling_factor], lens
+        longest = (frames + self.subsampling_factor - 1) // self.subsampling_factor
+        return torch.cat(outputs, dim=1)[:, :longest], lens
 
     def is_blockwise(self, chunk_size: int, left_context_chunks: int) -> bool:
         """Returns whether ``encode`` needs no more memory for longer utterances."""
@@ -221,7 +275,7 @@ class XLSREncoder(nn.Module):
         attention_sink_size: int,
     ) -> EncoderState:
         cached = attention_sink_size + max(left_context_chunks, 0) * chunk_size
-        dtype = self.adapter.projection.weight.dtype
+        dtype = self.like.dtype
         xlsr = self.xlsr.get_init_states(batch_size, device, dtype, cached)
         shape = [batch_size, self.adapter.history, self.output_dim]
         return EncoderState(xlsr, torch.zeros(shape, dtype=dtype, device=device))
@@ -241,7 +295,13 @@ class XLSREncoder(nn.Module):
         if left_context_chunks < 0:
             xlsr = with_cache(xlsr, grow(xlsr.cache, frames))
         x, lens, xlsr = self.xlsr.streaming_forward(
-            x, x_lens, xlsr, chunk_size, left_context_chunks, attention_sink_size
+            x,
+            x_lens,
+            xlsr,
+            chunk_size,
+            left_context_chunks,
+            attention_sink_size,
+            self.layer_weights,
         )
         if left_context_chunks < 0:
             xlsr = with_cache(xlsr, shrink(xlsr.cache, xlsr.done))

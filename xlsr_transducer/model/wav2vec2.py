@@ -50,6 +50,7 @@ class Wav2Vec2(nn.Module):
         self.from_waveform = first == WAVEFORM < last
         self.from_frontend = first <= FRONTEND < last
         self.has_layers = FRONTEND < last and first < last
+        self.has_all_layers = first <= FRONTEND and last == config.num_hidden_layers
         self.is_stream_safe = not (self.from_waveform and config.feat_extract_norm == "group")
         self.hidden_size = config.hidden_size
         self.num_heads = config.num_attention_heads
@@ -71,6 +72,7 @@ class Wav2Vec2(nn.Module):
         sink_size: int = 0,
         time_mask: Optional[Tensor] = None,
         channel_mask: Optional[Tensor] = None,
+        layer_weights: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
         """Whole utterances, each frame seeing what the chunk settings let it see.
 
@@ -79,6 +81,7 @@ class Wav2Vec2(nn.Module):
           lens: (N,) int64, valid samples or frames; what lies beyond does not matter.
           time_mask: (N, T) bool, frames to hide from the transformer (training).
           channel_mask: (N, D) bool, channels of its input to hide (training).
+          layer_weights: (L + 1,), whose softmax weighs all layers (see ``Encoder.forward``).
 
         Returns:
           (N, T, D) at the end level, zero at padding, and its lengths (N,).
@@ -94,7 +97,7 @@ class Wav2Vec2(nn.Module):
             x = x.masked_fill(channel_mask.unsqueeze(1), 0.0)
         x = zero_padding(x, lens)
         if self.has_layers:
-            x = self.encoder(x, lens, chunk_size, left_context_chunks, sink_size)
+            x = self.encoder(x, lens, chunk_size, left_context_chunks, sink_size, layer_weights)
         return x, lens
 
     def front_end(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
@@ -143,6 +146,7 @@ class Wav2Vec2(nn.Module):
         chunk_size: int,
         left_context_chunks: int,
         sink_size: int,
+        layer_weights: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor, Wav2Vec2State]:
         """Computes the next chunk, or chunks, of each stream; streams may be of different ages.
 
@@ -168,7 +172,15 @@ class Wav2Vec2(nn.Module):
         x = zero_padding(x, num_new)
         if self.has_layers:
             x, history, cache = self.encoder.streaming_forward(
-                x, num_new, done, history, cache, chunk_size, left_context_chunks, sink_size
+                x,
+                num_new,
+                done,
+                history,
+                cache,
+                chunk_size,
+                left_context_chunks,
+                sink_size,
+                layer_weights,
             )
         return x, num_new, Wav2Vec2State(done + num_new, stats, tail, history, cache)
 

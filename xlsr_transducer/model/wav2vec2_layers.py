@@ -264,20 +264,36 @@ class Encoder(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, lens: Tensor, chunk_size: int, left_context_chunks: int, sink_size: int
+        self,
+        x: Tensor,
+        lens: Tensor,
+        chunk_size: int,
+        left_context_chunks: int,
+        sink_size: int,
+        layer_weights: Optional[Tensor] = None,
     ) -> Tensor:
-        """(N, T, D), zero at padding -> (N, T, D), zero at padding."""
+        """(N, T, D), zero at padding -> (N, T, D), zero at padding.
+
+        Args:
+          layer_weights: (L + 1,): the output is the sum of the first layer's input and of each
+            layer's output, the last one after the outer norm, weighted by their softmax.
+        """
         if self.has_bottom:
             x = x + self.pos_conv_embed(x, chunk_size)
             if not self.norm_first:
                 x = self.layer_norm(x)
             x = self.dropout(x)
         mask = attention_mask(lens, x.shape[1], chunk_size, left_context_chunks, sink_size)
+        inputs: List[Tensor] = []
         for layer in self.layers.values():
+            if layer_weights is not None:
+                inputs.append(x)
             if not (self.training and layer.is_dropped):
                 x = layer(x, mask)
         if self.has_top and self.norm_first:
             x = self.layer_norm(x)
+        if layer_weights is not None:
+            x = _weighted_sum(inputs, x, layer_weights)
         return zero_padding(x, lens)
 
     def streaming_forward(
@@ -290,6 +306,7 @@ class Encoder(nn.Module):
         chunk_size: int,
         left_context_chunks: int,
         sinks: int,
+        layer_weights: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor, Tensor]:
         """Computes the next chunk or chunks after their state.
 
@@ -313,7 +330,10 @@ class Encoder(nn.Module):
         cached = cache.shape[4]
         mask = cache_mask(done, num_new, frames, chunk_size, left_context_chunks, cached, sinks)
         caches: List[Tensor] = []
+        inputs: List[Tensor] = []
         for i, layer in enumerate(self.layers.values()):
+            if layer_weights is not None:
+                inputs.append(x)
             old = cache[:, i]
             x, new = layer.streaming_forward(x, old, mask)
             first = fill_sinks(old[:, :, :, :sinks], new, done, num_new)
@@ -322,7 +342,19 @@ class Encoder(nn.Module):
             cache = torch.stack(caches, dim=1)
         if self.has_top and self.norm_first:
             x = self.layer_norm(x)
+        if layer_weights is not None:
+            x = _weighted_sum(inputs, x, layer_weights)
         return zero_padding(x, num_new), history, cache
+
+
+def _weighted_sum(inputs: List[Tensor], output: Tensor, layer_weights: Tensor) -> Tensor:
+    """Returns the sum of the inputs of all layers and the last output, weighted by the softmax of
+    (L + 1,) weights."""
+    weights = layer_weights.softmax(0)
+    total = weights[-1] * output
+    for i, x in enumerate(inputs):
+        total = total + weights[i] * x
+    return total
 
 
 def zero_padding(x: Tensor, lens: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.search.hypothesis import Hypothesis
 
 # Elements of logits made at a time.
@@ -28,7 +28,7 @@ NEVER = -float("inf")
 
 @torch.no_grad()
 def align(
-    model: Transducer,
+    model: SpeechModel,
     encoder_out: Tensor,
     lens: Tensor,
     tokens: Tensor,
@@ -54,7 +54,7 @@ def align(
 
 @torch.no_grad()
 def align_ctc(
-    model: Transducer, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
+    model: SpeechModel, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
 ) -> list[Hypothesis]:
     """Returns the same as ``align`` by the CTC head, which the model has to have.
 
@@ -96,7 +96,7 @@ def _hypotheses(
 
 
 def lattice_log_probs(
-    model: Transducer, encoder_out: Tensor, tokens: Tensor
+    model: SpeechModel, encoder_out: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns the log-probs of blank (N, T, S + 1) and of each next token (N, T, S), in float64.
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE
+from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.data.batches import Batch
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.alignment import align, align_ctc
 from xlsr_transducer.recognition.alignment_files import Aligned
 from xlsr_transducer.recognition.audio_sets import AudioSet
@@ -101,7 +101,7 @@ def align_batch(
     batch: Batch,
     out: Tensor,
     lens: Tensor,
-    model: Transducer,
+    model: SpeechModel,
     tokenizer: Tokenizer,
     topology: str = "regular",
 ) -> tuple[list[Aligned], list[Unread]]:
@@ -115,7 +115,7 @@ def align_batch(
     """
     given = (model, out, lens, batch.tokens, batch.token_lens)
     paths = align_ctc(*given) if topology == "ctc" else align(*given, topology)
-    found, left_out = [], []
+    found, left_out, frame = [], [], model.encoder.frame_seconds
     for i, path in enumerate(paths):
         name, text = batch.ids[i], batch.texts[i]
         if path.score == -float("inf"):
@@ -123,9 +123,9 @@ def align_batch(
             reason = f"{audio.shown(name)}: {reason}" if audio.files else reason
             left_out.append(Unread(name, text, reason))
             continue
-        tokens = token_spans(path, tokenizer.tokens, ENCODER_FRAME)
+        tokens = token_spans(path, tokenizer.tokens, frame)
         starts = [tokenizer.word_starts[t] for t in path.tokens]
         words = word_spans(tokens, starts, text.split())
-        seconds = max(float(batch.input_lens[i]) / SAMPLING_RATE, int(lens[i]) * ENCODER_FRAME)
+        seconds = max(float(batch.input_lens[i]) / SAMPLING_RATE, int(lens[i]) * frame)
         found.append(Aligned(name, words, tokens, seconds))
     return found, left_out

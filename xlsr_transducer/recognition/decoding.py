@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError, complain
+from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.data.batches import Batch, Change
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
@@ -25,7 +26,7 @@ from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.encoder import XLSREncoder
 from xlsr_transducer.model.normalize import check_mode
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.whole import whole_encoder
 from xlsr_transducer.recognition.audio_sets import AudioSet, audio_sets
 from xlsr_transducer.recognition.facts import facts_of
@@ -134,7 +135,7 @@ def load_recogniser(
     return loaded
 
 
-def use_device(model: Transducer, cpu_layers: str = AUTO) -> torch.device:
+def use_device(model: SpeechModel, cpu_layers: str = AUTO) -> torch.device:
     """Moves a model to the device where it recognises, with the kernels that are fast there."""
     device = decode_device()
     model.to(device)
@@ -186,6 +187,7 @@ class Results:
     unread: dict[str, Unread] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0  # of audio
     elapsed: float = 0.0  # of computing
+    frame: float = ENCODER_FRAME  # seconds of a frame of the encoder's output
 
     def __post_init__(self) -> None:
         for unread in self.audio.unread.values():
@@ -226,7 +228,10 @@ class Results:
         """
         reasons = {i: unread.reason for i, unread in self.unread.items()}
         facts = {cut.id: facts_of(cut) for cut in self.audio.cuts}
-        words = {i: timed_text(h, tokenizer.tokens).words for i, h in self.hypotheses.items()}
+        words = {
+            i: timed_text(h, tokenizer.tokens, self.frame).words
+            for i, h in self.hypotheses.items()
+        }
         given = (self.transcripts(tokenizer), self.hypotheses, reasons, facts, words)
         found = write_results(folder, name, suffix, *given)
         logging.info(f"{name}: WER {found.wer.percent:.2f} %, {found.num_unread} unread")

@@ -1,6 +1,6 @@
 """Endpointing: where a stream's segment ends, by Kaldi's three rules (online-endpoint.h).
 
-Silence is counted in blanks: the encoder frames (40 ms) after the last token of the best
+Silence is counted in blanks: the encoder frames after the last token of the best
 hypothesis. Letters: N streams, B hypotheses per stream.
 """
 
@@ -23,6 +23,7 @@ class EndpointRules:
     silence_after_tokens: int  # rule 2: the same, if the segment has a token
     length: int  # rule 3: frames of a segment, whatever is in it
     reset_encoder: bool = False  # the encoder begins anew with the chunk after an endpoint
+    frame: float = ENCODER_FRAME  # seconds
 
     def is_endpoint(self, length: Tensor, trailing: Tensor) -> Tensor:
         """Returns (N,) bool, whether a segment ends after the frames so far.
@@ -76,11 +77,11 @@ class EndpointOptions(Options):
             self.rule3_min_utterance_length,
         )
 
-    def rules(self) -> EndpointRules | None:
-        """Returns the rules in frames; None if endpointing is off."""
+    def rules(self, frame: float = ENCODER_FRAME) -> EndpointRules | None:
+        """Returns the rules in frames of ``frame`` seconds; None if endpointing is off."""
         # A threshold such as 1.2 s is 30 frames, not the 31 that rounding might make of it.
-        frames = (math.ceil(s / ENCODER_FRAME - 1e-6) for s in self._seconds())
-        return EndpointRules(*frames, self.reset_encoder) if self.enable_endpoint else None
+        frames = (math.ceil(s / frame - 1e-6) for s in self._seconds())
+        return EndpointRules(*frames, self.reset_encoder, frame) if self.enable_endpoint else None
 
     def suffix(self) -> list[str]:
         """Returns what belongs into the names of result files."""

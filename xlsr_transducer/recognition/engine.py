@@ -40,6 +40,7 @@ class StreamingEncoder(Protocol):
 
     chunk_size: int
     left_context_chunks: int
+    frame_seconds: float  # of a frame of its output
     xlsr: Any  # with `hop` and `overlap`, in samples
 
     def get_init_states(self, batch_size: int, device: torch.device) -> EncoderState:

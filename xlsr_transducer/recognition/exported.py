@@ -33,10 +33,11 @@ class Recogniser:
     """An exported model, whatever file it came from."""
 
     encode: Callable[[Tensor], Iterable[Tensor]]  # (n,) samples -> (T, E), whole or in pieces
-    decoder: nn.Module
-    joiner: nn.Module
+    decoder: nn.Module | None  # None without a transducer
+    joiner: nn.Module | None
     tokens: Sequence[str]
-    ctc_output: nn.Module | None = None  # for ctc_greedy_search
+    ctc_output: nn.Module | None = None  # None without a CTC head
+    frame: float = ENCODER_FRAME  # seconds of a frame of the encoder's output
     whole: WholeEncoder | None = None  # where memory limits the length of utterances
 
 
@@ -53,9 +54,7 @@ def recognise(
     recogniser: Recogniser, waves: Iterable[Tensor], options: SearchOptions
 ) -> Iterator[Output]:
     """Searches utterances, (n,) samples at 16 kHz each, one by one."""
-    search = make_search(
-        options, recogniser.decoder, recogniser.joiner, ctc_output=recogniser.ctc_output
-    )
+    search = make_search(options, recogniser)
     for wave in waves:
         with torch.no_grad():
             state, pieces = search.init_state(1), []
@@ -114,9 +113,9 @@ def run(
     )
     args = parser.parse_args(argv)
     search_options = from_args(SearchOptions, args)
-    if search_options.decoding_method not in SELF_CONTAINED:
+    if search_options.method not in SELF_CONTAINED:
         raise UserError(
-            f"--method {search_options.decoding_method}: here it is one of "
+            f"--method {search_options.method}: here it is one of "
             f"{', '.join(SELF_CONTAINED)}; decode has the others"
         )
     recogniser = load(from_args(options, args))
@@ -133,7 +132,9 @@ def run(
         tokens = [recogniser.tokens[i] for i in output.tokens]
         line = f"{path}\t{text_of(tokens)}"
         if args.timestamps:
-            times = [f"{frame * ENCODER_FRAME:.2f} {t}" for frame, t in zip(output.frames, tokens)]
+            times = [
+                f"{frame * recogniser.frame:.2f} {t}" for frame, t in zip(output.frames, tokens)
+            ]
             line += "\t" + " ".join(times)
         print(line, flush=True)
     return status

@@ -78,12 +78,12 @@ class Grid:
         self.device = use_device(upper.eval(), cpu_layers)
         self.xlsr = whole.encoder.xlsr.to(self.device)
         self.upper, self.encoder = upper, upper.encoder
-        self.search = make_search(options, upper.decoder, upper.joiner, None, upper.ctc_output)
+        self.search = make_search(options, upper)
 
     @torch.no_grad()
     def decode(self, audio: AudioSet, settings: Sequence[ChunkSettings]) -> list[GridResult]:
         """Recognises every utterance of a set with every setting, one result per setting."""
-        read = Results(audio)
+        read = Results(audio, frame=self.encoder.frame_seconds)
         grid = [
             GridResult(s, read.sibling(), None if s.is_full_context else read.sibling())
             for s in settings

@@ -1,7 +1,7 @@
 """The latency of a live recogniser, from audio to token, with and without computing time.
 
 Of each stream the first and the last token count. Delays are measured from the end of
-the token's 40 ms encoder frame (for the last token: from the end of the audio, as nothing
+the token's encoder frame (for the last token: from the end of the audio, as nothing
 is final before) to the moment when the token is there. *Algorithmic*: the
 chunk must arrive, computing takes no time. *Measured*: audio arrives in real time, and a
 chunk is computed when it has arrived and the one before is done.
@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-
-from xlsr_transducer.core.geometry import ENCODER_FRAME
 
 
 @dataclasses.dataclass
@@ -44,6 +42,7 @@ class LatencyReport:
     """Collects streams and prints a small table."""
 
     state_bytes: int
+    frame: float  # seconds of a frame of the encoder's output
     num_steps: int = 0
     first: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     last: list[tuple[float, float]] = dataclasses.field(default_factory=list)
@@ -57,7 +56,7 @@ class LatencyReport:
         """
         if not frames or times.first is None:
             return
-        emitted = (frames[0] + 1) * ENCODER_FRAME
+        emitted = (frames[0] + 1) * self.frame
         self.first.append((times.first[0] - emitted, times.first[1] - emitted))
         # The last chunk is known to be the last one when the audio ends.
         ends = [max(time, seconds) for time in times.latest]

@@ -86,16 +86,16 @@ class LiveModel:
         parts = _from_onnx(live) if live.onnx else _from_checkpoint(checkpoint, live)
         model, tokens, tokenizer = parts
         source = str(live.onnx or checkpoint.source)
-        ready = make_search(
-            search,
-            model.decoder,
-            model.joiner,
-            _bias(search, bias, tokens, tokenizer, source),
-            getattr(model, "ctc_output", None),
-        )
+        ready = make_search(search, model, _bias(search, bias, tokens, tokenizer, source))
         name = live.onnx.stem if live.onnx else Path(checkpoint.source).name.removesuffix(".pt")
         return LiveModel(
-            name, model.encoder, ready, endpoint.rules(), tokens, tokenizer, bias.context_score
+            name,
+            model.encoder,
+            ready,
+            endpoint.rules(model.encoder.frame_seconds),
+            tokens,
+            tokenizer,
+            bias.context_score,
         )
 
     def engine(self, num_slots: int = 16) -> StreamingEngine:
@@ -130,7 +130,7 @@ class LiveModel:
 
     def timed(self, hypothesis: Hypothesis, segment: int, is_final: bool) -> TimedText:
         """Returns a segment with its text and times."""
-        return timed_text(hypothesis, self.tokens, segment, is_final)
+        return timed_text(hypothesis, self.tokens, self.encoder.frame_seconds, segment, is_final)
 
 
 def _from_checkpoint(
@@ -161,6 +161,6 @@ def _bias(
     if tokenizer is None and options != BiasOptions():
         raise UserError(f"{source}: hotwords and language models need bpe.model beside it")
     loaded = options.load(tokenizer, source) if tokenizer else None
-    if loaded is None and search.decoding_method == "modified_beam_search":
+    if loaded is None and search.method == "modified_beam_search":
         return Bias(len(tokens))
     return loaded

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.geometry import RECEPTIVE_FIELD
+from xlsr_transducer.core.geometry import FRAME_SHIFT, RECEPTIVE_FIELD
 from xlsr_transducer.core.options import option
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
@@ -152,6 +152,7 @@ class OnnxStreamingEncoder(OnnxModule):
         self.chunk_size = int(about["chunk_size"])
         self.left_context_chunks = int(about["left_context_chunks"])
         self.attention_sink_size = int(about["attention_sink_size"])
+        self.frame_seconds = int(about["subsampling_factor"]) * FRAME_SHIFT
         self.xlsr = types.SimpleNamespace(hop=int(about["hop"]), overlap=int(about["head"]))
 
     def get_init_states(self, batch_size: int, device: torch.device) -> EncoderState:
@@ -206,12 +207,13 @@ class OnnxJoiner(OnnxModule):
 
 @dataclasses.dataclass(frozen=True)
 class OnnxModel:
-    """Encoder, decoder and joiner of one export, called like a ``Transducer``'s."""
+    """Encoder, decoder and joiner of one export, called like a ``SpeechModel``'s."""
 
     encoder: OnnxEncoder | OnnxStreamingEncoder
     decoder: OnnxDecoder
     joiner: OnnxJoiner
     tokens: Sequence[str]
+    ctc_output: nn.Module | None = None
 
     def parameters(self) -> Any:
         """Those of the encoder: device and precision."""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.data.tokenizer import UNK, WORD_START, text_of
 from xlsr_transducer.search.hypothesis import Hypothesis
 
@@ -98,24 +97,29 @@ class TimedText:
 
 
 def timed_text(
-    hypothesis: Hypothesis, tokens: Sequence[str], segment: int = 0, is_final: bool = True
+    hypothesis: Hypothesis,
+    tokens: Sequence[str],
+    frame: float,
+    segment: int = 0,
+    is_final: bool = True,
 ) -> TimedText:
     """Returns a segment's hypothesis with its text and times.
 
     Args:
       tokens: the model's, by id.
+      frame: seconds of a frame of the encoder's output.
     """
     names = [tokens[i] for i in hypothesis.tokens]
     starts = [name.startswith(WORD_START) or name == UNK for name in names]
     begins = [i for i, start in enumerate(starts) if start or i == 0]
     pieces = [text_of(names[i:j]) for i, j in zip(begins, [*begins[1:], len(names)])]
-    spans = token_spans(hypothesis, tokens, ENCODER_FRAME)
+    spans = token_spans(hypothesis, tokens, frame)
     words = [span for span in word_spans(spans, starts, pieces) if span.text]
     return TimedText(
         segment=segment,
         text=" ".join(span.text for span in words),
         tokens=names,
-        timestamps=[round(frame * ENCODER_FRAME, 2) for frame in hypothesis.frames],
+        timestamps=[round(at * frame, 2) for at in hypothesis.frames],
         log_probs=hypothesis.log_probs,
         words=words,
         is_final=is_final,

@@ -44,8 +44,9 @@ class Feeder:
     """Hands the utterances of a set to the engine; one that ends makes room for the next."""
 
     def __init__(self, audio: AudioSet, engine: StreamingEngine, num_streams: int, piece: float):
-        self.results = Results(audio)
-        self.report = LatencyReport(engine.bytes_per_stream())
+        frame = engine.encoder.frame_seconds
+        self.results = Results(audio, frame=frame)
+        self.report = LatencyReport(engine.bytes_per_stream(), frame)
         self.engine, self.num_streams = engine, num_streams
         self.piece = max(int(piece * SAMPLING_RATE), 1)
         self.cuts = iter(audio.cuts)

@@ -28,18 +28,19 @@ def offline(loaded: LoadedModel, chunk: ChunkSettings) -> Recogniser:
     advice = "decode takes --decode-chunk-len 32 --left-context-chunks 2; or "
     advice += "cut the audio into shorter pieces"
     whole = whole_encoder(model.encoder, chunk.chunk_size, chunk.left_context_chunks, advice)
-    tokens = loaded.tokenizer.tokens
-    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output, whole)
+    tokens, frame = loaded.tokenizer.tokens, model.encoder.frame_seconds
+    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output, frame, whole)
 
 
 def streaming(loaded: LoadedModel) -> Recogniser:
     """Returns a model with a streaming encoder, which processes chunk after chunk."""
     model, tokens = loaded.model, loaded.tokenizer.tokens
+    frame = model.encoder.frame_seconds
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
         return encode_chunks(model.encoder, wave)
 
-    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
+    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output, frame)
 
 
 def load_checkpoint(path: Path) -> Recogniser:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.beam import BeamSearch
@@ -17,9 +15,15 @@ from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.k2.lattices import LatticeSearch, NbestSearch
 from xlsr_transducer.search.lm.rescore import LmRescoreSearch
 from xlsr_transducer.search.modified_beam import ModifiedBeamSearch
-from xlsr_transducer.search.options import LG_METHODS, LM_METHODS, SearchOptions
+from xlsr_transducer.search.options import (
+    LG_METHODS,
+    LM_METHODS,
+    Heads,
+    Searchable,
+    SearchOptions,
+)
 
-__all__ = ["Bias", "BiasOptions", "Hypothesis", "Search", "SearchOptions", "make_search"]
+__all__ = ["Bias", "BiasOptions", "Heads", "Hypothesis", "Search", "SearchOptions", "make_search"]
 
 SEARCHES = {
     "beam_search": BeamSearch,
@@ -38,33 +42,27 @@ SEARCHES = {
 
 def make_search(
     options: SearchOptions,
-    decoder: nn.Module,
-    joiner: nn.Module,
+    model: Searchable,
     bias: Bias | None = None,
-    ctc_output: nn.Module | None = None,
     lg: Any = None,
 ) -> Search:
-    """Returns the search that ``options`` describe, over the given decoder, joiner and CTC head.
+    """Returns the search that ``options`` describe, over the heads of ``model``.
 
     ``lg`` is what the methods with LG walk along (``BiasOptions.load_lg``).
 
     Raises:
-      UserError: the search needs a CTC head or a language model, and there is none.
+      UserError: the search needs a head or a language model, and there is none.
       ValueError: the search takes no ``bias``, or needs ``lg``, or takes none.
     """
+    options = options.resolved(model)
     method = options.decoding_method
     if (lg is not None) != (method in LG_METHODS):
         raise ValueError(f"{LG_METHODS} take LG and no other; this is {method}")
     if bias is not None and method not in SUPPORTED:
         raise ValueError(f"{method} takes no bias; {SUPPORTED} do")
     if method == "ctc_greedy_search":
-        if ctc_output is None:
-            raise UserError(
-                f"--decoding-method {method} needs a model with a CTC head: train it with "
-                "--ctc-loss-scale above 0"
-            )
-        return CtcGreedySearch(options, decoder, joiner, ctc_output)
+        return CtcGreedySearch(options, model.ctc_output)
     if method in LM_METHODS and (bias is None or bias.neural is None):
         raise UserError(f"--decoding-method {method} needs a neural language model")
     more = [x for x in (bias, lg) if x is not None]
-    return SEARCHES[method](options, decoder, joiner, *more)
+    return SEARCHES[method](options, model.decoder, model.joiner, *more)

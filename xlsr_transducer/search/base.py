@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlsr_transducer.model.heads.ctc import BLANK_ID
 from xlsr_transducer.search.history import NEVER
 from xlsr_transducer.search.hypothesis import Hypothesis
 from xlsr_transducer.search.options import SearchOptions
@@ -37,6 +38,7 @@ class Search(ABC):
         self.options = options
         self.decoder = decoder
         self.joiner = joiner
+        self.ctc_output = None
         self.blank_id: int = decoder.blank_id
         self.context_size: int = decoder.context_size
 
@@ -164,6 +166,28 @@ class Search(ABC):
         if self.options.temperature != 1:
             logits = logits / self.options.temperature
         return logits.log_softmax(-1)
+
+
+class CtcSearch(Search):
+    """A search over the frames of a CTC head; there is no decoder."""
+
+    def __init__(self, options: SearchOptions, ctc_output: nn.Module):
+        """``ctc_output``: from encoder output (*, D) to logits (*, V)."""
+        self.options = options
+        self.decoder = self.joiner = None
+        self.ctc_output = ctc_output
+        self.blank_id = BLANK_ID
+        self.context_size = 1  # ``norm_score`` is per token, with one more for the end
+
+    def _device(self) -> torch.device:
+        return next(self.ctc_output.parameters()).device
+
+    def _log_probs_of(self, frames: Tensor) -> Tensor:
+        """Returns the log-probs (N, T, V) of encoder output, after blank penalty and
+        temperature."""
+        return self._normalised(
+            self.ctc_output(frames.to(next(self.ctc_output.parameters()).dtype))
+        )
 
 
 def _select(state: Any, indexes: Tensor) -> Any:

@@ -83,7 +83,7 @@ class BiasOptions(Options):
 
     def require_supported(self, search: SearchOptions) -> None:
         """Raises UserError if the search cannot do what is asked for, or needs more."""
-        method = search.decoding_method
+        method = search.method
         if method != LODR and self.ngram_scale < 0:
             raise UserError(f"--ngram-lm-scale {self.ngram_lm_scale}: must be 0 or more")
         if method in LG_METHODS and not self._has_lg():

@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xlsr_transducer.search.base import Search
+from xlsr_transducer.search.base import CtcSearch
 from xlsr_transducer.search.history import History
-from xlsr_transducer.search.options import SearchOptions
 
 BLOCK = 4096  # frames whose log-probs are computed at once
 
@@ -30,15 +29,8 @@ class CtcState:
     score: Tensor  # (N,) float64, log-prob of the best label of every frame
 
 
-class CtcGreedySearch(Search):
+class CtcGreedySearch(CtcSearch):
     """A token's frame and log-prob are those of the first frame that has its label."""
-
-    def __init__(
-        self, options: SearchOptions, decoder: nn.Module, joiner: nn.Module, ctc_output: nn.Module
-    ):
-        """``ctc_output``: from encoder output (*, D) to logits (*, V)."""
-        super().__init__(options, decoder, joiner)
-        self.ctc_output = ctc_output
 
     def init_state(self, num_streams: int, device: torch.device | str = "cpu") -> CtcState:
         """Returns the state of ``num_streams`` streams before their first frame."""
@@ -53,9 +45,9 @@ class CtcGreedySearch(Search):
     def advance(self, encoder_out: Tensor, encoder_out_lens: Tensor, state: CtcState) -> CtcState:
         """Consumes the next frames of each stream (see ``Search.advance``)."""
         lens = encoder_out_lens.to(encoder_out.device)
-        frames = self._frames(encoder_out, lens).to(next(self.ctc_output.parameters()).dtype)
+        frames = self._frames(encoder_out, lens)
         # Of hours of audio, the log-probs of all tokens would take gigabytes.
-        best = [self._normalised(self.ctc_output(x)).max(-1) for x in frames.split(BLOCK, dim=1)]
+        best = [self._log_probs_of(x).max(-1) for x in frames.split(BLOCK, dim=1)]
         log_probs, labels = (torch.cat(x, dim=1) for x in zip(*best))
         column = torch.arange(labels.shape[1], device=lens.device)
         inside = column < lens.unsqueeze(1)

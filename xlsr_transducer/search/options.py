@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import nn
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
@@ -34,14 +38,38 @@ OFFLINE_METHODS = ("modified_beam_search_lm_rescore", "fast_beam_search_LG", *NB
 SELF_CONTAINED = tuple(
     method for method in METHODS if method not in (*LM_METHODS, *OFFLINE_METHODS)
 )
+# They read the CTC head; all others the transducer.
+CTC_METHODS = tuple(method for method in METHODS if method.startswith("ctc_"))
 FLAVOURS = ("whole", "strict", "partial")
+
+
+class Searchable(Protocol):
+    """What a search reads: a ``SpeechModel``, a ``Recogniser``, ``Heads``; None where there is no
+    such head."""
+
+    decoder: nn.Module | None
+    joiner: nn.Module | None
+    ctc_output: nn.Module | None
+
+
+class Heads(NamedTuple):
+    """Networks to search with, without an encoder."""
+
+    decoder: nn.Module | None = None
+    joiner: nn.Module | None = None
+    ctc_output: nn.Module | None = None
 
 
 @dataclass(frozen=True)
 class SearchOptions(Options):
     """Search options. Names and defaults are icefall's."""
 
-    decoding_method: str = option("greedy_search", "how to search", METHODS)
+    decoding_method: str | None = option(
+        None,
+        "how to search (default: greedy_search, or ctc_greedy_search of a model without a "
+        "transducer)",
+        METHODS,
+    )
     beam_size: int = option(
         4, "hypotheses kept by beam_search and modified_beam_search*", at_least=1
     )
@@ -81,7 +109,7 @@ class SearchOptions(Options):
           UserError: names the option, its value and what it has to be.
         """
         super().__post_init__()
-        if self.decoding_method not in METHODS:
+        if self.decoding_method not in (None, *METHODS):
             known = ", ".join(METHODS)
             raise UserError(f"--decoding-method {self.decoding_method}: known are {known}")
         if self.fast_beam_flavour not in FLAVOURS:
@@ -98,11 +126,37 @@ class SearchOptions(Options):
         self._refuse_foreign("nbest_scale", 0.5, NBEST_METHODS)
 
     def _refuse_foreign(self, name: str, default: object, methods: tuple[str, ...]) -> None:
-        if getattr(self, name) != default and self.decoding_method not in methods:
+        if getattr(self, name) != default and self.method not in methods:
             raise UserError(
                 f"{flag_of(name)} {getattr(self, name)} works with --decoding-method "
-                f"{', '.join(methods)} only, not with {self.decoding_method}"
+                f"{', '.join(methods)} only, not with {self.method}"
             )
+
+    @property
+    def method(self) -> str:
+        """The method; before the model is known, that of a transducer where none is given."""
+        return self.decoding_method or "greedy_search"
+
+    def resolved(self, model: Searchable) -> SearchOptions:
+        """Returns the same with a method, which must fit the heads of ``model``.
+
+        Raises:
+          UserError: it needs a head that the model has not.
+        """
+        has_transducer, has_ctc = model.joiner is not None, model.ctc_output is not None
+        default = "greedy_search" if has_transducer or not has_ctc else "ctc_greedy_search"
+        method = self.decoding_method or default
+        if method in CTC_METHODS and not has_ctc:
+            raise UserError(
+                f"--decoding-method {method} needs a model with a CTC head: train it with "
+                "--heads transducer,ctc or --heads ctc"
+            )
+        if method not in CTC_METHODS and not has_transducer:
+            raise UserError(
+                f"--decoding-method {method} needs a model with a transducer; this one has "
+                + (f"CTC alone: {', '.join(CTC_METHODS)}" if has_ctc else "a classifier: classify")
+            )
+        return dataclasses.replace(self, decoding_method=method)
 
     def require_streaming(self) -> None:
         """Raises UserError if the method cannot follow a stream."""
@@ -114,8 +168,8 @@ class SearchOptions(Options):
 
     def suffix(self) -> str:
         """Returns the method and every setting that matters to it, for names of result files."""
-        parts = [self.decoding_method]
-        if self.decoding_method == "greedy_search":
+        parts = [self.method]
+        if self.method == "greedy_search":
             parts.append(f"max-sym-per-frame-{self.max_sym_per_frame}")
         elif self.decoding_method in FAST_METHODS:
             parts.append(f"beam-{self.beam}")
@@ -124,7 +178,7 @@ class SearchOptions(Options):
                 parts.append(f"num-paths-{self.num_paths}-nbest-scale-{self.nbest_scale}")
             if self.fast_beam_flavour != "whole":
                 parts.append(self.fast_beam_flavour)
-        elif self.decoding_method != "ctc_greedy_search":
+        elif self.method != "ctc_greedy_search":
             parts.append(f"beam-size-{self.beam_size}")
         if self.blank_penalty != 0:
             parts.append(f"blank-penalty-{self.blank_penalty}")

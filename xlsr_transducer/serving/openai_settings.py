@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.recognition.endpoint import EndpointRules
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.serving.openai_shapes import BadRequest, require_keywords
@@ -213,5 +212,5 @@ def _transcription_shape(settings: Settings) -> Shape:
 def _turn_shape(settings: Settings, rules: EndpointRules | None) -> Shape | None:
     if not settings.detects_turns or rules is None:
         return None
-    silence = round(rules.silence_after_tokens * ENCODER_FRAME * 1000)
+    silence = round(rules.silence_after_tokens * rules.frame * 1000)
     return {"type": "server_vad", "silence_duration_ms": silence}

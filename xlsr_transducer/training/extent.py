@@ -7,7 +7,7 @@ import logging
 import math
 
 from xlsr_transducer.data.datamodule import DataModule, DataOptions, SplitSummary
-from xlsr_transducer.model.transducer import LossOptions
+from xlsr_transducer.model.heads import LossOptions
 from xlsr_transducer.training.state import Progress
 
 WARM_SHARE, MOST_WARM_STEPS = 0.15, 2000  # of the training's steps; icefall's warm-up

@@ -24,7 +24,8 @@ from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import model_content
 from xlsr_transducer.model.config import ModelConfig, build_model
-from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerLosses
+from xlsr_transducer.model.heads import Losses, LossOptions
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.gradient import Objective, finite
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.lora import load_lora_state, lora_state
@@ -58,7 +59,7 @@ class FailedBatches:
     def __init__(
         self,
         exp_dir: Path,
-        model: Transducer,
+        model: SpeechModel,
         objective: Objective,
         tokenizer: Tokenizer,
         options: FailureOptions,
@@ -154,7 +155,7 @@ class FailedBatches:
 class Replay:
     """The results of repeating a failed batch."""
 
-    losses: TransducerLosses
+    losses: Losses
     total: Tensor  # () per token, of the utterances whose loss is finite
     grad_norm: Tensor  # ()
 
@@ -196,7 +197,7 @@ def replay(content: dict[str, Any], device: torch.device, inf_check: bool = Fals
     tokens = (batch.token_lens * is_finite).sum().clamp(min=1)
     trained = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(trained, float("inf")) / tokens
-    return Replay(TransducerLosses(*[x.detach() for x in losses]), total.detach() / tokens, norm)
+    return Replay(Losses(*[x.detach() for x in losses]), total.detach() / tokens, norm)
 
 
 def objective_of(content: dict[str, Any]) -> Objective:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig
+from xlsr_transducer.model.heads import Losses, LossOptions
 from xlsr_transducer.model.masking import drop_layers
-from xlsr_transducer.model.transducer import LossOptions, Transducer, TransducerLosses
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.optim import OptimOptions, set_trainable
 
 
@@ -30,7 +31,7 @@ class Objective:
     seed: int
     autocast: torch.dtype | None  # of the encoder; None: float32
 
-    def prepare(self, model: Transducer, step: int, drops_layers: bool = True) -> None:
+    def prepare(self, model: SpeechModel, step: int, drops_layers: bool = True) -> None:
         """Sets which parameters ``step`` trains, and which layers it leaves out, if any."""
         set_trainable(model, self.optim, step)
         layerdrop = self.config.encoder.layerdrop if drops_layers else 0.0
@@ -44,11 +45,11 @@ class Objective:
         index: int,
         step: int,
         chunk: ChunkSettings | None = None,
-    ) -> TransducerLosses:
+    ) -> Losses:
         """Returns the losses of each utterance of a batch on the model's device.
 
         Args:
-          model: a ``Transducer``, or a wrapper of one. index: of the batch in its epoch.
+          model: a ``SpeechModel``, or a wrapper of one. index: of the batch in its epoch.
           chunk: None: the setting that is drawn for ``step``.
         """
         torch.manual_seed(random.Random(f"{self.seed} {epoch} {index}").getrandbits(63))
@@ -58,7 +59,7 @@ class Objective:
                 batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, self.loss, chunk
             )
 
-    def total(self, losses: TransducerLosses, is_finite: Tensor, step: int) -> Tensor:
+    def total(self, losses: Losses, is_finite: Tensor, step: int) -> Tensor:
         """Returns the sum to go down, (), of the utterances in ``is_finite`` (N,) bool."""
         weighted = self.loss.weighted(losses, step)
         return torch.where(is_finite, weighted, torch.zeros_like(weighted)).sum()
@@ -69,7 +70,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def finite(losses: TransducerLosses) -> Tensor:
+def finite(losses: Losses) -> Tensor:
     """Returns which utterances have finite losses: (N,) bool."""
     return torch.stack([torch.isfinite(x) for x in losses]).all(0)
 
@@ -89,5 +90,6 @@ def dummy_batch(batch: Batch, config: ModelConfig) -> Batch:
         tokens=one.unsqueeze(1),
         token_lens=one,
         ids=["(silence, as this process has no batch)"],
+        groups=[""],
         texts=[""],
     )

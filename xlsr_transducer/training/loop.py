@@ -17,7 +17,8 @@ from xlsr_transducer.core.tensor_files import remove_unfinished, save_atomically
 from xlsr_transducer.data.datamodule import DataModule
 from xlsr_transducer.model.checkpoint import BEST, model_content
 from xlsr_transducer.model.config import ModelConfig
-from xlsr_transducer.model.transducer import LossOptions, Transducer
+from xlsr_transducer.model.heads import LossOptions
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent, note_changes, summary_of, with_warm_step
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
@@ -129,7 +130,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Transducer,
+        model: SpeechModel,
         config: ModelConfig,
         data: DataModule,
         splits: dict[str, list[str]],

@@ -11,7 +11,7 @@ import torch
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.datamodule import Batch
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 
 ADVICE = (
     "lower --max-duration, bound --max-frames-tokens, or give --gradient-checkpointing 1, and "
@@ -41,7 +41,7 @@ class MemoryOptions(Options):
     )
 
 
-def recompute_layers(model: Transducer, wanted: bool) -> None:
+def recompute_layers(model: SpeechModel, wanted: bool) -> None:
     """Whether XLSR's layers keep their input alone, and compute the rest again when needed."""
     xlsr = model.encoder.xlsr
     for layer in xlsr.encoder.layers.values() if xlsr.has_layers else ():

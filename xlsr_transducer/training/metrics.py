@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.core.files import replacing, write_text
-from xlsr_transducer.model.transducer import TransducerLosses
+from xlsr_transducer.model.heads import Losses
 from xlsr_transducer.training.distributed import Process
 
 
@@ -24,6 +24,7 @@ class LossSums:
     pruned: float = 0.0
     ctc: float = 0.0
     consistency: float = 0.0
+    classifier: float = 0.0
     tokens: int = 0
     utterances: int = 0
     seconds: float = 0.0
@@ -32,13 +33,11 @@ class LossSums:
     too_large: int = 0  # batches that did not fit into memory
     lost_updates: int = 0  # steps without an update, as the gradient was not finite
 
-    def add(
-        self, losses: TransducerLosses, is_finite: Tensor, tokens: Tensor, seconds: float
-    ) -> None:
+    def add(self, losses: Losses, is_finite: Tensor, tokens: Tensor, seconds: float) -> None:
         """Takes in a batch; ``is_finite`` (N,) bool chooses the utterances that count."""
         kept = torch.stack([x.detach().double() for x in losses])
         kept = kept.masked_fill(~is_finite, 0.0).sum(1).tolist()
-        for name, value in zip(TransducerLosses._fields, kept):
+        for name, value in zip(Losses._fields, kept):
             setattr(self, name, getattr(self, name) + value)
         self.tokens += int((tokens * is_finite).sum())
         self.utterances += int(is_finite.sum())
@@ -60,10 +59,8 @@ class LossSums:
     def per_token(self) -> dict[str, float]:
         """Losses per token, in nats."""
         count = max(self.tokens, 1)
-        shown = {"simple": self.simple, "pruned": self.pruned}
-        extra = {"ctc": self.ctc, "consistency": self.consistency}
-        shown.update({name: value for name, value in extra.items() if value})
-        return {name: value / count for name, value in shown.items()}
+        sums = {name: getattr(self, name) for name in Losses._fields}
+        return {name: value / count for name, value in sums.items() if value}
 
     def describe(self) -> str:
         """``simple 1.20, pruned 0.90 per token``, and what went wrong, if anything did."""
@@ -102,6 +99,11 @@ def append_history(path: Path, record: dict) -> list[dict]:
     return records
 
 
+def main_loss(per_token: dict[str, float]) -> str:
+    """Returns the name of the loss to look at, of those that a model has."""
+    return next((name for name in ("pruned", "ctc", "classifier") if name in per_token), "pruned")
+
+
 def plot_history(records: list[dict], path: Path):
     """Draws losses and validation WER over the epochs as PNG; returns the figure."""
     from matplotlib.figure import Figure
@@ -109,9 +111,14 @@ def plot_history(records: list[dict], path: Path):
     figure = Figure(figsize=(9, 3.5), layout="tight")
     losses, errors = figure.subplots(1, 2)
     epochs = [r["epoch"] for r in records]
+    main = next(
+        name
+        for name in ("pruned", "ctc", "classifier", "")
+        if name in records[0]["train"] or not name
+    )
     for name in ("train", "valid"):
-        losses.plot(epochs, [r[name]["pruned"] for r in records], "o-", ms=3, label=name)
-    losses.set(xlabel="epoch", ylabel="pruned loss per token (nats)")
+        losses.plot(epochs, [r[name].get(main) for r in records], "o-", ms=3, label=name)
+    losses.set(xlabel="epoch", ylabel=f"{main} loss per token (nats)")
     losses.legend()
     errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3)
     errors.set(xlabel="epoch", ylabel="validation WER (%), greedy", ylim=(0, None))

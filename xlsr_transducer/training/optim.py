@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xlsr_transducer.core.compat import fused_adamw
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.lora import add_lora
 from xlsr_transducer.training.scaled_adam import ScaledAdam
 from xlsr_transducer.training.schedules import eden, tri_stage
@@ -130,13 +130,14 @@ class OptimOptions(Options):
         return tri_stage(progress, self.warmup_fraction, self.hold_fraction)
 
 
-def set_trainable(model: Transducer, options: OptimOptions, step: int) -> None:
+def set_trainable(model: SpeechModel, options: OptimOptions, step: int) -> None:
     """Freezes and thaws XLSR's layers for ``step``; the front end is frozen always.
 
     A frozen part runs without dropout, as it did when it was pretrained.
     """
     xlsr, has_masks = model.encoder.xlsr, model.encoder.time_mask_prob > 0
     frozen_now = step < options.freeze_encoder_steps or options.trainable_layers == 0
+    frozen_now = frozen_now or model.encoder.layer_weights is not None
     layers = _trained_layers(model, options)
     for name, parameter in xlsr.named_parameters():
         is_trained = not frozen_now and _is_trained(name, model, options, layers)
@@ -149,7 +150,7 @@ def set_trainable(model: Transducer, options: OptimOptions, step: int) -> None:
 
 
 def _is_trained(
-    name: str, model: Transducer, options: OptimOptions, layers: dict[str, nn.Module]
+    name: str, model: SpeechModel, options: OptimOptions, layers: dict[str, nn.Module]
 ) -> bool:
     if name.startswith("feature_extractor."):
         return False
@@ -162,7 +163,7 @@ def _is_trained(
     return _is_top_norm(name, model)
 
 
-def _trained_layers(model: Transducer, options: OptimOptions) -> dict[str, nn.Module]:
+def _trained_layers(model: SpeechModel, options: OptimOptions) -> dict[str, nn.Module]:
     """The layers of XLSR, by number, that ``--trainable-layers`` asks for.
 
     Raises:
@@ -178,7 +179,7 @@ def _trained_layers(model: Transducer, options: OptimOptions) -> dict[str, nn.Mo
     return dict(list(layers.items())[0 if wanted < 0 else len(layers) - wanted :])
 
 
-def prepare_lora(model: Transducer, options: OptimOptions) -> None:
+def prepare_lora(model: SpeechModel, options: OptimOptions) -> None:
     """Gives the trained layers of XLSR their small matrices, if ``--lora-rank`` asks for them.
 
     Raises:
@@ -197,12 +198,12 @@ def prepare_lora(model: Transducer, options: OptimOptions) -> None:
     add_lora(layers.values(), options.lora_rank, options.lora_alpha)
 
 
-def _is_top_norm(name: str, model: Transducer) -> bool:
+def _is_top_norm(name: str, model: SpeechModel) -> bool:
     """Whether it is of the norm after XLSR's last layer (wav2vec2-base has it at the bottom)."""
     return name.startswith("encoder.layer_norm.") and model.encoder.config.do_stable_layer_norm
 
 
-def rate_scales(model: Transducer, options: OptimOptions) -> dict[str, float]:
+def rate_scales(model: SpeechModel, options: OptimOptions) -> dict[str, float]:
     """Of each parameter, by name, its rate relative to ``--base-lr``.
 
     The top layer of XLSR has ``encoder_lr_scale``, the layer below ``layer_lr_decay`` of that, and
@@ -224,7 +225,7 @@ def rate_scales(model: Transducer, options: OptimOptions) -> dict[str, float]:
     return scales
 
 
-def make_optimizer(model: Transducer, options: OptimOptions) -> torch.optim.Optimizer:
+def make_optimizer(model: SpeechModel, options: OptimOptions) -> torch.optim.Optimizer:
     """The optimizer, with a group for each rate, and for parameters with and without decay."""
     scales = rate_scales(model, options)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -104,9 +104,8 @@ def check_same_model(path: Path, saved: ModelConfig, now: ModelConfig) -> None:
             (changed if name in FREE.get(group, ()) else wrong).append(shown)
     if saved.vocab_size != now.vocab_size:
         wrong.append(f"the BPE model's tokens {saved.vocab_size} and {now.vocab_size}")
-    if saved.has_ctc != now.has_ctc:
-        names = {True: "above 0", False: "0"}
-        wrong.append(f"--ctc-loss-scale {names[saved.has_ctc]} and {names[now.has_ctc]}")
+    if saved.heads != now.heads:
+        wrong.append(f"--heads {','.join(saved.heads)} and {','.join(now.heads)}")
     if wrong:
         raise UserError(
             f"{path}: was trained with other model options than the ones given: "

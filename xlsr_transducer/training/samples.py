@@ -15,7 +15,7 @@ from torch import Tensor
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.loss.lattice import total_scores
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.alignment import lattice_log_probs
 from xlsr_transducer.recognition.scoring import Transcript
 from xlsr_transducer.search import Hypothesis
@@ -36,6 +36,7 @@ class Lattice:
     occupation: Tensor  # (S, T): probability that token s is emitted in frame t
     ctc: Tensor | None  # (T,): probability of anything but blank, of the CTC head
     recognised: list[int]  # frames in which greedy search emitted
+    frame: float = ENCODER_FRAME  # seconds
 
 
 def sample_table(samples: list[Transcript]) -> str:
@@ -49,7 +50,7 @@ def sample_table(samples: list[Transcript]) -> str:
 
 @torch.no_grad()
 def lattice_of(
-    model: Transducer,
+    model: SpeechModel,
     name: str,
     encoder_out: Tensor,
     tokens: list[int],
@@ -74,7 +75,9 @@ def lattice_of(
         log_probs = model.ctc_output(encoder_out.float()).log_softmax(-1)
         ctc = 1.0 - log_probs[:, model.decoder.blank_id].exp().cpu()
     shown = [pieces[token] for token in tokens]
-    return Lattice(name, shown, occupation[0].float().cpu(), ctc, hypothesis.frames)
+    emitted = hypothesis.frames
+    frame = model.encoder.frame_seconds
+    return Lattice(name, shown, occupation[0].float().cpu(), ctc, emitted, frame)
 
 
 def draw_lattice(lattice: Lattice, title: str, path: Path) -> Figure:
@@ -86,7 +89,7 @@ def draw_lattice(lattice: Lattice, title: str, path: Path) -> Figure:
     from matplotlib.figure import Figure
 
     count, frames = lattice.occupation.shape
-    seconds = ENCODER_FRAME
+    seconds = lattice.frame
     height = min(max(2.5 + 0.16 * count, 4.0), 16.0)
     figure = Figure(figsize=(9, height), layout="tight")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[height - 1.8, 1.8])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xlsr_transducer.core.compat import has_fsdp2
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.distributed import map_tensors
 from xlsr_transducer.training.optim import OptimOptions
 
@@ -50,7 +50,7 @@ def check_sharding(optim: OptimOptions, use_fp16: bool, world_size: int) -> None
             raise UserError(f"--sharding fsdp2 contradicts {flag}: {reason}")
 
 
-def shard(model: Transducer, world_size: int, device: torch.device) -> None:
+def shard(model: SpeechModel, world_size: int, device: torch.device) -> None:
     """Divides the model's parameters among ``world_size`` processes, in place.
 
     Every process must come with the same values. Which parameters are trained must be settled.

@@ -16,7 +16,7 @@ from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, check_features
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.normalize import check_mode
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 from xlsr_transducer.model.xlsr_config import XlsrConfig
@@ -90,7 +90,7 @@ def read_input(
 
 
 def load_weights(
-    model: Transducer,
+    model: SpeechModel,
     config: ModelConfig,
     network: XlsrCheckpoint,
     init_from: Path | None,
@@ -107,7 +107,7 @@ def load_weights(
         _take_weights(model, config, network, init_from, tokens)
 
 
-def size_of(model: Transducer) -> str:
+def size_of(model: SpeechModel) -> str:
     """Returns how many parameters the model has, for the log."""
     total = sum(p.numel() for p in model.parameters())
     of_xlsr = sum(p.numel() for p in model.encoder.xlsr.parameters())
@@ -115,7 +115,7 @@ def size_of(model: Transducer) -> str:
 
 
 def _take_weights(
-    model: Transducer, config: ModelConfig, xlsr: XlsrCheckpoint, path: Path, tokens: list[str]
+    model: SpeechModel, config: ModelConfig, xlsr: XlsrCheckpoint, path: Path, tokens: list[str]
 ) -> None:
     """Loads what the checkpoint ``path`` has of ``model``; the rest keeps its values.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.datamodule import Part
 from xlsr_transducer.model.averaging import Weights, take_into_mean
-from xlsr_transducer.model.transducer import Transducer
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.sharding import (
@@ -93,7 +93,7 @@ class Progress:
 class TrainingState:
     """All that changes from step to step."""
 
-    model: Transducer
+    model: SpeechModel
     optimizer: torch.optim.Optimizer
     scaler: Any  # of losses in float16
     mean: Weights  # float64: the running mean of the weights over all steps
@@ -103,7 +103,7 @@ class TrainingState:
     @classmethod
     def initial(
         cls,
-        model: Transducer,
+        model: SpeechModel,
         optimizer: torch.optim.Optimizer,
         scaler: Any,
         has_mean: bool = True,

@@ -9,7 +9,8 @@ import torch
 
 from xlsr_transducer.data.datamodule import DataModule
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.transducer import LossOptions, Transducer
+from xlsr_transducer.model.heads import LossOptions
+from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.scoring import Transcript, error_rate
 from xlsr_transducer.search import SearchOptions, make_search
 from xlsr_transducer.training.distributed import Process
@@ -33,7 +34,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: Transducer,
+    model: SpeechModel,
     data: DataModule,
     splits: list[str],
     loss: LossOptions,
@@ -48,7 +49,7 @@ def validate(
     lattice are each process's own.
     """
     device = process.device
-    search = make_search(SearchOptions(), model.decoder, model.joiner)
+    search = make_search(SearchOptions(), model)
     settings = dataclasses.astuple(chunk)
     sums, transcripts, lattice = LossSums(), [], None
     model.eval()
@@ -74,7 +75,7 @@ def validate(
         for name, text, hypothesis in zip(batch.ids, batch.texts, results):
             words = data.tokenizer.decode(hypothesis.tokens).split()
             transcripts.append(Transcript(name, text.split(), words))
-        if lattice is None and int(batch.token_lens[0]):
+        if lattice is None and model.joiner is not None and int(batch.token_lens[0]):
             name, tokens = batch.ids[0], batch.tokens[0, : batch.token_lens[0]].tolist()
             frames, pieces = out[0, : lens[0]], data.tokenizer.tokens
             lattice = lattice_of(model, name, frames, tokens, results[0], pieces, loss.rnnt_type)

@@ -1,0 +1,49 @@
+"""Heads: what reads the encoder. Each has its loss here, its search in ``search``, its files in
+``exporting``; ``SpeechModel`` joins them to an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from xlsr_transducer.model.heads.base import HEADS, Head, Losses, LossOptions
+from xlsr_transducer.model.heads.classifier import ClassifierHead
+from xlsr_transducer.model.heads.ctc import CtcHead
+from xlsr_transducer.model.heads.transducer import TransducerHead, TransducerOptions
+
+__all__ = [
+    "HEADS",
+    "Head",
+    "Losses",
+    "LossOptions",
+    "TransducerOptions",
+    "describe_heads",
+    "make_heads",
+]
+
+
+def make_heads(
+    names: Sequence[str],
+    width: int,
+    options: TransducerOptions,
+    vocab_size: int,
+    dropout: float = 0.0,
+) -> dict[str, Head]:
+    """Returns the heads ``names`` over encoder output of ``width``, in the order of ``HEADS``.
+
+    Args:
+      options: of the transducer, if it is one of them.
+      dropout: of its decoder output.
+    """
+    makers = {
+        "transducer": lambda: TransducerHead(width, options, vocab_size, dropout),
+        "ctc": lambda: CtcHead(width, vocab_size),
+        "classifier": lambda: ClassifierHead(width, vocab_size),
+    }
+    return {name: makers[name]() for name in HEADS if name in names}
+
+
+def describe_heads(heads: nn.ModuleDict) -> str:
+    """Returns the heads in words, for the log."""
+    return ", ".join(head.describe() for head in heads.values())

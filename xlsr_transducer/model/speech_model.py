@@ -1,0 +1,90 @@
+"""A model: an encoder and the heads that read it.
+
+Letters: N batch, n samples, T frames, D width of the features, E width of the encoder, U tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.decoder import Decoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.heads.base import Head, Losses, LossOptions
+from xlsr_transducer.model.joiner import Joiner
+
+FULL_CONTEXT = ChunkSettings()
+
+
+class SpeechModel(nn.Module):
+    """Encoder and heads; what a head is made of is None in a model without it."""
+
+    def __init__(self, encoder: XLSREncoder, heads: dict[str, Head]):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(heads)
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The transducer's decoder."""
+        return self.heads["transducer"].decoder if "transducer" in self.heads else None
+
+    @property
+    def joiner(self) -> Joiner | None:
+        """The transducer's joiner."""
+        return self.heads["transducer"].joiner if "transducer" in self.heads else None
+
+    @property
+    def ctc_output(self) -> nn.Linear | None:
+        """The CTC head's linear layer."""
+        return self.heads["ctc"].output if "ctc" in self.heads else None
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        options: LossOptions,
+        chunk: ChunkSettings = FULL_CONTEXT,
+    ) -> Losses:
+        """Losses of a padded batch.
+
+        In training with ``cr_ctc_scale`` the encoder sees the batch twice, each time with other
+        masks and dropout. Other losses are means over these two views.
+
+        Args:
+          x: (N, n) samples or (N, T, D) features at the level of the encoder; x_lens: (N,) int64.
+          y: (N, U) int64 tokens without blanks, anything beyond y_lens; U >= 1.
+          chunk: what each frame may see.
+        """
+        views = 2 if self.training and options.cr_ctc_scale > 0 else 1
+        if views > 1:
+            x, x_lens, y, y_lens = (torch.cat([v] * views) for v in (x, x_lens, y, y_lens))
+        encoder_out, lens = self.encoder(x, x_lens, *chunk)
+        # Autocast off: sums of log-probabilities over hundreds of frames need float32.
+        with torch.autocast(x.device.type, enabled=False):
+            losses = self.losses(encoder_out.float(), lens, y, y_lens, options)
+        return Losses(*[x.view(views, -1).mean(0) for x in losses])
+
+    def losses(
+        self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor, options: LossOptions
+    ) -> Losses:
+        """Returns the losses of encoded utterances.
+
+        Args:
+          encoder_out: (N, T, E) float32; lens: (N,) int64.
+          y, y_lens: as ``forward`` takes them.
+        """
+        is_token = torch.arange(y.shape[1], device=y.device) < y_lens.unsqueeze(1)
+        y = torch.where(is_token, y, torch.zeros_like(y))
+        missing = y.shape[1] - encoder_out.shape[1]
+        if missing > 0:  # k2 asserts as many frames as tokens
+            encoder_out = F.pad(encoder_out, (0, 0, 0, missing))
+        found: dict[str, Tensor] = {}
+        for head in self.heads.values():
+            found.update(head.losses(encoder_out, lens, y, y_lens, options))
+        zeros = encoder_out.new_zeros(len(y))
+        return Losses(*[found.get(name, zeros) for name in Losses._fields])

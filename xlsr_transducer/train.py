@@ -25,7 +25,7 @@ from xlsr_transducer.data.sources import require_current
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.model.checkpoint import save_below_cut
-from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
+from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model, with_mixer
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.heads import LossOptions, TransducerOptions, describe_heads
 from xlsr_transducer.training.distributed import Process, ProcessOptions, joined
@@ -81,6 +81,9 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     lang_dir = args.lang_dir or find_lang_dir(args.data_dir)
     require_current(args.data_dir, source.folder, lang_dir)
     tokenizer, heads = Tokenizer.load(lang_dir), options[LossOptions].names
+    options[EncoderOptions], options[StreamingOptions] = with_mixer(
+        options[EncoderOptions], options[StreamingOptions], source.xlsr, source.features.cut
+    )
     of_model = (options[cls] for cls in OF_MODEL)
     config = ModelConfig(source.features, source.xlsr, *of_model, tokenizer.vocab_size, heads)
     model = build_model(config)

@@ -36,9 +36,8 @@ class FrameEncoder(nn.Module):
             return torch.zeros(batch_size, *shape, dtype=self.weight.dtype, device=device)
 
         done = zeros().to(torch.int64)
-        return EncoderState(
-            Wav2Vec2State(done, zeros(0), zeros(HEAD), zeros(0), zeros(0, 0, 0, 0, 0)), zeros(0)
-        )
+        nothing = (zeros(0), zeros(0, 0, 0, 0, 0), zeros(0), zeros(0))
+        return EncoderState(Wav2Vec2State(done, zeros(0), zeros(HEAD), *nothing), zeros(0))
 
     def streaming_forward(
         self, x: Tensor, x_lens: Tensor, states: EncoderState

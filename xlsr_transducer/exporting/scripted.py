@@ -21,7 +21,7 @@ from xlsr_transducer.data.tokenizer import hash_of_tokens
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
 from xlsr_transducer.model.speech_model import SpeechModel
-from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
+from xlsr_transducer.model.state import EncoderState, Wav2Vec2State, with_tail
 from xlsr_transducer.recognition.script_models import TOKENS_RECORD
 
 
@@ -132,8 +132,7 @@ class StreamingEncoderModel(nn.Module):
         is_first = (state.xlsr.done == 0).unsqueeze(1)
         first = x[:, : self.overlap].to(state.xlsr.tail.dtype)
         tail = torch.where(is_first, first, state.xlsr.tail)
-        xlsr = state.xlsr
-        xlsr = Wav2Vec2State(xlsr.done, xlsr.stats, tail, xlsr.history, xlsr.cache)
+        xlsr = with_tail(state.xlsr, tail)
         out, out_lens, state = self.encoder.streaming_forward(
             x[:, self.overlap : self.overlap + self.chunk_samples],
             (lens - self.overlap).clamp(0, self.chunk_samples),
@@ -162,19 +161,36 @@ def pack_states(state: EncoderState) -> List[Tensor]:
         empty = layer.new_zeros(batch, 0)
         packed += [layer[:, 0].transpose(0, 1), layer[:, 1].transpose(0, 1)]  # (H, N, P, D / H)
         packed += [empty.t(), empty.t(), empty, empty]
+    empty = xlsr.history.new_zeros(batch, 0)
+    for conv, ssm in zip(xlsr.conv.unbind(1), xlsr.ssm.unbind(1)):
+        packed += [empty.t(), empty.t(), conv.transpose(0, 1), ssm.transpose(0, 1), empty, empty]
     packed[4], packed[5] = xlsr.history, state.adapter
     return packed + [torch.cat((xlsr.stats, xlsr.tail.double()), dim=1), xlsr.done]
 
 
 def unpack_states(packed: List[Tensor]) -> EncoderState:
     """Returns what ``pack_states`` packed."""
-    layers: List[Tensor] = []
+    done, history = packed[-1], packed[4]
+    batch = done.shape[0]
+    caches = [history.new_zeros(batch, 0, 2, 1, 0, 1)]
+    convs, ssms = [history.new_zeros(batch, 0, 0, 0)], [history.new_zeros(batch, 0, 0, 0, 0)]
     for i in range((len(packed) - 2) // 6):
-        keys, values = packed[6 * i].transpose(0, 1), packed[6 * i + 1].transpose(0, 1)
-        layers.append(torch.stack((keys, values), dim=1))
+        first, second, conv, ssm = [x.transpose(0, 1) for x in packed[6 * i : 6 * i + 4]]
+        if conv.shape[1] > 0:
+            convs.append(conv.unsqueeze(1))
+            ssms.append(ssm.unsqueeze(1))
+        else:
+            caches.append(torch.stack((first, second), dim=1).unsqueeze(1))
     stats, tail = packed[-2][:, :2], packed[-2][:, 2:].float()
-    cache = torch.stack(layers, dim=1)
-    return EncoderState(Wav2Vec2State(packed[-1], stats, tail, packed[4], cache), packed[5])
+    fields = (_joined(caches), _joined(convs), _joined(ssms))
+    xlsr = Wav2Vec2State(done, stats, tail, history, fields[0], fields[1], fields[2])
+    return EncoderState(xlsr, packed[5])
+
+
+def _joined(layers: List[Tensor]) -> Tensor:
+    """Returns the states of layers (N, 1, ...) as one; the first, without any, where there are
+    no others."""
+    return layers[0] if len(layers) == 1 else torch.cat(layers[1:], dim=1)
 
 
 def save(module: torch.jit.ScriptModule, path: Path, tokens: Sequence[str]) -> None:

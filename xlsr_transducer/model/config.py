@@ -11,7 +11,12 @@ from typing import Any
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Number, flag_of, numbers_of, option
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder import (
+    EncoderOptions,
+    StreamingXLSREncoder,
+    XLSREncoder,
+    mamba_layers,
+)
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import HEADS, TransducerOptions, make_heads
 from xlsr_transducer.model.speech_model import SpeechModel
@@ -109,6 +114,12 @@ class ModelConfig:
     heads: tuple[str, ...]
 
     @property
+    def has_attention(self) -> bool:
+        """Whether any layer of XLSR has attention, and so a left context."""
+        layers = self.xlsr.num_hidden_layers
+        return len(mamba_layers(self.encoder, layers)) < layers
+
+    @property
     def has_ctc(self) -> bool:
         """Whether there is a CTC head."""
         return "ctc" in self.heads
@@ -155,6 +166,42 @@ def _heads(values: dict[str, Any]) -> tuple[str, ...]:
     if not heads or not set(heads) <= set(HEADS):
         raise ValueError(f"heads {heads}")
     return heads
+
+
+def with_mixer(
+    encoder: EncoderOptions, streaming: StreamingOptions, xlsr: XlsrConfig, cut: str
+) -> tuple[EncoderOptions, StreamingOptions]:
+    """Returns the options with the layers of ``--mixer`` as numbers.
+
+    Raises:
+      UserError: there are no such layers above the cut, or options of attention are given and no
+        layer has any.
+    """
+    if encoder.mixer == "attention":
+        return encoder, streaming
+    layers = mamba_layers(encoder, xlsr.num_hidden_layers, max(xlsr.number_of_level(cut), 0))
+    if not layers:
+        raise UserError(
+            f"--mixer {encoder.mixer}: no layer of XLSR lies above --cut {cut}; use --cut "
+            "frontend or waveform"
+        )
+    encoder = dataclasses.replace(encoder, mixer_layers=",".join(map(str, layers)))
+    if len(layers) == xlsr.num_hidden_layers and streaming.streaming:
+        for name in CHUNK_NAMES[1:]:
+            refuse_without_attention(flag_of(name), getattr(streaming, name))
+        streaming = dataclasses.replace(
+            streaming, left_context_chunks="0", attention_sink_size="0"
+        )
+    return encoder, streaming
+
+
+def refuse_without_attention(flag: str, value: object) -> None:
+    """Raises UserError if an option of attention is given for a network without any."""
+    if value not in (None, ""):
+        raise UserError(
+            f"{flag} {value}: no layer of this network has attention; the state of Mamba-2 holds "
+            "the whole past, so leave it out"
+        )
 
 
 def check_features(features: FeatureInfo, streaming: StreamingOptions) -> None:

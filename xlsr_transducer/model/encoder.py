@@ -53,6 +53,14 @@ class EncoderOptions(Options):
         at_least=0,
         below=1,
     )
+    mixer: str = option(
+        "attention",
+        "what mixes the frames in XLSR's layers: its attention, or Mamba-2 both ways",
+        ("attention", "bimamba2"),
+    )
+    mixer_layers: str = option(
+        "all", "layers with --mixer bimamba2, from 0: all, or numbers and ranges such as 0,12-23"
+    )
     weighted_layers: bool = option(
         False,
         "sum all layers of XLSR, weighted by a softmax that is learnt, instead of the last alone",
@@ -77,6 +85,38 @@ class EncoderOptions(Options):
         at_most=1,
     )
     channel_mask_length: int = option(64, "longest block of hidden channels", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixer == "attention" and self.mixer_layers != "all":
+            raise UserError(f"--mixer-layers {self.mixer_layers} needs --mixer bimamba2")
+
+
+def mamba_layers(options: EncoderOptions, num_layers: int, first: int = 0) -> list[int]:
+    """Returns the layers that have Mamba-2 in the place of attention.
+
+    Args:
+      first: the lowest layer that may.
+
+    Raises:
+      UserError: there is no such layer.
+    """
+    if options.mixer == "attention":
+        return []
+    if options.mixer_layers == "all":
+        return list(range(first, num_layers))
+    found: set[int] = set()
+    for part in options.mixer_layers.split(","):
+        low, _, high = part.strip().partition("-")
+        high = high or low
+        is_range = low.isdigit() and high.isdigit() and int(low) <= int(high)
+        if not is_range or int(low) < first or int(high) >= num_layers:
+            raise UserError(
+                f"--mixer-layers {options.mixer_layers}: {part.strip() or repr(part)} must be a "
+                f"layer, or a range such as 12-23, within {first} to {num_layers - 1}"
+            )
+        found.update(range(int(low), int(high) + 1))
+    return sorted(found)
 
 
 class Adapter(nn.Module):
@@ -167,7 +207,8 @@ class XLSREncoder(nn.Module):
         self.time_mask_length = options.time_mask_length
         self.channel_mask_prob = options.channel_mask_prob
         self.channel_mask_length = options.channel_mask_length
-        self.xlsr = Wav2Vec2(self.config, start=level, normalize=normalize)
+        layers = mamba_layers(options, config.num_hidden_layers)
+        self.xlsr = Wav2Vec2(self.config, level, normalize=normalize, mamba_layers=layers)
         self.layer_weights = self._layer_weights() if options.weighted_layers else None
         # Follows the module to a device and precision, which it may have no parameter to tell of.
         self.register_buffer("like", torch.zeros(0), persistent=False)

@@ -14,7 +14,7 @@ B blocks.
 from __future__ import annotations
 
 import math
-from typing import Tuple
+from typing import List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -86,11 +86,11 @@ class Mamba2(nn.Module):
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> Tuple[Tensor, Tensor]:
         """Returns the states before the first frame: zeros."""
-        conv_shape = [batch_size, self.history, self.conv_width]
-        ssm_shape = [batch_size, self.num_heads, self.head_dim, self.state_size]
-        ssm_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        conv = torch.zeros(conv_shape, dtype=dtype, device=device)
-        return conv, torch.zeros(ssm_shape, dtype=ssm_dtype, device=device)
+        conv, ssm = state_shapes(self.width)
+        return (
+            torch.zeros([batch_size] + conv, dtype=dtype, device=device),
+            torch.zeros([batch_size] + ssm, dtype=sum_dtype(dtype), device=device),
+        )
 
 
 class BiMamba2(nn.Module):
@@ -137,10 +137,22 @@ class BiMamba2(nn.Module):
         place = torch.arange(x.shape[1], device=x.device)
         mirrored = lens.unsqueeze(1) - 1 - place
         place = torch.where(mirrored >= 0, mirrored, place).unsqueeze(2).expand(-1, -1, x.shape[2])
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         conv, ssm = self.backwards.init_states(x.shape[0], x.device, x.dtype)
-        out = self.backwards(x.gather(1, place), conv, ssm.to(dtype))[0]
+        out = self.backwards(x.gather(1, place), conv, ssm)[0]
         return out.gather(1, place)
+
+
+def state_shapes(
+    width: int, head_dim: int = HEAD_DIM, state_size: int = STATE_SIZE, kernel: int = KERNEL
+) -> Tuple[List[int], List[int]]:
+    """Returns the shapes of both states of a stream: of the convolution, and of the recurrence."""
+    head_dim = math.gcd(width, head_dim)
+    return [kernel - 1, width + 2 * state_size], [width // head_dim, head_dim, state_size]
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the precision of sums over utterances for inputs of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def scan(

@@ -21,7 +21,9 @@ class Wav2Vec2State(NamedTuple):
     stats: Tensor  # (N, 2) float64: sum and sum of squares of the samples so far
     tail: Tensor  # (N, 80): the last samples as normalised; at the start, the first ones, raw
     history: Tensor  # (N, 64, D): the last inputs of the positional convolution
-    cache: Tensor  # (N, layers, 2, H, S + P, D / H): keys and values
+    cache: Tensor  # (N, layers, 2, H, S + P, D / H): keys and values of layers with attention
+    conv: Tensor  # (N, layers, 3, W): last inputs of the convolutions of layers with Mamba-2
+    ssm: Tensor  # (N, layers, heads, width, state): states of their recurrences
 
 
 class EncoderState(NamedTuple):
@@ -33,7 +35,16 @@ class EncoderState(NamedTuple):
 
 def with_cache(state: Wav2Vec2State, cache: Tensor) -> Wav2Vec2State:
     """Returns the same state with another cache."""
-    return Wav2Vec2State(state.done, state.stats, state.tail, state.history, cache)
+    return Wav2Vec2State(
+        state.done, state.stats, state.tail, state.history, cache, state.conv, state.ssm
+    )
+
+
+def with_tail(state: Wav2Vec2State, tail: Tensor) -> Wav2Vec2State:
+    """Returns the same state with another tail."""
+    return Wav2Vec2State(
+        state.done, state.stats, tail, state.history, state.cache, state.conv, state.ssm
+    )
 
 
 def cat_states(states: List[EncoderState]) -> EncoderState:
@@ -46,6 +57,8 @@ def cat_states(states: List[EncoderState]) -> EncoderState:
         torch.cat([s.xlsr.tail for s in states]),
         torch.cat([s.xlsr.history for s in states]),
         torch.cat([s.xlsr.cache for s in states]),
+        torch.cat([s.xlsr.conv for s in states]),
+        torch.cat([s.xlsr.ssm for s in states]),
     ]
     return EncoderState(Wav2Vec2State(*fields), torch.cat([s.adapter for s in states]))
 

@@ -8,12 +8,14 @@ S attention sinks, P frames of left context, F new frames of a streaming step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlsr_transducer.model.mamba2 import state_shapes, sum_dtype
 from xlsr_transducer.model.normalize import (
     check_mode,
     cumulative_step,
@@ -39,7 +41,9 @@ class Wav2Vec2(nn.Module):
         start: str = "waveform",
         end: str = "last",
         normalize: str = "cumulative",
+        mamba_layers: Sequence[int] = (),
     ):
+        """``mamba_layers``: those that have Mamba-2 in the place of attention."""
         super().__init__()
         first, last = config.number_of_level(start), config.number_of_level(end)
         if first > last:
@@ -61,7 +65,7 @@ class Wav2Vec2(nn.Module):
             self.feature_projection = FeatureProjection(config)
             self.masked_spec_embed = nn.Parameter(torch.rand(config.hidden_size))
         if self.has_layers:
-            self.encoder = Encoder(config, first, last)
+            self.encoder = Encoder(config, first, last, mamba_layers)
 
     def forward(
         self,
@@ -123,7 +127,9 @@ class Wav2Vec2(nn.Module):
         Args:
           cached_frames: S + P, the slots of the attention cache.
         """
-        layers = len(self.encoder.layers) if self.has_layers else 0
+        layers = self.encoder.num_attention if self.has_layers else 0
+        mambas = self.encoder.num_mamba if self.has_layers else 0
+        conv, ssm = state_shapes(self.hidden_size)
         audio_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         head_dim = self.hidden_size // self.num_heads
         cache_shape = [batch_size, layers, 2, self.num_heads, cached_frames, head_dim]
@@ -135,6 +141,8 @@ class Wav2Vec2(nn.Module):
             torch.zeros([batch_size, tail], dtype=audio_dtype, device=device),
             torch.zeros(history_shape, dtype=dtype, device=device),
             torch.zeros(cache_shape, dtype=dtype, device=device),
+            torch.zeros([batch_size, mambas] + conv, dtype=dtype, device=device),
+            torch.zeros([batch_size, mambas] + ssm, dtype=sum_dtype(dtype), device=device),
         )
 
     @torch.jit.export
@@ -161,7 +169,7 @@ class Wav2Vec2(nn.Module):
         Returns:
           (N, F, D) at the end level, zero at padding; frames (N,); the new state.
         """
-        done, stats, tail, history, cache = state
+        done, stats, tail, history, cache, conv, ssm = state
         num_new = lens
         if self.from_waveform:
             num_new = torch.div(lens, self.hop, rounding_mode="floor")
@@ -171,18 +179,20 @@ class Wav2Vec2(nn.Module):
             x = self.feature_projection(x)
         x = zero_padding(x, num_new)
         if self.has_layers:
-            x, history, cache = self.encoder.streaming_forward(
+            x, history, cache, conv, ssm = self.encoder.streaming_forward(
                 x,
                 num_new,
                 done,
                 history,
                 cache,
+                conv,
+                ssm,
                 chunk_size,
                 left_context_chunks,
                 sink_size,
                 layer_weights,
             )
-        return x, num_new, Wav2Vec2State(done + num_new, stats, tail, history, cache)
+        return x, num_new, Wav2Vec2State(done + num_new, stats, tail, history, cache, conv, ssm)
 
     def _stream_front_end(
         self, x: Tensor, is_full: Tensor, state: Wav2Vec2State

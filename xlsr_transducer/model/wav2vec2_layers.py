@@ -10,6 +10,7 @@ streaming step, a multiple of C.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import List, Optional, Tuple
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xlsr_transducer.core.compat import attend, gelu
 from xlsr_transducer.model.chunking import attention_mask, cache_mask, fill_sinks, roll
+from xlsr_transducer.model.mamba2 import BiMamba2
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 
@@ -190,29 +192,38 @@ class FeedForward(nn.Module):
         return self.output_dropout(self.output_dense(x))
 
 
-class EncoderLayer(nn.Module):
-    """A transformer layer: norms before (XLSR, "stable") or after (wav2vec2-base)."""
+class Layer(nn.Module):
+    """What all layers have around their mixer of frames: norms before (XLSR, "stable") or after
+    it (wav2vec2-base), and the feed-forward network."""
 
     def __init__(self, config: XlsrConfig):
         super().__init__()
         self.norm_first = config.do_stable_layer_norm
         self.is_dropped = False  # left out of this training step, see masking.py
         self.is_recomputed = False  # in the backward pass, which saves memory
-        self.attention = Attention(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.dropout(attended)
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + self.dropout(mixed)
         if self.norm_first:
             return x + self.feed_forward(self.final_layer_norm(x))
         x = self.layer_norm(x)
         return self.final_layer_norm(x + self.feed_forward(x))
 
-    def forward(self, x: Tensor, mask: Optional[Tensor]) -> Tensor:
-        """(N, T, D) -> (N, T, D)."""
+
+class EncoderLayer(Layer):
+    """A transformer layer: attention mixes the frames."""
+
+    def __init__(self, config: XlsrConfig):
+        super().__init__(config)
+        self.has_attention = True
+        self.attention = Attention(config)
+
+    def forward(self, x: Tensor, mask: Optional[Tensor], lens: Tensor, chunk_size: int) -> Tensor:
+        """(N, T, D) -> (N, T, D); lengths and chunks are in the mask."""
         if not torch.jit.is_scripting():
             if self.is_recomputed and self.training:
                 return checkpoint(self._compute, x, mask, use_reentrant=False)
@@ -223,7 +234,15 @@ class EncoderLayer(nn.Module):
         keys, values = self.attention.keys_values(normed)
         return self._finish(x, self.attention(normed, keys, values, mask))
 
-    def streaming_forward(self, x: Tensor, cache: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+    def streaming_forward(
+        self,
+        x: Tensor,
+        cache: Tensor,
+        unused: Tensor,
+        mask: Optional[Tensor],
+        lens: Tensor,
+        chunk_size: int,
+    ) -> Tuple[Tensor, Tensor, Tensor]:
         """Computes the next chunks after their cache.
 
         Args:
@@ -231,14 +250,53 @@ class EncoderLayer(nn.Module):
           mask: over (N, H, F, P + F).
 
         Returns:
-          (N, F, D), and keys and values of these frames (N, 2, H, F, D / H).
+          (N, F, D), and keys and values of these frames (N, 2, H, F, D / H); what is unused.
         """
         normed = self.layer_norm(x) if self.norm_first else x
         keys, values = self.attention.keys_values(normed)
         new = torch.stack((keys, values), dim=1)
         seen = torch.cat((cache, new), dim=3)
         attended = self.attention(normed, seen[:, 0], seen[:, 1], mask)
-        return self._finish(x, attended), new
+        return self._finish(x, attended), new, unused
+
+
+class MambaLayer(Layer):
+    """The same layer with Mamba-2, forwards and backwards, in the place of attention."""
+
+    def __init__(self, config: XlsrConfig):
+        super().__init__(config)
+        self.has_attention = False
+        self.mamba = BiMamba2(config.hidden_size)
+
+    def forward(self, x: Tensor, mask: Optional[Tensor], lens: Tensor, chunk_size: int) -> Tensor:
+        """(N, T, D), lengths (N,) -> (N, T, D)."""
+        if not torch.jit.is_scripting():
+            if self.is_recomputed and self.training:
+                return checkpoint(self._compute, x, lens, chunk_size, use_reentrant=False)
+        return self._compute(x, lens, chunk_size)
+
+    def _compute(self, x: Tensor, lens: Tensor, chunk_size: int) -> Tensor:
+        conv, ssm = self.mamba.forwards.init_states(x.shape[0], x.device, x.dtype)
+        normed = self.layer_norm(x) if self.norm_first else x
+        return self._finish(x, self.mamba(normed, lens, chunk_size, conv, ssm)[0])
+
+    def streaming_forward(
+        self,
+        x: Tensor,
+        conv: Tensor,
+        ssm: Tensor,
+        mask: Optional[Tensor],
+        lens: Tensor,
+        chunk_size: int,
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """Computes the next chunks (N, F, D) after the states ``conv`` and ``ssm``.
+
+        Returns:
+          (N, F, D), and the states after them.
+        """
+        normed = self.layer_norm(x) if self.norm_first else x
+        mixed, conv, ssm = self.mamba(normed, lens, chunk_size, conv, ssm)
+        return self._finish(x, mixed), conv, ssm
 
 
 class Encoder(nn.Module):
@@ -248,7 +306,10 @@ class Encoder(nn.Module):
     The outer norm stands after the last layer in XLSR, before the first in wav2vec2-base.
     """
 
-    def __init__(self, config: XlsrConfig, first: int, last: int):
+    def __init__(
+        self, config: XlsrConfig, first: int, last: int, mamba_layers: Sequence[int] = ()
+    ):
+        """``mamba_layers``: those that have Mamba-2 in the place of attention."""
         super().__init__()
         self.norm_first = config.do_stable_layer_norm
         self.has_bottom = first < 0
@@ -259,9 +320,12 @@ class Encoder(nn.Module):
             self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         # A dictionary, so that a part keeps the layer numbers of the whole in its names.
+        numbers = range(max(first, 0), last)
         self.layers = nn.ModuleDict(
-            {str(i): EncoderLayer(config) for i in range(max(first, 0), last)}
+            {str(i): (MambaLayer if i in mamba_layers else EncoderLayer)(config) for i in numbers}
         )
+        self.num_mamba = len(set(numbers) & set(mamba_layers))
+        self.num_attention = len(numbers) - self.num_mamba
 
     def forward(
         self,
@@ -283,13 +347,15 @@ class Encoder(nn.Module):
             if not self.norm_first:
                 x = self.layer_norm(x)
             x = self.dropout(x)
-        mask = attention_mask(lens, x.shape[1], chunk_size, left_context_chunks, sink_size)
+        mask: Optional[Tensor] = None
+        if self.num_attention > 0:
+            mask = attention_mask(lens, x.shape[1], chunk_size, left_context_chunks, sink_size)
         inputs: List[Tensor] = []
         for layer in self.layers.values():
             if layer_weights is not None:
                 inputs.append(x)
             if not (self.training and layer.is_dropped):
-                x = layer(x, mask)
+                x = layer(x, mask, lens, chunk_size)
         if self.has_top and self.norm_first:
             x = self.layer_norm(x)
         if layer_weights is not None:
@@ -303,20 +369,23 @@ class Encoder(nn.Module):
         done: Tensor,
         history: Tensor,
         cache: Tensor,
+        conv: Tensor,
+        ssm: Tensor,
         chunk_size: int,
         left_context_chunks: int,
         sinks: int,
         layer_weights: Optional[Tensor] = None,
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+    ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Computes the next chunk or chunks after their state.
 
         Args:
           x: (N, F, D), zero at padding. num_new: (N,) frames of it that are real.
           done: (N,) frames of the stream before it.
           history: (N, K // 2, D), cache: (N, layers, 2, H, S + P, D / H).
+          conv, ssm: (N, layers, ...), of the layers with Mamba-2.
 
         Returns:
-          (N, F, D), history, cache.
+          (N, F, D), history, cache, conv, ssm.
         """
         frames = x.shape[1]
         is_full = num_new == frames
@@ -327,24 +396,40 @@ class Encoder(nn.Module):
             x = x + position
             if not self.norm_first:
                 x = self.layer_norm(x)
-        cached = cache.shape[4]
-        mask = cache_mask(done, num_new, frames, chunk_size, left_context_chunks, cached, sinks)
+        mask: Optional[Tensor] = None
+        if self.num_attention > 0:
+            cached = cache.shape[4]
+            mask = cache_mask(
+                done, num_new, frames, chunk_size, left_context_chunks, cached, sinks
+            )
         caches: List[Tensor] = []
+        convs: List[Tensor] = []
+        ssms: List[Tensor] = []
         inputs: List[Tensor] = []
-        for i, layer in enumerate(self.layers.values()):
+        for layer in self.layers.values():
             if layer_weights is not None:
                 inputs.append(x)
-            old = cache[:, i]
-            x, new = layer.streaming_forward(x, old, mask)
-            first = fill_sinks(old[:, :, :, :sinks], new, done, num_new)
-            caches.append(torch.cat((first, roll(old[:, :, :, sinks:], new, is_full)), dim=3))
+            if layer.has_attention:
+                old = cache[:, len(caches)]
+                x, new, _ = layer.streaming_forward(x, old, x, mask, num_new, chunk_size)
+                first = fill_sinks(old[:, :, :, :sinks], new, done, num_new)
+                caches.append(torch.cat((first, roll(old[:, :, :, sinks:], new, is_full)), dim=3))
+            else:
+                old, old_ssm = conv[:, len(convs)], ssm[:, len(ssms)]
+                x, new, new_ssm = layer.streaming_forward(
+                    x, old, old_ssm, mask, num_new, chunk_size
+                )
+                convs.append(torch.where(is_full.view(-1, 1, 1), new, old))
+                ssms.append(torch.where(is_full.view(-1, 1, 1, 1), new_ssm, old_ssm))
         if len(caches) > 0:
             cache = torch.stack(caches, dim=1)
+        if len(convs) > 0:
+            conv, ssm = torch.stack(convs, dim=1), torch.stack(ssms, dim=1)
         if self.has_top and self.norm_first:
             x = self.layer_norm(x)
         if layer_weights is not None:
             x = _weighted_sum(inputs, x, layer_weights)
-        return zero_padding(x, num_new), history, cache
+        return zero_padding(x, num_new), history, cache, conv, ssm
 
 
 def _weighted_sum(inputs: List[Tensor], output: Tensor, layer_weights: Tensor) -> Tensor:

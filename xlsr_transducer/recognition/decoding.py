@@ -21,7 +21,7 @@ from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel, load_model
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.config import ModelConfig
+from xlsr_transducer.model.config import ModelConfig, refuse_without_attention
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
 from xlsr_transducer.model.encoder import XLSREncoder
@@ -59,6 +59,11 @@ class ChunkOptions(Options):
           UserError: settings that contradict each other or the model's normalisation.
         """
         default = config.streaming.default()
+        if not config.has_attention:
+            for name in ("left_context_chunks", "attention_sink_size"):
+                refuse_without_attention(flag_of(name), getattr(self, name))
+            if default.is_full_context:
+                default = dataclasses.replace(default, left_context_chunks=0)
         given = {
             "chunk_size": self.decode_chunk_len,
             "left_context_chunks": self.left_context_chunks,

@@ -195,6 +195,11 @@ def prepare_lora(model: SpeechModel, options: OptimOptions) -> None:
             f"--lora-rank {options.lora_rank}: the features come from the top of XLSR and leave "
             "no layer to train; use features of --cut frontend"
         )
+    if not all(layer.has_attention for layer in layers.values()):
+        raise UserError(
+            f"--lora-rank {options.lora_rank}: LoRA changes attention, which layers of --mixer "
+            "bimamba2 have not; leave it out, or choose --trainable-layers"
+        )
     add_lora(layers.values(), options.lora_rank, options.lora_alpha)
 
 

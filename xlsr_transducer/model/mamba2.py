@@ -179,8 +179,8 @@ def scan(
     blocks = (frames + missing) // block
     batch, _, heads, width = u.shape
     fed = (u * dt.unsqueeze(3)).view(batch, blocks, block, heads, width).transpose(2, 3)
-    b = b.view(batch, blocks, 1, block, -1)
-    c = c.view(batch, blocks, 1, block, -1)
+    b = b.view(batch, blocks, 1, block, state.shape[3])
+    c = c.view(batch, blocks, 1, block, state.shape[3])
     # Differences of sums: in float32 they would lose what the sums have more than they.
     logs = (dt.double() * a.double()).view(batch, blocks, block, heads).transpose(2, 3).cumsum(3)
     total = logs[:, :, :, -1]  # (N, B, H)
@@ -194,7 +194,7 @@ def scan(
     added = torch.cat((state.unsqueeze(1), added), dim=1).transpose(1, 2).flatten(3)
     until = F.pad(total, (0, 0, 1, 0)).transpose(1, 2).cumsum(2)  # (N, H, B + 1)
     states = _decay(until).to(u.dtype) @ added  # (N, H, B + 1, P S)
-    states = states.view(batch, heads, blocks + 1, width, -1).transpose(1, 2)
+    states = states.view(batch, heads, blocks + 1, width, state.shape[3]).transpose(1, 2)
     y = y + (c * logs.exp().to(u.dtype).unsqueeze(4)) @ states[:, :-1].transpose(3, 4)
     y = y.transpose(2, 3).reshape(batch, frames + missing, heads, width)[:, :frames]
     return y, states[:, -1]

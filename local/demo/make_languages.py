@@ -5,9 +5,9 @@
 writes, for each LANG of et, lv, de and es, wav files and the lists train_LANG.txt, val_LANG.txt
 and test_LANG.txt (`path|text|speaker`); and train_labels.txt, val_labels.txt and test_labels.txt,
 which hold the same files as `path|LANG|speaker`, to identify the language. In training the minutes
-are 10 : 3 : 1 : 1; validation and test have as much of each language. A sentence is a random string
-of the language's words. No sentence of validation or test occurs in training, and each of the three
-has speakers of its own. The same seed gives the same files.
+are 10 : 3 : 1 : 1; validation and test have as much of each language. A sentence is a random
+string of the language's words. No sentence of validation or test occurs in training, and each of
+the three has speakers of its own. The same seed gives the same files.
 """
 
 from __future__ import annotations

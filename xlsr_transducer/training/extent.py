@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import math
 
-from xlsr_transducer.data.datamodule import DataModule, DataOptions, SplitSummary
+from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.split_summary import SplitSummary
 from xlsr_transducer.model.heads import LossOptions
 from xlsr_transducer.training.state import Progress
 

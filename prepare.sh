@@ -16,7 +16,7 @@ begin where you stand, those in a list in its folder.
 
   stage 0   demo corpus (only without lists)      DATA/demo/
   stage 1   lists to recordings and supervisions  DATA/manifests/{recordings,supervisions,rejected}_*
-  stage 2   text and BPE model                    DATA/manifests/cuts_*, DATA/lang_bpe_N/
+  stage 2   text, and BPE model or letters        DATA/manifests/cuts_*, DATA/lang_{bpe_N,char}/
   stage 3   features                              DATA/features/ (by ./extract_features.sh)
   stage 4   checks and statistics                 DATA/statistics.{txt,png}
   stage 5   n-gram model, only on demand          DATA/lang_bpe_N/ngram_3.arpa
@@ -27,6 +27,7 @@ begin where you stand, those in a list in its folder.
   --train-list, --val-list, --test-list FILE   --test-list may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --data-dir DIR         where everything is written (default: data)
+  --unit bpe|char        tokens: BPE, in DATA/lang_bpe_N (default), or letters, in DATA/lang_char
   --vocab-size N         BPE tokens (default: 2500)
   --lang CODE            language of the text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
@@ -60,6 +61,7 @@ test_lists=()
 only_tests=()
 audio_root=
 data_dir=data
+unit=bpe
 vocab_size=2500
 lang=et
 max_rejected=1
@@ -82,6 +84,9 @@ set_option() {
     --vocab-size)  # names a folder, so it has one spelling
       [[ $value =~ ^[1-9][0-9]*$ ]] || fail "$name $value: must be a whole number above 0"
       vocab_size=$value ;;
+    --unit)
+      [[ $value == bpe || $value == char ]] || fail "$name $value: must be bpe or char"
+      unit=$value ;;
     --train-list) train_list=$value ;;
     --val-list) val_list=$value ;;
     --test-list) test_lists+=("$name" "$value") ;;
@@ -114,6 +119,9 @@ done
 
 stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 ((stage <= stop_stage)) || fail "--stage $stage comes after --stop-stage $stop_stage"
+
+lang_dir=$data_dir/lang_bpe_$vocab_size
+if [[ $unit == char ]]; then lang_dir=$data_dir/lang_char; fi
 
 . "$root/local/activate.sh"
 
@@ -169,12 +177,13 @@ if runs 1; then
 fi
 
 if runs 2; then
-  log "Stage 2: text and BPE model in $data_dir/lang_bpe_$vocab_size"
+  log "Stage 2: text and tokens in $lang_dir"
   run python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
     --max-rejected "$max_rejected" ${only_tests[@]+"${only_tests[@]}"} \
     ${text_options[@]+"${text_options[@]}"}
   if ((!${#only_tests[@]})); then
-    run python -m local.prepare_lang --data-dir "$data_dir" --vocab-size "$vocab_size"
+    run python -m local.prepare_lang --data-dir "$data_dir" --unit "$unit" \
+      --vocab-size "$vocab_size"
   fi
 fi
 
@@ -186,36 +195,36 @@ fi
 if runs 4; then
   log "Stage 4: checks and statistics in $data_dir/statistics.txt"
   lang_options=()
-  if [[ -d $data_dir/lang_bpe_$vocab_size ]]; then
-    lang_options=(--lang-dir "$data_dir/lang_bpe_$vocab_size")
+  if [[ -d $lang_dir ]]; then
+    lang_options=(--lang-dir "$lang_dir")
   else
-    log "tokens are not counted: there is no $data_dir/lang_bpe_$vocab_size"
+    log "tokens are not counted: there is no $lang_dir"
   fi
   run python -m local.validate_manifests --data-dir "$data_dir" \
     ${lang_options[@]+"${lang_options[@]}"}
 fi
 
 if runs 5; then
-  log "Stage 5: n-gram model in $data_dir/lang_bpe_$vocab_size"
+  log "Stage 5: n-gram model in $lang_dir"
   run python -m local.make_ngram --data-dir "$data_dir" --lang "$lang" \
-    --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+    --lang-dir "$lang_dir" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"} \
     ${ngram_options[@]+"${ngram_options[@]}"}
 fi
 
 if runs 6; then
-  log "Stage 6: neural language model in $data_dir/lang_bpe_$vocab_size/lm"
+  log "Stage 6: neural language model in $lang_dir/lm"
   run python -m xlsr_transducer.train_lm --data-dir "$data_dir" --lang "$lang" \
-    --lang-dir "$data_dir/lang_bpe_$vocab_size" --exp-dir "$data_dir/lang_bpe_$vocab_size/lm" \
+    --lang-dir "$lang_dir" --exp-dir "$lang_dir/lm" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"}
 fi
 
 if runs 7; then
-  log "Stage 7: graph of words in $data_dir/lang_bpe_$vocab_size"
+  log "Stage 7: graph of words in $lang_dir"
   run python -m local.make_ngram --unit word --data-dir "$data_dir" --lang "$lang" \
-    --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+    --lang-dir "$lang_dir" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"} \
     ${ngram_options[@]+"${ngram_options[@]}"}
-  run python -m local.make_lg --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+  run python -m local.make_lg --lang-dir "$lang_dir" \
     ${ngram_options[@]+"${ngram_options[@]}"}
 fi

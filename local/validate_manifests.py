@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = Problems()
     statistics = check_cuts(args.data_dir, splits, tokenizer, problems)
     check_features(args.data_dir, splits, problems)
-    for lang_dir in sorted(args.data_dir.glob("lang_bpe_*")):
+    for lang_dir in sorted(args.data_dir.glob("lang_*")):
         for reason in stale_text(lang_dir, args.data_dir):
             problems.add_stale(reason)
     if tokenizer is not None and not problems.counts:

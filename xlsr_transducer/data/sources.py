@@ -116,7 +116,7 @@ def stale_features(folder: Path, data_dir: Path, split: str) -> str:
 
 
 def stale_text(lang_dir: Path, data_dir: Path) -> list[str]:
-    """Returns which files of a ``lang_bpe_N`` follow an older text, with the command for each.
+    """Returns which files of a ``lang_*`` follow an older text, with the command for each.
 
     A folder outside of ``data_dir`` belongs to another text, and a file about which nothing is
     recorded to nobody.
@@ -124,15 +124,16 @@ def stale_text(lang_dir: Path, data_dir: Path) -> list[str]:
     sources = load_sources(lang_dir)
     if not sources or lang_dir.resolve().parent != data_dir.resolve():
         return []
-    size, digest, found = lang_dir.name.rpartition("_")[2], text_digest(data_dir), []
+    digest, found = text_digest(data_dir), []
+    _, kind, *size = lang_dir.name.split("_")
+    unit = f"--vocab-size {size[0]}" if size else f"--unit {kind}"
     for name, source in sources.items():
         if source == digest:
             continue
         stage = {"bpe.model": 2, "lm": 6}.get(name, 5 if name.startswith("ngram") else 7)
         found.append(
             f"{lang_dir / name} was not made from the training text as it is now: run "
-            f"./prepare.sh --stage {stage} --stop-stage {stage} --data-dir {data_dir} "
-            f"--vocab-size {size}"
+            f"./prepare.sh --stage {stage} --stop-stage {stage} --data-dir {data_dir} {unit}"
         )
     return found
 

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from local.corpus_statistics import SplitStatistics, plot_histograms, table
+from local.corpus_statistics import SplitStatistics, plot_histograms, tables
 from local.manifests import manifest_path, read_jsonl_gz, split_names
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             problems.add_stale(reason)
     if tokenizer is not None and not problems.counts:
         check_left_out(args.data_dir, load_splits(args.data_dir)["train"], tokenizer)
-    text = table(statistics)
+    text = tables(statistics)
     outputs = [args.data_dir / "statistics.txt", args.data_dir / "statistics.png"]
     with replacing(*outputs) as (text_path, image_path):
         text_path.write_text(text, encoding="utf-8")

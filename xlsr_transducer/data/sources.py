@@ -29,14 +29,15 @@ DIGESTS_FILE = "digests.json"  # beside manifests: their digests, and of which f
 
 
 def cuts_digest(manifest: Path) -> str:
-    """A digest of a manifest's utterances in their order: ids, times and texts, but no paths."""
+    """A digest of a manifest's utterances in their order, but not of their paths."""
     return _noted(manifest.name, [manifest], utterance_bytes)
 
 
 def utterance_bytes(cut: dict) -> bytes:
-    """Returns what tells an utterance from another: id, times and text, but no paths."""
+    """Returns what tells an utterance from another: id, times, text, language, but no paths."""
     times = [cut["id"], cut.get("start"), cut.get("duration")]
-    return json.dumps([*times, _texts(cut)]).encode()
+    languages = [s.get("language") for s in cut.get("supervisions") or ()]
+    return json.dumps([*times, _texts(cut), languages]).encode()
 
 
 def text_digest(data_dir: Path) -> str:

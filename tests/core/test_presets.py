@@ -55,7 +55,7 @@ def test_values_are_those_of_the_file_unless_the_command_line_gives_them(tmp_pat
     )
     assert (args.base_lr, args.encoder_lr_scale, args.trainable_layers) == (1e-4, 0.7, -1)
     assert args.streaming is True and args.chunk_size == "16,-1"
-    assert args.exp_dir == Path("some/where") and args.num_epochs == 30
+    assert args.exp_dir == Path("some/where") and args.optimizer == "adamw"
     args = parse_with_preset(train.get_parser(), ["--num-epochs", "3"])
     assert (args.conf, args.num_epochs, args.base_lr) == (None, 3, None)
 

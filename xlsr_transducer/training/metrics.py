@@ -79,16 +79,16 @@ class LossSums:
 class Clock:
     """Seconds of audio per second, and how long the rest will take."""
 
-    def __init__(self, total_seconds: float, done_seconds: float):
-        self.total, self.start_done = total_seconds, done_seconds
+    def __init__(self, done_seconds: float):
+        self.start_done = done_seconds
         self.start = time.monotonic()
 
-    def speed(self, done_seconds: float) -> tuple[float, str]:
-        """Seconds of audio per second since the start, and the time left as ``1:02:03``."""
+    def speed(self, done_seconds: float, left_seconds: float) -> tuple[float, str]:
+        """Seconds of audio per second since the start, and the time that ``left_seconds`` of audio
+        will take as ``1:02:03``."""
         elapsed = max(time.monotonic() - self.start, 1e-9)
         rate = (done_seconds - self.start_done) / elapsed
-        left = max(self.total - done_seconds, 0.0) / max(rate, 1e-9)
-        return rate, str(datetime.timedelta(seconds=int(left)))
+        return rate, str(datetime.timedelta(seconds=int(left_seconds / max(rate, 1e-9))))
 
 
 def append_history(path: Path, record: dict) -> list[dict]:

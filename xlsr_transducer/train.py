@@ -85,7 +85,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     config = ModelConfig(source.features, source.xlsr, *of_model, tokenizer.vocab_size, heads)
     model = build_model(config)
     if network:
-        load_weights(model, config, network, args.init_from, tokenizer.tokens)
+        load_weights(model, config, network, options[InputOptions], tokenizer.tokens)
     prepare_lora(model, options[OptimOptions])
     given = (options[DataOptions], source.folder, tokenizer, options[AugmentOptions])
     work_dir, subsampling = args.exp_dir / "plan", model.encoder.subsampling_factor

@@ -28,6 +28,7 @@ begin where you stand, those in a list in its folder.
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --data-dir DIR         where everything is written (default: data)
   --vocab-size N         BPE tokens (default: 2500)
+  --unit label           the texts are labels of a classifier: kept as they are, in DATA/lang_label
   --lang CODE            language of the text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
   --lower-case 1|0       (default: 1)
@@ -61,6 +62,7 @@ only_tests=()
 audio_root=
 data_dir=data
 vocab_size=2500
+unit=bpe
 lang=et
 max_rejected=1
 text_options=()
@@ -82,6 +84,9 @@ set_option() {
     --vocab-size)  # names a folder, so it has one spelling
       [[ $value =~ ^[1-9][0-9]*$ ]] || fail "$name $value: must be a whole number above 0"
       vocab_size=$value ;;
+    --unit)
+      [[ $value =~ ^(bpe|label)$ ]] || fail "$name $value: must be bpe or label"
+      unit=$value ;;
     --train-list) train_list=$value ;;
     --val-list) val_list=$value ;;
     --test-list) test_lists+=("$name" "$value") ;;
@@ -113,6 +118,11 @@ while (($#)); do
 done
 
 stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
+lang_name=lang_bpe_$vocab_size
+if [[ $unit == label ]]; then
+  lang_name=lang_label
+  ((stop_stage <= 4)) || fail "--unit label: labels have no language model, so no stage $stop_stage"
+fi
 ((stage <= stop_stage)) || fail "--stage $stage comes after --stop-stage $stop_stage"
 
 . "$root/local/activate.sh"
@@ -168,7 +178,10 @@ if runs 1; then
     --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
 fi
 
-if runs 2; then
+if runs 2 && [[ $unit == label ]]; then
+  log "Stage 2: labels in $data_dir/lang_label"
+  run python -m local.prepare_labels --data-dir "$data_dir" ${only_tests[@]+"${only_tests[@]}"}
+elif runs 2; then
   log "Stage 2: text and BPE model in $data_dir/lang_bpe_$vocab_size"
   run python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
     --max-rejected "$max_rejected" ${only_tests[@]+"${only_tests[@]}"} \
@@ -186,10 +199,10 @@ fi
 if runs 4; then
   log "Stage 4: checks and statistics in $data_dir/statistics.txt"
   lang_options=()
-  if [[ -d $data_dir/lang_bpe_$vocab_size ]]; then
-    lang_options=(--lang-dir "$data_dir/lang_bpe_$vocab_size")
+  if [[ -d $data_dir/$lang_name ]]; then
+    lang_options=(--lang-dir "$data_dir/$lang_name")
   else
-    log "tokens are not counted: there is no $data_dir/lang_bpe_$vocab_size"
+    log "tokens are not counted: there is no $data_dir/$lang_name"
   fi
   run python -m local.validate_manifests --data-dir "$data_dir" \
     ${lang_options[@]+"${lang_options[@]}"}

@@ -28,7 +28,8 @@ begin where you stand, those in a list in its folder.
   --train-list, --val-list, --test-list [LANG=]FILE   each may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --data-dir DIR         where everything is written (default: data)
-  --unit bpe|char        tokens: BPE, in DATA/lang_bpe_N (default), or letters, in DATA/lang_char
+  --unit bpe|char|label  tokens: BPE, in DATA/lang_bpe_N (default), letters, in DATA/lang_char, or
+                         whole texts, the labels of a classifier, as they are, in DATA/lang_label
   --vocab-size N         BPE tokens (default: 2500)
   --lang CODE            language of lists without LANG=, and of --lm-text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
@@ -86,7 +87,7 @@ set_option() {
       [[ $value =~ ^[1-9][0-9]*$ ]] || fail "$name $value: must be a whole number above 0"
       vocab_size=$value ;;
     --unit)
-      [[ $value == bpe || $value == char ]] || fail "$name $value: must be bpe or char"
+      [[ $value =~ ^(bpe|char|label)$ ]] || fail "$name $value: must be bpe, char or label"
       unit=$value ;;
     --train-list) train_lists+=("$name" "$value") ;;
     --val-list) val_lists+=("$name" "$value") ;;
@@ -122,7 +123,10 @@ stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 ((stage <= stop_stage)) || fail "--stage $stage comes after --stop-stage $stop_stage"
 
 lang_dir=$data_dir/lang_bpe_$vocab_size
-if [[ $unit == char ]]; then lang_dir=$data_dir/lang_char; fi
+if [[ $unit != bpe ]]; then lang_dir=$data_dir/lang_$unit; fi
+if [[ $unit == label ]] && ((stop_stage > 4)); then
+  fail "--unit label: labels have no language model, so no stage $stop_stage"
+fi
 
 . "$root/local/activate.sh"
 
@@ -178,7 +182,10 @@ if runs 1; then
     --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
 fi
 
-if runs 2; then
+if runs 2 && [[ $unit == label ]]; then
+  log "Stage 2: labels in $lang_dir"
+  run python -m local.prepare_labels --data-dir "$data_dir" ${only_tests[@]+"${only_tests[@]}"}
+elif runs 2; then
   log "Stage 2: text and tokens in $lang_dir"
   run python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
     --max-rejected "$max_rejected" ${only_tests[@]+"${only_tests[@]}"} \

@@ -19,7 +19,7 @@ from torch import Tensor
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.core.tensor_files import load_verified, save_atomically
-from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.data.labels import Units, units_from_bytes
 from xlsr_transducer.model.averaging import Weights, covered_steps, mean_between, mean_of
 from xlsr_transducer.model.config import ModelConfig, build_model
 from xlsr_transducer.model.foreign import read_foreign
@@ -102,10 +102,10 @@ class LoadedModel:
 
     model: SpeechModel
     config: ModelConfig
-    tokenizer: Tokenizer
+    tokenizer: Units
 
 
-def model_content(config: ModelConfig, tokenizer: Tokenizer, weights: Weights) -> dict[str, Any]:
+def model_content(config: ModelConfig, tokenizer: Units, weights: Weights) -> dict[str, Any]:
     """Returns what every checkpoint holds."""
     bpe = torch.frombuffer(bytearray(tokenizer.to_bytes()), dtype=torch.uint8)
     return {
@@ -208,7 +208,7 @@ def load_model(options: CheckpointOptions, streaming: bool | None = None) -> Loa
     except RuntimeError as e:
         raise UserError(f"{path}: the weights do not fit the configuration ({e})") from e
     try:
-        tokenizer = Tokenizer.from_bytes(bytes(content["bpe_model"].tolist()))
+        tokenizer = units_from_bytes(bytes(content["bpe_model"].tolist()))
     except UserError as e:
         raise UserError(f"{path}: its BPE model is damaged ({e}); use another checkpoint") from e
     return LoadedModel(model.eval(), config, tokenizer)

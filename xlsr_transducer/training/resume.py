@@ -95,7 +95,7 @@ def check_same_model(path: Path, saved: ModelConfig, now: ModelConfig) -> None:
       UserError: options that decide the shapes or the meaning of the weights differ; names them.
     """
     wrong, changed = [], []
-    for group in ("features", "xlsr", "encoder", "transducer", "streaming"):
+    for group in ("features", "xlsr", "encoder", "transducer", "streaming", "classifier"):
         before, after = _values(getattr(saved, group)), _values(getattr(now, group))
         for name in [n for n in before if n in after and before[n] != after[n]]:
             if (group, name) == ("features", "xlsr"):

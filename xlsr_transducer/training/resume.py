@@ -22,8 +22,9 @@ AUTO = "auto"
 LOCK = "training.lock"
 # Neither the shapes of the weights nor what the network computes when it is used depend on these.
 FREE = {
-    "encoder": {"dropout", "feature_dropout", "xlsr_dropout", "layerdrop", "time_mask_prob",
-                "time_mask_length", "channel_mask_prob", "channel_mask_length"},
+    "encoder": {"dropout", "feature_dropout", "xlsr_dropout", "activation_dropout", "layerdrop",
+                "time_mask_prob", "time_mask_length", "channel_mask_prob", "channel_mask_length",
+                "mask_lengths"},
     "xlsr": {"hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"},
     "features": {"dtype", "extractor"},
 }  # fmt: skip

@@ -22,6 +22,13 @@ from xlsr_transducer.core.tensor_files import load_verified, save_atomically
 from xlsr_transducer.data.labels import Units, units_from_bytes
 from xlsr_transducer.model.averaging import Weights, covered_steps, mean_between, mean_of
 from xlsr_transducer.model.config import ModelConfig, build_model
+from xlsr_transducer.model.foreign_classifier import (
+    ForeignClassifier,
+    is_fairseq_classifier,
+    is_folder_of_classifier,
+    read_fairseq,
+    read_folder,
+)
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
@@ -111,12 +118,16 @@ def model_content(config: ModelConfig, tokenizer: Units, weights: Weights) -> di
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads and checks a checkpoint of this project.
+    """Reads and checks a checkpoint of this project, or a classifier of Hugging Face or fairseq.
 
     Raises:
       UserError: it is missing, damaged, unsafe, or of another kind.
     """
+    if is_folder_of_classifier(path):
+        return _as_content(read_folder(path))
     content = load_verified(path)
+    if is_fairseq_classifier(content):
+        return _as_content(read_fairseq(path, content))
     if not isinstance(content, dict) or not {"format", "config", "model"} <= content.keys():
         raise UserError(f"{path}: not a checkpoint of this project")
     if content["format"] not in (1, 2, FORMAT):
@@ -129,6 +140,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             if name in content:
                 content[name] = {_new_name(key): value for key, value in content[name].items()}
     return content
+
+
+def _as_content(found: ForeignClassifier) -> dict[str, Any]:
+    return model_content(found.config, found.labels, found.weights)
 
 
 def _new_name(name: str) -> str:

@@ -20,6 +20,7 @@ from xlsr_transducer.model.checkpoint import (
     LoadedModel,
     load_model,
     read_checkpoint,
+    read_model,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -99,7 +100,7 @@ def test_classify_scores_a_foreign_folder_and_a_training_goes_on_from_it(
     more = ("--adapter=none", "--classifier-dim=7", "--num-epochs=1", "--base-lr=1e-9")
     run_train(label_data, tmp_path / "exp", *init, *more)
     ours = read_checkpoint(tmp_path / "exp" / "epoch-1.pt")
-    theirs = read_checkpoint(tmp_path / "lid")
+    theirs = read_model(tmp_path / "lid")
     order = [theirs["tokens"].index(label) for label in sorted(LABELS)]
     for part in ("weight", "bias"):
         name = f"heads.classifier.output.{part}"

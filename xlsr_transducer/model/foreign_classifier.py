@@ -68,11 +68,11 @@ def read_folder(folder: Path) -> ForeignClassifier:
     Raises:
       UserError: something is missing or damaged, or the network has what this project lacks.
     """
-    xlsr = load_xlsr(str(folder))
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     where = str(folder / "config.json")
     if values.get("adapter_attn_dim"):
         raise UserError(f"{where}: adapter_attn_dim is set; classifiers with it are not supported")
+    xlsr = load_xlsr(str(folder))
     weights: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         weights.update(_read_weights(file))

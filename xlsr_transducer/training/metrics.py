@@ -116,17 +116,14 @@ def plot_history(records: list[dict], path: Path):
     figure = Figure(figsize=(9, 3.5), layout="tight")
     losses, errors = figure.subplots(1, 2)
     epochs = [r["epoch"] for r in records]
-    main = next(
-        name
-        for name in ("pruned", "ctc", "classifier", "")
-        if name in records[0]["train"] or not name
-    )
+    measured = records[0]["train"] if records else {}
+    main = main_loss(measured)
     for name in ("train", "valid"):
         losses.plot(epochs, [r[name].get(main) for r in records], "o-", ms=3, label=name)
     losses.set(xlabel="epoch", ylabel=f"{main} loss per token (nats)")
     losses.legend()
     errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3)
-    name = {"WER": "WER (%), greedy"}.get(error_name(records[0]["train"]), "label error (%)")
+    name = {"WER": "WER (%), greedy"}.get(error_name(measured), "label error (%)")
     errors.set(xlabel="epoch", ylabel=f"validation {name}", ylim=(0, None))
     for axis in (losses, errors):
         axis.grid(alpha=0.3)

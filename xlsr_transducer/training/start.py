@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
@@ -25,6 +26,7 @@ from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 XLSR = "encoder.xlsr."
+MAMBA, ATTENTION = ".mamba.", ".attention."  # in names of weights
 WAVEFORM = "waveform"
 
 
@@ -123,7 +125,15 @@ def load_weights(
       UserError: what it names is damaged, or does not fit the model; names the file and why.
     """
     part = model.encoder.xlsr
-    part.load_state_dict({name: network.weights[name] for name in part.state_dict()})
+    own = part.state_dict()
+    new = {name: value for name, value in own.items() if MAMBA in name}
+    part.load_state_dict({**{name: network.weights[name] for name in own.keys() - new}, **new})
+    if new:
+        logging.info(
+            f"{config.encoder.mixer} in the place of attention in layers "
+            f"{config.encoder.mixer_layers}: {sum(map(Tensor.numel, new.values())) / 1e6:.2f} M "
+            "new parameters; all others of XLSR are kept"
+        )
     if options.init_from:
         _take_weights(model, config, network, options, tokens)
 
@@ -164,7 +174,12 @@ def _take_weights(
     below = _below_cut(config)
     _require_same_below(where, given, below, source, xlsr)
     own = model.state_dict()
-    weights = {name: value for name, value in given.items() if name not in below}
+    converted = {name.partition(MAMBA)[0] for name in own if MAMBA in name}  # layers
+    weights = {
+        name: value
+        for name, value in given.items()
+        if name not in below and name.partition(ATTENTION)[0] not in converted
+    }
     extra = sorted(weights.keys() - own.keys())
     if extra and ".adapter_layer." in extra[0]:
         raise UserError(f"{where}: has MMS's adapters in its layers: give --xlsr {path} too")

@@ -8,6 +8,7 @@ if [[ $here == "${BASH_SOURCE[0]}" ]]; then here=.; fi
 usage() {
   cat <<'END'
 Usage: ./prepare.sh --train-list FILE --val-list FILE [--test-list FILE ...] [options]
+       ./prepare.sh --train-list et=FILE --train-list lv=FILE --val-list et=FILE ... [options]
        ./prepare.sh --test-list FILE ... [options]
 
 Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is made and used. Test
@@ -16,7 +17,7 @@ begin where you stand, those in a list in its folder.
 
   stage 0   demo corpus (only without lists)      DATA/demo/
   stage 1   lists to recordings and supervisions  DATA/manifests/{recordings,supervisions,rejected}_*
-  stage 2   text and BPE model                    DATA/manifests/cuts_*, DATA/lang_bpe_N/
+  stage 2   text, and BPE model or letters        DATA/manifests/cuts_*, DATA/lang_{bpe_N,char}/
   stage 3   features                              DATA/features/ (by ./extract_features.sh)
   stage 4   checks and statistics                 DATA/statistics.{txt,png}
   stage 5   n-gram model, only on demand          DATA/lang_bpe_N/ngram_3.arpa
@@ -24,11 +25,13 @@ begin where you stand, those in a list in its folder.
   stage 7   graph of words, on demand, needs k2   DATA/lang_bpe_N/{word_ngram_3.arpa,LG.pt}
 
   --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5, 6 or 7 runs that one)
-  --train-list, --val-list, --test-list FILE   --test-list may be given several times
+  --train-list, --val-list, --test-list [LANG=]FILE   each may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --data-dir DIR         where everything is written (default: data)
+  --unit bpe|char|label  tokens: BPE, in DATA/lang_bpe_N (default), letters, in DATA/lang_char, or
+                         whole texts, the labels of a classifier, as they are, in DATA/lang_label
   --vocab-size N         BPE tokens (default: 2500)
-  --lang CODE            language of the text (default: et)
+  --lang CODE            language of lists without LANG=, and of --lm-text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
   --lower-case 1|0       (default: 1)
   --lm-text FILE         text of the language models, a sentence a line (default: training text)
@@ -54,12 +57,13 @@ root=$(cd "$here" && pwd)
 
 stage=0
 stop_stage=
-train_list=
-val_list=
+train_lists=()
+val_lists=()
 test_lists=()
 only_tests=()
 audio_root=
 data_dir=data
+unit=bpe
 vocab_size=2500
 lang=et
 max_rejected=1
@@ -82,8 +86,11 @@ set_option() {
     --vocab-size)  # names a folder, so it has one spelling
       [[ $value =~ ^[1-9][0-9]*$ ]] || fail "$name $value: must be a whole number above 0"
       vocab_size=$value ;;
-    --train-list) train_list=$value ;;
-    --val-list) val_list=$value ;;
+    --unit)
+      [[ $value =~ ^(bpe|char|label)$ ]] || fail "$name $value: must be bpe, char or label"
+      unit=$value ;;
+    --train-list) train_lists+=("$name" "$value") ;;
+    --val-list) val_lists+=("$name" "$value") ;;
     --test-list) test_lists+=("$name" "$value") ;;
     --audio-root) audio_root=$value ;;
     --data-dir) data_dir=$value ;;
@@ -115,6 +122,12 @@ done
 stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 ((stage <= stop_stage)) || fail "--stage $stage comes after --stop-stage $stop_stage"
 
+lang_dir=$data_dir/lang_bpe_$vocab_size
+if [[ $unit != bpe ]]; then lang_dir=$data_dir/lang_$unit; fi
+if [[ $unit == label ]] && ((stop_stage > 4)); then
+  fail "--unit label: labels have no language model, so no stage $stop_stage"
+fi
+
 . "$root/local/activate.sh"
 
 # run COMMAND...: a program of a stage. It answers Ctrl-C itself; then no other is started.
@@ -136,10 +149,10 @@ lock_data() {
   fi
 }
 
-if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
+if ((!${#train_lists[@]} && !${#val_lists[@]} && !${#test_lists[@]})); then
   demo=$data_dir/demo
-  train_list=$demo/train.txt
-  val_list=$demo/val.txt
+  train_lists=(--train-list "$demo/train.txt")
+  val_lists=(--val-list "$demo/val.txt")
   test_lists=(--test-list "$demo/test_seen.txt" --test-list "$demo/test_unseen.txt")
   if runs 0; then
     if [[ -f $demo/test_unseen.txt ]]; then  # written last
@@ -149,12 +162,12 @@ if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
       lock_data
       run python -m local.demo.make_corpus --out-dir "$demo"
     fi
-  elif runs 1 && [[ ! -f $train_list ]]; then
+  elif runs 1 && [[ ! -f $demo/train.txt ]]; then
     fail "no lists: give --train-list and --val-list, or begin with --stage 0 for the demo corpus"
   fi
-elif [[ -z $train_list && -z $val_list ]]; then
+elif ((!${#train_lists[@]} && !${#val_lists[@]})); then
   only_tests=(--only-tests)
-elif [[ -z $train_list || -z $val_list ]]; then
+elif ((!${#train_lists[@]} || !${#val_lists[@]})); then
   fail "--train-list and --val-list come together"
 fi
 
@@ -163,18 +176,23 @@ lock_data
 if runs 1; then
   log "Stage 1: lists to manifests in $data_dir/manifests"
   run python -m local.prepare_manifests \
-    ${train_list:+--train-list "$train_list" --val-list "$val_list"} ${test_lists[@]+"${test_lists[@]}"} \
+    ${train_lists[@]+"${train_lists[@]}"} ${val_lists[@]+"${val_lists[@]}"} \
+    ${test_lists[@]+"${test_lists[@]}"} \
     ${audio_root:+--audio-root "$audio_root"} \
     --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
 fi
 
-if runs 2; then
-  log "Stage 2: text and BPE model in $data_dir/lang_bpe_$vocab_size"
+if runs 2 && [[ $unit == label ]]; then
+  log "Stage 2: labels in $lang_dir"
+  run python -m local.prepare_labels --data-dir "$data_dir" ${only_tests[@]+"${only_tests[@]}"}
+elif runs 2; then
+  log "Stage 2: text and tokens in $lang_dir"
   run python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
     --max-rejected "$max_rejected" ${only_tests[@]+"${only_tests[@]}"} \
     ${text_options[@]+"${text_options[@]}"}
   if ((!${#only_tests[@]})); then
-    run python -m local.prepare_lang --data-dir "$data_dir" --vocab-size "$vocab_size"
+    run python -m local.prepare_lang --data-dir "$data_dir" --unit "$unit" \
+      --vocab-size "$vocab_size"
   fi
 fi
 
@@ -186,36 +204,36 @@ fi
 if runs 4; then
   log "Stage 4: checks and statistics in $data_dir/statistics.txt"
   lang_options=()
-  if [[ -d $data_dir/lang_bpe_$vocab_size ]]; then
-    lang_options=(--lang-dir "$data_dir/lang_bpe_$vocab_size")
+  if [[ -d $lang_dir ]]; then
+    lang_options=(--lang-dir "$lang_dir")
   else
-    log "tokens are not counted: there is no $data_dir/lang_bpe_$vocab_size"
+    log "tokens are not counted: there is no $lang_dir"
   fi
   run python -m local.validate_manifests --data-dir "$data_dir" \
     ${lang_options[@]+"${lang_options[@]}"}
 fi
 
 if runs 5; then
-  log "Stage 5: n-gram model in $data_dir/lang_bpe_$vocab_size"
+  log "Stage 5: n-gram model in $lang_dir"
   run python -m local.make_ngram --data-dir "$data_dir" --lang "$lang" \
-    --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+    --lang-dir "$lang_dir" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"} \
     ${ngram_options[@]+"${ngram_options[@]}"}
 fi
 
 if runs 6; then
-  log "Stage 6: neural language model in $data_dir/lang_bpe_$vocab_size/lm"
+  log "Stage 6: neural language model in $lang_dir/lm"
   run python -m xlsr_transducer.train_lm --data-dir "$data_dir" --lang "$lang" \
-    --lang-dir "$data_dir/lang_bpe_$vocab_size" --exp-dir "$data_dir/lang_bpe_$vocab_size/lm" \
+    --lang-dir "$lang_dir" --exp-dir "$lang_dir/lm" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"}
 fi
 
 if runs 7; then
-  log "Stage 7: graph of words in $data_dir/lang_bpe_$vocab_size"
+  log "Stage 7: graph of words in $lang_dir"
   run python -m local.make_ngram --unit word --data-dir "$data_dir" --lang "$lang" \
-    --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+    --lang-dir "$lang_dir" \
     ${text_options[@]+"${text_options[@]}"} ${lm_text[@]+"${lm_text[@]}"} \
     ${ngram_options[@]+"${ngram_options[@]}"}
-  run python -m local.make_lg --lang-dir "$data_dir/lang_bpe_$vocab_size" \
+  run python -m local.make_lg --lang-dir "$lang_dir" \
     ${ngram_options[@]+"${ngram_options[@]}"}
 fi

@@ -34,6 +34,7 @@ CASES = {
     "speed perturbation": {"speeds": SPEEDS},
     "bound on frames x tokens": {"max_frames_tokens": 0.2},
     "batches of one group": {"group_batches": True},
+    "of one group, of equal duration": {"matched": True},
     "Shar, 10,000 tar files": {},
 }
 

@@ -1,9 +1,11 @@
-"""Stage 2, second part: the BPE model of the training text.
+"""Stage 2, second part: the BPE model of the training text, or its letters.
 
     python -m local.prepare_lang --data-dir data --vocab-size 2500
+    python -m local.prepare_lang --data-dir data --unit char
 
-writes DATA/lang_bpe_2500/ with bpe.model and tokens.txt. The vocabulary includes `<blk>` 0,
-`<sos/eos>` 1 and `<unk>` 2.
+writes DATA/lang_bpe_2500/ or DATA/lang_char/ with bpe.model (of either kind) and tokens.txt. The
+vocabulary includes `<blk>` 0, `<sos/eos>` 1 and `<unk>` 2. Of letters, `▁` is one, the boundary
+before each word.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -31,31 +34,45 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
 
     Raises UserError if the text has too few or too many different pieces for that.
     """
-    model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            character_coverage=1.0,
-            # Control symbols, so that no text can spell a blank.
-            control_symbols=[BLANK, SOS_EOS],
-            unk_id=2,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            # The text is normalized already, as the report shows.
-            normalization_rule_name="identity",
-            max_sentence_length=1 << 20,
-            minloglevel=2,
-        )
+        return _train(texts, model_type="bpe", vocab_size=vocab_size)
     except RuntimeError as e:
         raise _explain(e, vocab_size) from e
+
+
+def train_letters(texts: Iterable[str]) -> bytes:
+    """Returns a sentencepiece model whose tokens are all characters of the texts.
+
+    Raises UserError if there is no text.
+    """
+    try:
+        return _train(texts, model_type="char", use_all_vocab=True)
+    except RuntimeError as e:
+        raise _explain(e) from e
+
+
+def _train(texts: Iterable[str], **kind: Any) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        **kind,
+        character_coverage=1.0,
+        # Control symbols, so that no text can spell a blank.
+        control_symbols=[BLANK, SOS_EOS],
+        unk_id=2,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        # The text is normalized already, as the report shows.
+        normalization_rule_name="identity",
+        max_sentence_length=1 << 20,
+        minloglevel=2,
+    )
     return model.getvalue()
 
 
-def _explain(error: RuntimeError, vocab_size: int) -> Exception:
+def _explain(error: RuntimeError, vocab_size: int = 0) -> Exception:
     """sentencepiece's complaint about the vocabulary as one for the user."""
     message = str(error)
     too_high = re.search(r"set it to a value <= (\d+)", message)
@@ -78,15 +95,20 @@ def _explain(error: RuntimeError, vocab_size: int) -> Exception:
 def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--vocab-size", type=Number(int, at_least=4), default=2500)
+    parser.add_argument("--unit", choices=("bpe", "char"), default="bpe")
+    parser.add_argument(
+        "--vocab-size", type=Number(int, at_least=4), default=2500, help="of --unit bpe"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     set_up_logging()
-    tokenizer = Tokenizer.from_bytes(train_bpe(texts_of(args.data_dir, "train"), args.vocab_size))
-    lang_dir = args.data_dir / f"lang_bpe_{args.vocab_size}"
+    texts = texts_of(args.data_dir, "train")
+    is_bpe = args.unit == "bpe"
+    tokenizer = Tokenizer(train_bpe(texts, args.vocab_size) if is_bpe else train_letters(texts))
+    lang_dir = args.data_dir / (f"lang_bpe_{args.vocab_size}" if is_bpe else "lang_char")
     with replacing(lang_dir / "bpe.model", lang_dir / "tokens.txt") as (model, tokens):
         model.write_bytes(tokenizer.to_bytes())
         tokenizer.write_tokens(tokens)

@@ -147,6 +147,18 @@ def record(
     return np.round(mixed * 32767).astype(np.int16), int(before)
 
 
+def write_utterance(
+    path: Path, text: str, voice: str, synthesizer: Synthesizer, rng: np.random.Generator
+) -> float:
+    """Writes ``text``, spoken in some style in some room, as wav. Returns its seconds."""
+    speech = synthesizer.speak(text, voice, **speaking_style(rng))
+    samples, _ = record(speech.samples, speech.sampling_rate, rng)
+    wav = io.BytesIO()  # as libsndfile does not tell why a file cannot be written
+    soundfile.write(wav, samples, speech.sampling_rate, subtype="PCM_16", format="WAV")
+    write_bytes(path, wav.getvalue())
+    return len(samples) / speech.sampling_rate
+
+
 def make_split(
     name: str, sentences: list[str], voices: Sequence[str], seed: int, out_dir: Path
 ) -> float:
@@ -157,14 +169,9 @@ def make_split(
     lines = []
     for i, text in enumerate(tqdm(sentences, desc=name, disable=None)):
         voice = voices[i % len(voices)]
-        speech = synthesizer.speak(text, voice, **speaking_style(rng))
-        samples, _ = record(speech.samples, speech.sampling_rate, rng)
         file_name = f"{name}_{i:04d}.wav"
-        wav = io.BytesIO()  # as libsndfile does not tell why a file cannot be written
-        soundfile.write(wav, samples, speech.sampling_rate, subtype="PCM_16", format="WAV")
-        write_bytes(out_dir / file_name, wav.getvalue())
+        seconds += write_utterance(out_dir / file_name, text, voice, synthesizer, rng)
         lines.append(f"{file_name}|{text}|{voice.replace('+', '_')}\n")
-        seconds += len(samples) / speech.sampling_rate
     write_text(out_dir / f"{name}.txt", "".join(lines))
     return seconds
 

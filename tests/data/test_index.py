@@ -146,12 +146,77 @@ def test_manifests_are_joined_with_groups_and_shards_of_their_own(tmp_path: Path
     u = corpus.utterances(has_ctc=True)
     assert u.usable.tolist() == [i not in (1, 9) for i in range(10)]
     numbers, groups = corpus.numbered("groups")
-    assert [groups[n] for n in numbers] == ["et", "", "et", "fi", "et", "fi", "sv", "fi", "et", ""]
+    assert [groups[n] for n in numbers] == [
+        "et",
+        "",
+        "et",
+        "fi",
+        "et",
+        "fi",
+        "sv",
+        "fi",
+        "et",
+        "fi",
+    ]
     numbers, reasons = corpus.numbered("reasons")
     assert reasons[numbers[1]] == "there is no text" and reasons[0] == ""
     assert reasons[numbers[9]] == "the duration is -1.0"
     assert u.needed.tolist() == [max(2 * n - 1, 0) for n in u.tokens.tolist()]
     assert set(u.shards[:6]) == {0} and set(u.shards[6:]) == {1}
+
+
+def test_groups_go_by_language_or_by_any_field_of_the_manifest(tmp_path: Path) -> None:
+    one = [
+        cut_of(f"a{i}", 2.0, "ab", "et", custom={"group": "radio", "dialect": "võro", "year": i})
+        for i in range(3)
+    ]
+    one[1]["duration"] = -1.0
+    one[2]["supervisions"][0]["custom"] = None
+    two = [cut_of("b0", 2.0, "ab", "lv", custom={"dialect": "võro"})]
+    for is_gzip in (False, True):
+        data = tmp_path / str(is_gzip)
+        paths = [write_manifest(data, *x, is_gzip) for x in (("one", one), ("two", two))]
+        open_index(paths[0], Letters())
+        for field, expected in (
+            ("", ["radio", "radio", "et", "lv"]),
+            ("language", ["et", "et", "et", "lv"]),
+            ("dialect", ["võro", "võro", "", "võro"]),
+            ("year", ["0", "1", "", ""]),
+        ):
+            opened = [open_index(path, Letters(), group_by=field) for path in paths]
+            for index in (*opened, *pickle.loads(pickle.dumps(opened))):
+                assert index.digest == open_index(index.manifest, Letters()).digest
+            numbers, groups = Corpus(opened).numbered("groups")
+            assert [groups[n] for n in numbers] == expected
+    digest = opened[1].digest
+    two[0]["supervisions"][0]["custom"]["dialect"] = "mulgi"
+    changed = open_index(write_manifest(data, "two", two), Letters(), group_by="dialect")
+    assert changed.digest != digest and changed.texts["groups"][-1] == "mulgi"
+
+
+def test_a_training_by_groups_names_those_it_cannot_use(tmp_path: Path) -> None:
+    cuts = some_cuts(20)
+    cuts[0] = cut_of("lost", 2.0, "ab", "lv")
+    cuts[2] = cut_of("long", 50.0, "ab", "lv")
+    cuts[0]["duration"] = -1.0
+    write_manifest(tmp_path, "train", cuts)
+    data = module(tmp_path, group_batches=True, group_by="language")
+    with pytest.raises(UserError) as caught:
+        data.train_groups(["train"])
+    assert str(caught.value) == (
+        "train: none of the 2 utterances of the group 'lv' can be used (the duration is -1.0; not "
+        "within 0.1 and 30 seconds): mend its list, or leave it out"
+    )
+    write_manifest(tmp_path, "train", cuts[3:])
+    assert module(tmp_path, group_batches=True).train_groups(["train"]) == ["et", "fi"]
+    cuts[4]["supervisions"][0]["language"] = None
+    write_manifest(tmp_path, "train", cuts[3:])
+    with pytest.raises(UserError, match="1 utterances have no language.*: u4; "):
+        module(tmp_path, group_batches=True).train_groups(["train"])
+    with pytest.raises(UserError, match="17 utterances have no dialect.*: u3, .*, u7; "):
+        module(tmp_path, group_batches=True, group_by="dialect").train_groups(["train"])
+    with pytest.raises(UserError, match="--group-by dialect: nothing goes by groups"):
+        module(tmp_path, group_by="dialect")
 
 
 def test_a_manifest_that_changed_after_it_was_opened_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from lhotse.utils import perturb_num_samples
 
 from xlsr_transducer.core.geometry import encoder_frames
+from xlsr_transducer.data import packing
 from xlsr_transducer.data import plan as plans
 from xlsr_transducer.data.plan import Plan, PlanOptions, Utterances, fixed_plan, make_plan
 from xlsr_transducer.data.steps import Share, step_ends
@@ -62,7 +63,7 @@ def check(plan: Plan, u: Utterances, o: PlanOptions, rows: list[int]) -> None:
         if o.max_frames_tokens:
             size = padded / 0.04 * max(tokens) / 1e6
             assert len(batch) == 1 or size <= o.max_frames_tokens * (1 + 1e-9)
-        if o.group_batches:
+        if o.group_batches or o.matched:
             assert len({int(u.groups[row]) for row in batch}) == 1
         for row, length in zip(batch, seconds):
             assert o.min_utterance <= length <= o.max_utterance
@@ -79,6 +80,9 @@ def check(plan: Plan, u: Utterances, o: PlanOptions, rows: list[int]) -> None:
         {"max_frames_tokens": 0.03},
         {"max_duration": 0.5},
         {"num_buckets": 1},
+        {"matched": True},
+        {"matched": True, "max_duration": 0.5},
+        {"matched": True, "speeds": SPEEDS, "max_frames_tokens": 0.05, "pause_prob": 1.0},
         {"group_batches": True, "speeds": SPEEDS, "max_frames_tokens": 0.05, "pause_prob": 1.0},
     ],
 )
@@ -88,6 +92,8 @@ def test_every_utterance_that_fits_is_planned_once_within_the_bounds(
 ) -> None:
     monkeypatch.setattr(plans, "WINDOW", 100)
     monkeypatch.setattr(plans, "CHUNK", 50)
+    monkeypatch.setattr(packing, "LEAST", 50)
+    monkeypatch.setattr(packing, "OPEN", 4)
     u, o = some(count, shards), dataclasses.replace(OPTIONS, **changes)
     rows = fit_rows(u, o)
     plan = make_plan(u, o, seed=1, epoch=1)
@@ -133,6 +139,64 @@ def test_utterances_are_mixed_and_batches_are_full_and_little_padded() -> None:
     third = plan.rows[: len(plan.rows) // 3].mean()
     assert abs(third - 25_000) < 500  # of 50,000 in the order of the manifest
     assert abs(np.corrcoef(np.arange(len(plan)), plan.longest)[0, 1]) < 0.05
+
+
+def first_fit(lengths: list[float], o: PlanOptions, most_audio: float) -> list[list[float]]:
+    """Each length into the first batch in which it fits, one after the other."""
+    batches: list[list[float]] = []
+    for length in lengths:
+        for batch in batches:
+            longer = [*batch, length]
+            if sum(longer) <= most_audio and len(longer) * max(longer) <= o.max_duration:
+                batch.append(length)
+                break
+        else:
+            batches.append([length])
+    return batches
+
+
+@pytest.mark.parametrize("count, max_duration", [(3, 40.0), (400, 60.0), (400, 25.0), (64, 0.5)])
+def test_matched_batches_are_filled_longest_first(
+    count: int, max_duration: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without blur, of one chunk: beside plain first fit, with sums that are exact."""
+    monkeypatch.setattr(packing, "BLUR", 0.0)
+    monkeypatch.setattr(packing, "OPEN", count)
+    u = Utterances.plain(np.random.default_rng(count).integers(2, 40, count) / 2)
+    o = PlanOptions(max_duration, matched=True)
+    plan = make_plan(u, o, 1, 1)
+    most_audio = max(max_duration - u.seconds.max(), max_duration / 2)
+    expected = first_fit(sorted(u.seconds.tolist(), reverse=True), o, most_audio)
+    found = [sorted(u.seconds[plan.batch(k)[0]].tolist(), reverse=True) for k in range(len(plan))]
+    assert sorted(found) == sorted(sorted(batch, reverse=True) for batch in expected)
+
+
+def test_matched_batches_hold_as_much_audio_in_every_group_and_alternate() -> None:
+    """Four languages, 10 : 3 : 1 : 1 hours, one of them of short utterances."""
+    rng = np.random.default_rng(0)
+    groups = rng.choice(4, 20_000, p=[10 / 15, 3 / 15, 1 / 15, 1 / 15]).astype(np.int32)
+    seconds = np.clip(rng.gamma(3, np.where(groups == 3, 0.7, 2.0)), 0.3, 20)
+    u = dataclasses.replace(Utterances.plain(seconds), groups=groups)
+    o = PlanOptions(100.0, matched=True)
+    plan = make_plan(u, o, 1, 1)
+    check(plan, u, dataclasses.replace(o, group_batches=True), list(range(20_000)))
+    group = u.groups[plan.rows[plan.ends - 1]]
+    for one in range(4):
+        mine = plan.seconds[group == one]
+        assert np.median(mine) > 0.98 * 80 and mine.max() <= 80 * (1 + 1e-9)
+        assert (mine > 0.9 * 80).mean() > 0.93  # but for the last of each chunk
+        places = np.flatnonzero(group == one) / len(group)
+        even = (np.arange(len(places)) + 0.5) / len(places)
+        assert np.abs(places - even).max() < 0.5 / len(places) + 4 / len(group)
+    plain = make_plan(u, PlanOptions(100.0, group_batches=True), 1, 1)
+    assert plan.seconds[group < 3].std() < plain.seconds.std()
+    padded = plan.sizes * plan.longest
+    assert plan.seconds.sum() > 0.85 * padded.sum()
+    batches = [
+        {frozenset(p.batch(k)[0].tolist()) for k in range(len(p))}
+        for p in (plan, make_plan(u, o, 1, 2))
+    ]
+    assert not batches[0] & batches[1]
 
 
 def test_speeds_are_equally_frequent_and_drawn_again_in_each_epoch() -> None:

@@ -334,7 +334,7 @@ def test_searches_that_cannot_use_hotwords_refuse_them_by_name(
 def test_streams_of_a_pool_have_their_own_hotwords(corpus, streaming_exp, tokenizer):
     model = load_model(CheckpointOptions(exp_dir=streaming_exp), streaming=True).model
     options = SearchOptions(**MODIFIED, blank_penalty=4.0)
-    search = make_search(options, model.decoder, model.joiner, Bias(tokenizer.vocab_size))
+    search = make_search(options, model, Bias(tokenizer.vocab_size))
     own = context_graph([([9, 12], 20.0), ([20], 20.0)], tokenizer.vocab_size)
     noise = 0.1 * torch.randn(24000, generator=torch.Generator().manual_seed(0))
 

@@ -281,7 +281,7 @@ def test_mean_of_files_equals_a_float64_mean(tmp_path: Path) -> None:
     [
         (["--joiner-dim=24"], "--joiner-dim 32 and 24"),
         (["--encoder-dim=16", "--context-size=1"], "--encoder-dim 32 and 16; --context-size 2 "),
-        (["--ctc-loss-scale=0"], "--ctc-loss-scale above 0 and 0"),
+        (["--ctc-loss-scale=0"], "--heads transducer,ctc and transducer"),
         (["--chunk-size=8"], "--chunk-size 16,8,-1 and 8"),
         (["--lora-rank=2"], "epoch-1.pt: the checkpoint was trained with no LoRA"),
         (["--optimizer=scaled_adam"], "epoch-1.pt: the checkpoint has the state of another opt"),

@@ -75,13 +75,15 @@ class SpeechDataset(Dataset):
         tokenizer: Tokenizer,
         from_waveform: bool,
         change: Change = None,
+        group_by: str = "",
     ):
         """
         Args:
           change: of what is read, such as an ``Augmenter``.
+          group_by: what the groups of a batch are, as in ``group_of``.
         """
         self.cuts, self.tokenizer = cuts, tokenizer
-        self.from_waveform, self.change = from_waveform, change
+        self.from_waveform, self.change, self.group_by = from_waveform, change, group_by
 
     def __getitem__(self, planned: Planned) -> Batch:
         """Returns the batch; without utterances where none can be read."""
@@ -110,7 +112,7 @@ class SpeechDataset(Dataset):
             ids=[c.id for c in kept],
             seconds=seconds,
             skipped=skipped,
-            groups=[group_of(c.supervisions[0]) for c in kept],
+            groups=[group_of(c.supervisions[0], self.group_by) for c in kept],
             place=planned.place,
         )
 

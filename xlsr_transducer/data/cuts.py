@@ -11,6 +11,8 @@ from lhotse.utils import fastcopy
 
 from xlsr_transducer.data.flaws import damage_named
 
+LANGUAGE = "language"
+
 
 def load_cuts(path: Path) -> CutSet:
     """Returns the cuts of a manifest, which each pass over them reads again.
@@ -20,10 +22,18 @@ def load_cuts(path: Path) -> CutSet:
     return CutSet(_Cuts(path))
 
 
-def group_of(supervision: SupervisionSegment) -> str:
-    """Returns the group of an utterance: its custom field ``group``, or its language; "" without
-    either."""
-    return str((supervision.custom or {}).get("group") or supervision.language or "")
+def group_of(supervision: SupervisionSegment, group_by: str = "") -> str:
+    """Returns the group of an utterance; "" if it has none.
+
+    Args:
+      group_by: ``language``, or a custom field; "": custom field ``group``, or else the language.
+    """
+    custom = supervision.custom or {}
+    if group_by:
+        value = supervision.language if group_by == LANGUAGE else custom.get(group_by)
+    else:
+        value = custom.get("group") or supervision.language
+    return "" if value is None else str(value)
 
 
 class _Cuts:

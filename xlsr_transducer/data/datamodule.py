@@ -21,11 +21,12 @@ from lhotse import CutSet
 from torch.utils.data import DataLoader
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.files import UNFINISHED, alone_in, disk_errors_named, write_text
+from xlsr_transducer.core.files import UNFINISHED, alone_in, disk_errors_named
 from xlsr_transducer.core.geometry import SUBSAMPLING
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.augment import SPEEDS, Augmenter, AugmentOptions
 from xlsr_transducer.data.batches import Batch, Change, Cuts, SpeechDataset
+from xlsr_transducer.data.cuts import LANGUAGE
 from xlsr_transducer.data.features import present_cuts, without_features
 from xlsr_transducer.data.index import Corpus, open_index
 from xlsr_transducer.data.plan import (
@@ -36,6 +37,7 @@ from xlsr_transducer.data.plan import (
     fixed_plan,
     make_plan,
 )
+from xlsr_transducer.data.split_summary import Names, SplitSummary, groups_of, kept_rows
 from xlsr_transducer.data.steps import Place, Planned, Share
 from xlsr_transducer.data.tokenizer import Tokenizer
 
@@ -60,8 +62,11 @@ class DataOptions(Options):
         0.0, "bound on encoder frames x tokens of a padded batch, in millions; 0: none", at_least=0
     )
     num_buckets: int = option(30, "buckets of similar duration", at_least=1, at_most=10_000)
-    group_batches: bool = option(
-        False, "batches of one group: a supervision's custom field `group`, or else its language"
+    group_batches: bool = option(False, "batches of one group each, see --group-by")
+    group_by: str | None = option(
+        None,
+        "what the groups are: language, or a custom field of the manifest's supervisions "
+        "(default: the field `group`, or else the language)",
     )
     num_workers: int = option(2, "processes that read data", at_least=0, at_most=1024)
     min_utterance: float = option(
@@ -78,34 +83,6 @@ class DataOptions(Options):
                 f"--min-utterance {self.min_utterance} exceeds --max-utterance "
                 f"{self.max_utterance}: no utterance is left"
             )
-
-
-class Names(Sequence):
-    """Ids of utterances, which are read from the manifest when they are asked for."""
-
-    def __init__(self, corpus: Corpus, rows: np.ndarray):
-        self.corpus, self.rows = corpus, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, which: Any) -> Any:
-        rows = self.rows[which]
-        return [self.corpus.id(row) for row in rows] if rows.ndim else self.corpus.id(rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitSummary:
-    """How many utterances some splits have, and which of them are left out."""
-
-    utterances: int
-    seconds: float  # in an epoch; of pauses that are drawn, what is expected
-    left_out: dict[str, Sequence[str]]  # reason -> ids
-
-    def write_left_out(self, path: Path) -> None:
-        """Writes the table of all utterances that were left out."""
-        rows = [f"{i}\t{reason}\n" for reason, ids in self.left_out.items() for i in ids]
-        write_text(path, "utterance\treason\n" + "".join(rows))
 
 
 class Part(NamedTuple):
@@ -127,19 +104,27 @@ class DataModule:
         has_ctc: bool = False,
         work_dir: Path | None = None,
         subsampling: int = SUBSAMPLING,
+        matched: bool = False,
     ):
         """
         Args:
           has_ctc: whether training has a CTC loss, which needs frames for blanks too.
           subsampling: XLSR frames per encoder frame.
+          matched: training's batches are of one group each, and of about equal duration.
           work_dir: holds the plan that processes share, and indexes that the data folder cannot.
         """
         self.options, self.has_ctc, self.work_dir = options, has_ctc, work_dir
-        self.subsampling = subsampling
+        self.subsampling, self.matched = subsampling, matched
+        self.has_groups = matched or options.group_batches
+        if options.group_by and not self.has_groups:
+            raise UserError(
+                f"--group-by {options.group_by}: nothing goes by groups; give --group-weights, or "
+                "--group-batches 1"
+            )
         self.features = features
         self.tokenizer = tokenizer
         self.augmenter = Augmenter.make(augment, from_waveform=features is None)
-        self._corpora: dict[tuple[str, ...], Corpus] = {}
+        self._corpora: dict[tuple[str, ...], Corpus] = {}  # by group_by and splits
 
     def manifest(self, split: str) -> Path:
         """Returns the file that lists a split's cuts.
@@ -157,21 +142,50 @@ class DataModule:
         )
         raise UserError(f"{path} is missing: run {command}")
 
-    def corpus(self, splits: Sequence[str]) -> Corpus:
+    def corpus(self, splits: Sequence[str], group_by: str = "") -> Corpus:
         """Returns the utterances of some splits; their indexes are made if need be.
+
+        Args:
+          group_by: what their groups are, as in ``group_of``.
 
         Raises:
           UserError: a manifest is missing or damaged.
         """
-        key = tuple(splits)
+        key = (group_by, *splits)
         if key not in self._corpora:
-            self._corpora[key] = Corpus(
-                [
-                    open_index(self.manifest(split), self.tokenizer, self.features, self.work_dir)
-                    for split in splits
-                ]
-            )
+            given = (self.tokenizer, self.features, self.work_dir, group_by)
+            self._corpora[key] = Corpus([open_index(self.manifest(s), *given) for s in splits])
         return self._corpora[key]
+
+    def train_corpus(self, splits: Sequence[str]) -> Corpus:
+        """Returns the utterances of training splits, in the groups of the options."""
+        return self.corpus(splits, self.options.group_by or "")
+
+    def train_groups(self, splits: Sequence[str]) -> list[str]:
+        """Returns the groups of the utterances that training uses, in alphabetical order.
+
+        Raises:
+          UserError: some utterances have no group, or none of a group can be used.
+        """
+        corpus = self.train_corpus(splits)
+        left_out = self._left_out(corpus, self._utterances(corpus))
+        return groups_of(corpus, left_out, ", ".join(splits), self.options.group_by or LANGUAGE)
+
+    def _utterances(self, corpus: Corpus) -> Utterances:
+        return corpus.utterances(self.has_ctc, self.subsampling)
+
+    def _left_out(
+        self, corpus: Corpus, u: Utterances, for_training: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Returns why utterances are left out, and the rows of each reason."""
+        numbers, reasons = corpus.numbered("reasons")
+        flawed = np.flatnonzero(~u.usable)
+        left_out = {reasons[i]: flawed[numbers[flawed] == i] for i in np.unique(numbers[flawed])}
+        kept = u.usable.copy()
+        for reason, is_unfit in self._unfit(u) if for_training else ():
+            left_out[reason] = np.flatnonzero(kept & is_unfit)
+            kept &= ~is_unfit
+        return {reason: rows for reason, rows in left_out.items() if len(rows)}
 
     def summary(self, splits: Sequence[str], for_training: bool = True) -> SplitSummary:
         """Counts splits, and logs what is left out, with the first ids.
@@ -183,16 +197,11 @@ class DataModule:
           UserError: a manifest cannot be read, or nothing of it can be used.
         """
         corpus = self.corpus(splits)
-        u = corpus.utterances(self.has_ctc, self.subsampling)
-        numbers, reasons = corpus.numbered("reasons")
-        flawed = np.flatnonzero(~u.usable)
-        left_out = {reasons[i]: flawed[numbers[flawed] == i] for i in np.unique(numbers[flawed])}
-        kept = u.usable
-        for reason, is_unfit in self._unfit(u) if for_training else ():
-            left_out[reason] = np.flatnonzero(kept & is_unfit)
-            kept &= ~is_unfit
+        u = self._utterances(corpus)
+        left_out = self._left_out(corpus, u, for_training)
+        kept = kept_rows(len(corpus), left_out)
         names: dict[str, Sequence[str]] = {
-            reason: Names(corpus, rows) for reason, rows in left_out.items() if len(rows)
+            reason: Names(corpus, rows) for reason, rows in left_out.items()
         }
         for split in splits if self.features else ():
             for reason, ids in without_features(self.features, split).items():
@@ -241,34 +250,36 @@ class DataModule:
         first = sum(part.batches for part in earlier)
         total = self.options.total_duration
         share = Share(plan, total, rank, world_size, skip - first, first)
-        return self._loader(share, self.corpus(splits), self.augmenter.at(seed, epoch))
+        corpus, change = self.train_corpus(splits), self.augmenter.at(seed, epoch)
+        return self._loader(share, corpus, change, self.options.group_by or "")
 
     def batch_options(self, splits: Sequence[str], seed: int) -> dict[str, Any]:
         """Returns all that decides which batches an epoch has, as plain values."""
         options = dataclasses.asdict(self._plan_options())
         options["speeds"] = list(options["speeds"])
         digests = [index.digest for index in self.corpus(splits).indexes]
+        options["group_by"] = self.options.group_by or ""
         return {"seed": seed, **options, "manifests": dict(zip(splits, digests))}
 
     def largest_batches(self, splits: Sequence[str], epoch: int, seed: int) -> Iterator[Batch]:
         """Yields the batches of an epoch that need the most memory."""
         plan = self._train_plan(splits, epoch, seed)
         augmenter = self.augmenter.at(seed, epoch)
-        dataset = self._dataset(self.corpus(splits), augmenter)
+        dataset = self._dataset(self.train_corpus(splits), augmenter)
         for k in plan.largest():
             yield dataset[Planned(*plan.batch(k), Place(0, 1, int(plan.tokens[k]), is_last=True))]
 
     def _plan_options(self) -> PlanOptions:
-        names = {f.name for f in dataclasses.fields(PlanOptions)} - {
-            "speeds",
-            "pause_prob",
-            "subsampling",
-        }
-        values = {name: getattr(self.options, name) for name in names}
         augment = self.augmenter.options
-        speeds = SPEEDS if augment.speed_perturb else (1.0,)
-        given = dict(pause_prob=augment.pause_prob, subsampling=self.subsampling)
-        return PlanOptions(**values, speeds=speeds, **given)
+        given = {
+            "speeds": SPEEDS if augment.speed_perturb else (1.0,),
+            "pause_prob": augment.pause_prob,
+            "subsampling": self.subsampling,
+            "matched": self.matched,
+            "group_batches": self.has_groups,
+        }
+        names = {f.name for f in dataclasses.fields(PlanOptions)} - given.keys()
+        return PlanOptions(**{name: getattr(self.options, name) for name in names}, **given)
 
     def _train_plan(
         self,
@@ -297,13 +308,15 @@ class DataModule:
     def _new_plan(
         self, splits: Sequence[str], epoch: int, seed: int, earlier: Sequence[Part]
     ) -> Plan:
-        utterances = self.corpus(splits).utterances(self.has_ctc, self.subsampling)
         seen = np.zeros(0, dtype=np.int32)
         for part in earlier:
             values = {k: v for k, v in part.options.items() if k not in ("seed", "manifests")}
+            corpus = self.corpus(splits, values.pop("group_by", ""))
             options = PlanOptions(**{**values, "speeds": tuple(values["speeds"])})
-            plan = make_plan(utterances, options, part.options["seed"], epoch, seen)
+            seed_then = part.options["seed"]
+            plan = make_plan(self._utterances(corpus), options, seed_then, epoch, seen)
             seen = np.append(seen, plan.rows[: plan.num_rows(part.batches)])
+        utterances = self._utterances(self.train_corpus(splits))
         return make_plan(utterances, self._plan_options(), seed, epoch, seen)
 
     def valid_loader(
@@ -311,7 +324,7 @@ class DataModule:
     ) -> DataLoader:
         """All utterances of the splits, in a fixed order; this process's share of them."""
         corpus = self.corpus(splits)
-        plan = fixed_plan(corpus.utterances(self.has_ctc, self.subsampling), self._plan_options())
+        plan = fixed_plan(self._utterances(corpus), self._plan_options())
         return self._loader(_shared_out(plan, rank, world_size), corpus)
 
     def fixed_loader(self, cuts: CutSet, change: Change = None) -> DataLoader:
@@ -321,12 +334,14 @@ class DataModule:
         plan = fixed_plan(utterances, self._plan_options())
         return self._loader(_shared_out(plan), in_memory, change)
 
-    def _dataset(self, cuts: Cuts, change: Change = None) -> SpeechDataset:
-        return SpeechDataset(cuts, self.tokenizer, self.features is None, change)
+    def _dataset(self, cuts: Cuts, change: Change = None, group_by: str = "") -> SpeechDataset:
+        return SpeechDataset(cuts, self.tokenizer, self.features is None, change, group_by)
 
-    def _loader(self, batches: Iterable[Planned], cuts: Cuts, change: Change = None) -> DataLoader:
+    def _loader(
+        self, batches: Iterable[Planned], cuts: Cuts, change: Change = None, group_by: str = ""
+    ) -> DataLoader:
         return DataLoader(
-            self._dataset(cuts, change),
+            self._dataset(cuts, change, group_by),
             sampler=batches,
             batch_size=None,
             num_workers=self.options.num_workers,

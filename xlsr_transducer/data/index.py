@@ -8,6 +8,7 @@ A folder ``cuts_X.index`` beside ``cuts_X.jsonl`` or ``cuts_X.jsonl.gz`` holds
     frames.npy        (N,) int32: of the encoder
     reasons.npy       (N,) int32: why it cannot be used; 0 if it can
     groups.npy        (N,) int32: custom field ``group`` of the supervision, or its language
+    groups-HASH.npy   (N,) int32: the same by another field, with names in groups-HASH.json
     shards.npy        (N,) int32: counts the tar files of Lhotse Shar in their order
     tokens-HASH.npy   (2, N) int32: tokens of a tokenizer, and frames that CTC needs for them
     cuts.jsonl        the lines of a .gz, which cannot be read from the middle
@@ -52,28 +53,40 @@ from xlsr_transducer.data.shar import tar_of
 from xlsr_transducer.data.sources import utterance_bytes
 from xlsr_transducer.data.tokenizer import Tokenizer
 
-VERSION = 2
+VERSION = 3
 ABOUT, LINES = "about.json", "cuts.jsonl"
+GROUPS = "groups.npy"
 ARRAYS = ("offsets", "seconds", "frames", "reasons", "groups", "shards")
-DECIDE_PLANS = ("seconds.npy", "reasons.npy", "groups.npy", "shards.npy")
+DECIDE_PLANS = ("seconds.npy", "reasons.npy", GROUPS, "shards.npy")
 
 
 class Index:
     """The utterances of one manifest, by the number of their line."""
 
-    def __init__(self, folder: Path, manifest: Path, tokens: str, features: Path | None):
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Path,
+        tokens: str,
+        features: Path | None,
+        groups: str = GROUPS,
+    ):
         """
         Args:
           folder: that of the index.
-          tokens: name of the file with the numbers of tokens.
+          tokens: name of the file with the numbers of tokens. groups: of that with the groups.
           features: where the paths of stored features begin.
         """
-        self._arguments = (folder, manifest, tokens, features)
+        self._arguments = (folder, manifest, tokens, features, groups)
         self.manifest, self.features = manifest, features
         about = _read_about(folder)
         self.digest: str = about["digest"]  # of all that a plan depends on, but tokens
         self.texts = {name: about[name] for name in ("reasons", "groups")}  # of each number
         self.arrays = {name: load_array(folder / f"{name}.npy") for name in ARRAYS}
+        if groups != GROUPS:
+            self.arrays["groups"] = load_array(folder / groups)
+            names = (folder / groups).with_suffix(".json").read_text(encoding="utf-8")
+            self.texts["groups"] = json.loads(names)
         lines = folder / LINES
         # Stays open: the file that the offsets belong to, even if another gets its name.
         self._lines = open(lines if lines.is_file() else manifest, "rb")
@@ -179,23 +192,30 @@ def _apart(parts: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def open_index(
-    manifest: Path, tokenizer: Tokenizer, features: Path | None = None, spare: Path | None = None
+    manifest: Path,
+    tokenizer: Tokenizer,
+    features: Path | None = None,
+    spare: Path | None = None,
+    group_by: str = "",
 ) -> Index:
     """Opens the index of a manifest, and makes it first if there is none of the file as it is.
 
     Args:
       features: the folder of the stored features that the manifest lists; None: audio is used.
       spare: where the index goes if it cannot be written beside the manifest.
+      group_by: what the groups are, as in ``group_of``.
 
     Raises:
       UserError: the manifest is damaged, or the index can be written nowhere.
     """
-    tokens = f"tokens-{hashlib.sha256(tokenizer.to_bytes()).hexdigest()[:16]}.npy"
+    tokens = f"tokens-{_short_hash(tokenizer.to_bytes())}.npy"
+    groups = f"groups-{_short_hash(group_by.encode())}.npy" if group_by else GROUPS
     name = manifest.name.split(".")[0] + ".index"
     folders = [manifest.parent / name, *([spare / name] if spare else [])]
     for folder in folders:
-        if _is_current(folder, manifest, features) and (folder / tokens).is_file():
-            return Index(folder, manifest, tokens, features)
+        has_all = all((folder / name).is_file() for name in (tokens, groups))
+        if has_all and _is_current(folder, manifest, features):
+            return Index(folder, manifest, tokens, features, groups)
     folder = folders[0 if os.access(manifest.parent, os.W_OK) else -1]
     with disk_errors_named(folder), alone_in(folder.parent):
         if not _is_current(folder, manifest, features):
@@ -203,7 +223,9 @@ def open_index(
         index = Index(folder, manifest, tokens, features)
         if not (folder / tokens).is_file():
             _count_tokens(index, folder / tokens, tokenizer)
-    return index
+        if not (folder / groups).is_file():
+            _number_groups(index, folder / groups, group_by)
+        return Index(folder, manifest, tokens, features, groups)
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -248,6 +270,8 @@ def _make(
     with open(unfinished / LINES, "wb") as copy:
         for line, identity_of_line, cut in _read(manifest):
             digest.update(identity_of_line)
+            groups = [[s.language, s.custom] for s in cut.supervisions]
+            digest.update(json.dumps(groups, default=str).encode())
             columns.add(len(line), cut, features, tokenizer)
             if manifest.suffix == ".gz":
                 copy.write(line)
@@ -287,10 +311,9 @@ class _Columns:
     def add(self, length: int, cut: Cut, features: Path | None, tokenizer: Tokenizer) -> None:
         """Adds an utterance, whose line has ``length`` bytes."""
         reason = flaw(cut, from_waveform=features is None)
-        group, tokens, tar = "", [], ""
+        group, tokens, tar = _group_of(cut), [], ""
         if not reason:
             [supervision] = cut.supervisions
-            group = group_of(supervision)
             tokens = tokenizer.encode([supervision.text])[0]
             tar = tar_of(cut)
         if tar and tar != self._tar:
@@ -315,6 +338,11 @@ class _Columns:
         return {"reasons": list(self._reasons), "groups": list(self._groups)}
 
 
+def _group_of(cut: Cut, group_by: str = "") -> str:
+    """The group of an utterance, also of one that cannot be used."""
+    return group_of(cut.supervisions[0], group_by) if len(cut.supervisions) == 1 else ""
+
+
 def _frames_of_ctc(tokens: list[int]) -> int:
     """Returns how many frames CTC needs: one for each token, and blanks between equal ones."""
     return len(tokens) + sum(map(eq, tokens, tokens[1:]))
@@ -328,6 +356,21 @@ def _count_tokens(index: Index, path: Path, tokenizer: Tokenizer) -> None:
         counts[:, row] = len(tokens), _frames_of_ctc(tokens)
     with replacing(path) as [temporary], open(temporary, "wb") as f:
         np.save(f, counts)
+
+
+def _number_groups(index: Index, path: Path, group_by: str) -> None:
+    """Writes the groups by another field: their names, then a number of each utterance."""
+    numbers: dict[str, int] = {"": 0}  # name -> number
+    groups = np.zeros(len(index), dtype=np.int32)
+    for row in range(len(index)):
+        groups[row] = numbers.setdefault(_group_of(index[row], group_by), len(numbers))
+    write_text(path.with_suffix(".json"), json.dumps(list(numbers)) + "\n")
+    with replacing(path) as [temporary], open(temporary, "wb") as f:
+        np.save(f, groups)
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from xlsr_transducer.core.geometry import (
     SUBSAMPLING,
     encoder_frames,
 )
+from xlsr_transducer.data.packing import interleaved, packed
 
 CHUNK = 2048  # utterances of a bucket that are put into batches one by one
 WINDOW = 20_000  # utterances of a corpus in shards that are shuffled together
@@ -57,9 +58,15 @@ class PlanOptions:
     min_utterance: float = 0.0  # seconds
     max_utterance: float = float("inf")
     group_batches: bool = False
+    matched: bool = False  # batches of one group, of equal duration, and evenly interleaved
     speeds: tuple[float, ...] = (1.0,)  # of which each utterance draws one
     pause_prob: float = 0.0  # share of utterances that get a pause
     subsampling: int = SUBSAMPLING  # XLSR frames per encoder frame
+
+    @property
+    def most_size(self) -> float:
+        """The bound on seconds x tokens of a padded batch; infinite without one."""
+        return self.max_frames_tokens * 1e6 * FRAME_SHIFT * self.subsampling or np.inf
 
     def fits(self, seconds: np.ndarray) -> np.ndarray:
         """Returns whether utterances of these lengths may be trained on."""
@@ -153,10 +160,19 @@ def make_plan(
     rows, speeds, pauses = rows[order], speeds[order], pauses[order]
     seconds, cells = seconds[order], cells[order]
     del order
-    ends = _fill(cells, seconds, u.tokens[rows], options)
+    if options.matched:
+        random = _hash(f"lengths {seed} {epoch}", rows)
+        bounds = (options.max_duration, options.most_size)
+        order, ends = packed(cells, seconds, u.tokens[rows], random, *bounds)
+        rows, speeds, pauses, seconds = (x[order] for x in (rows, speeds, pauses, seconds))
+    else:
+        ends = _fill(cells, seconds, u.tokens[rows], options)
+    cells = cells[ends - 1]  # of the batches
     random = _hash(f"batches {seed} {epoch}", np.arange(len(ends)))
-    shuffled = _sorted_then_shuffled(cells[ends - 1] // per_window, random)
-    del cells
+    if options.matched:
+        shuffled = interleaved(cells, cells // per_window, random)
+    else:
+        shuffled = _sorted_then_shuffled(cells // per_window, random)
     return _assembled(u, rows, (speeds, pauses), seconds, ends, shuffled)
 
 
@@ -221,16 +237,16 @@ def _cells(
     """Returns a number for each utterance, int32, which those have alike that may share a batch:
     of its bucket, and its group where that counts; and how many such numbers there are.
 
-    Buckets hold as much audio each.
+    Buckets hold as much audio each; there is one where batches are matched.
     """
-    num_buckets = max(min(options.num_buckets, len(rows)), 1)
+    num_buckets = 1 if options.matched else max(min(options.num_buckets, len(rows)), 1)
     ordered = np.sort(seconds)
     total = np.cumsum(ordered)
     shares = np.arange(1, num_buckets) / num_buckets * total[-1:].sum()
     edges = ordered[np.searchsorted(total, shares)]
     del ordered, total
     cells = np.searchsorted(edges, seconds, side="right").astype(np.int32)
-    if not options.group_batches:
+    if not (options.group_batches or options.matched):
         return cells, num_buckets
     groups = u.groups[rows]
     cells += num_buckets * groups
@@ -279,7 +295,6 @@ def _fill(
 
     is_start = np.zeros(len(seconds), dtype=bool)
     count, longest, most = np.zeros((3, len(first)))
-    frames_tokens = options.max_frames_tokens * 1e6 * FRAME_SHIFT * options.subsampling or np.inf
     for place in range(int(length.max(initial=0))):
         live = slice(int(np.searchsorted(-length, -place)))  # the chunks longer than that
         here = first[live] + place
@@ -287,7 +302,7 @@ def _fill(
         longest_now = np.maximum(longest[live], seconds[here])
         most_now = np.maximum(most[live], tokens[here])
         padded = size_now * longest_now
-        is_new = (padded > options.max_duration) | (padded * most_now > frames_tokens)
+        is_new = (padded > options.max_duration) | (padded * most_now > options.most_size)
         is_new |= place == 0
         is_start[here] = is_new
         count[live] = np.where(is_new, 1, size_now)

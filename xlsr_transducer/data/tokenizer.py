@@ -1,4 +1,4 @@
-"""BPE tokens of the model: text to token ids and back, by sentencepiece.
+"""Tokens of the model, BPE pieces or letters: text to token ids and back, by sentencepiece.
 
 Ids 0, 1 and 2 are `<blk>`, `<sos/eos>` and `<unk>`; tokens.txt has one `token id` a line.
 """
@@ -115,15 +115,18 @@ def read_tokens(path: str | Path) -> list[str]:
 
 
 def find_lang_dir(data_dir: Path) -> Path:
-    """Returns the only ``lang_bpe_N`` of a corpus.
+    """Returns the only ``lang_bpe_N`` or ``lang_char`` of a corpus.
 
     Raises:
       UserError: there is none, or several, which it names.
     """
-    found = sorted(p.parent for p in data_dir.glob("lang_bpe_*/bpe.model"))
+    kinds = ("lang_bpe_*", "lang_char")
+    found = sorted(p.parent for kind in kinds for p in data_dir.glob(f"{kind}/bpe.model"))
     if not found:
-        raise UserError(f"{data_dir}: no lang_bpe_N here; run stage 2 of ./prepare.sh")
+        raise UserError(
+            f"{data_dir}: no lang_bpe_N or lang_char here; run stage 2 of ./prepare.sh"
+        )
     if len(found) > 1:
         names = ", ".join(str(p) for p in found)
-        raise UserError(f"several BPE models, choose one with --lang-dir: {names}")
+        raise UserError(f"several sets of tokens, choose one with --lang-dir: {names}")
     return found[0]

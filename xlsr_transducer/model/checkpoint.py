@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, and the model that a command gets out of them.
+"""Checkpoints: what they hold, and the model that a command gets out of them or of a folder.
 
 A checkpoint holds the model's configuration and tokens beside its weights, so that no
 command needs model flags. The frozen part of XLSR below the cut, the same in all of them,
@@ -19,9 +19,16 @@ from torch import Tensor
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.core.tensor_files import load_verified, save_atomically
-from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.data.labels import Units, units_from_bytes
 from xlsr_transducer.model.averaging import Weights, covered_steps, mean_between, mean_of
 from xlsr_transducer.model.config import ModelConfig, build_model
+from xlsr_transducer.model.foreign import read_foreign
+from xlsr_transducer.model.foreign_classifier import (
+    is_fairseq_classifier,
+    is_folder_of_classifier,
+    read_fairseq,
+    read_folder,
+)
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
@@ -50,7 +57,11 @@ class CheckpointOptions(Options):
     use_averaged_model: bool = option(
         True, "average by the running mean kept in training, over every step of the range"
     )
-    checkpoint: Path | None = option(None, "use this file, such as a pretrained.pt")
+    checkpoint: Path | None = option(
+        None,
+        "use this file, such as a pretrained.pt, or folder of Hugging Face's Wav2Vec2ForCTC",
+    )
+    language: str | None = option(None, "whose adapters and letters to use of an MMS folder")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +93,9 @@ class CheckpointOptions(Options):
         if self.avg is None:
             return self.resolved().describe()
         if self.checkpoint:
-            return Path(self.checkpoint).stem
+            path = Path(self.checkpoint)
+            name = path.resolve().name if path.is_dir() else path.stem
+            return f"{name}-{self.language}" if self.language else name
         if not (self.epoch or self.iter):
             return "best"
         name = f"epoch-{self.epoch}" if self.epoch else f"iter-{self.iter}"
@@ -95,10 +108,10 @@ class LoadedModel:
 
     model: SpeechModel
     config: ModelConfig
-    tokenizer: Tokenizer
+    tokenizer: Units
 
 
-def model_content(config: ModelConfig, tokenizer: Tokenizer, weights: Weights) -> dict[str, Any]:
+def model_content(config: ModelConfig, tokenizer: Units, weights: Weights) -> dict[str, Any]:
     """Returns what every checkpoint holds."""
     bpe = torch.frombuffer(bytearray(tokenizer.to_bytes()), dtype=torch.uint8)
     return {
@@ -116,7 +129,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing, damaged, unsafe, or of another kind.
     """
-    content = load_verified(path)
+    return _checked(path, load_verified(path))
+
+
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    """Returns what a checkpoint holds, with today's names; see ``read_checkpoint``."""
     if not isinstance(content, dict) or not {"format", "config", "model"} <= content.keys():
         raise UserError(f"{path}: not a checkpoint of this project")
     if content["format"] not in (1, 2, FORMAT):
@@ -129,6 +146,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             if name in content:
                 content[name] = {_new_name(key): value for key, value in content[name].items()}
     return content
+
+
+def read_model(path: Path, language: str | None = None) -> dict[str, Any]:
+    """Reads a checkpoint of this project, or a recogniser or classifier from elsewhere like one:
+    a folder in Hugging Face's format, or fairseq's file of a classifier.
+
+    Args:
+      language: of a folder that has several, as MMS is.
+
+    Raises:
+      UserError: it is missing, damaged, unsafe, or of another kind.
+    """
+    if path.is_dir() and not is_folder_of_classifier(path):
+        found = read_foreign(path, language)
+        return model_content(found.config, found.tokenizer, found.weights)
+    if language:
+        raise UserError(f"--language {language}: {path} is no folder with adapters, as MMS is")
+    if path.is_dir():
+        classifier = read_folder(path)
+        return model_content(classifier.config, classifier.labels, classifier.weights)
+    content = load_verified(path)
+    if is_fairseq_classifier(content):
+        classifier = read_fairseq(path, content)
+        return model_content(classifier.config, classifier.labels, classifier.weights)
+    return _checked(path, content)
 
 
 def _new_name(name: str) -> str:
@@ -171,7 +213,7 @@ def load_model(options: CheckpointOptions, streaming: bool | None = None) -> Loa
       UserError: a file is missing or does not fit; the message names it.
     """
     path, given, options = _chosen_file(options), options, options.resolved()
-    content = read_checkpoint(path)
+    content = read_model(path, options.language)
     config = ModelConfig.from_dict(content["config"], str(path))
     weights = _average(options, path, content)
     if options.epoch or options.iter:
@@ -184,7 +226,7 @@ def load_model(options: CheckpointOptions, streaming: bool | None = None) -> Loa
     except RuntimeError as e:
         raise UserError(f"{path}: the weights do not fit the configuration ({e})") from e
     try:
-        tokenizer = Tokenizer.from_bytes(bytes(content["bpe_model"].tolist()))
+        tokenizer = units_from_bytes(bytes(content["bpe_model"].tolist()))
     except UserError as e:
         raise UserError(f"{path}: its BPE model is damaged ({e}); use another checkpoint") from e
     return LoadedModel(model.eval(), config, tokenizer)

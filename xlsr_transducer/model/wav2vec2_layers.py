@@ -190,6 +190,23 @@ class FeedForward(nn.Module):
         return self.output_dropout(self.output_dense(x))
 
 
+class LanguageAdapter(nn.Module):
+    """The small network at the end of each layer that MMS has for every language.
+
+    V. Pratap et al., "Scaling speech technology to 1,000+ languages", JMLR 2024.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear_1 = nn.Linear(width, hidden)
+        self.linear_2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, T, D), to be added to it."""
+        return self.linear_2(torch.relu(self.linear_1(self.norm(x))))
+
+
 class EncoderLayer(nn.Module):
     """A transformer layer: norms before (XLSR, "stable") or after (wav2vec2-base)."""
 
@@ -203,11 +220,16 @@ class EncoderLayer(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width = config.adapter_attn_dim
+        self.adapter_layer = LanguageAdapter(config.hidden_size, width) if width else None
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(attended)
         if self.norm_first:
-            return x + self.feed_forward(self.final_layer_norm(x))
+            x = x + self.feed_forward(self.final_layer_norm(x))
+            if self.adapter_layer is not None:
+                x = x + self.adapter_layer(x)
+            return x
         x = self.layer_norm(x)
         return self.final_layer_norm(x + self.feed_forward(x))
 

@@ -29,6 +29,8 @@ WEIGHT_NORM_KEYS = (
     ("weight_g", "weight_v"),
     ("g", "v"),
 )
+ADAPTER = re.compile(r"adapter\.([^.]+)\.(?:safetensors|bin)")
+LANGUAGES_SHOWN = 50  # MMS has 1,162
 HF_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
 FAIRSEQ_RULES = (
     (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
@@ -65,24 +67,27 @@ class XlsrCheckpoint:
     sha256: str  # of the file with the weights
 
 
-def load_xlsr(source: str) -> XlsrCheckpoint:
+def load_xlsr(source: str, language: str | None = None) -> XlsrCheckpoint:
     """Loads XLSR weights.
 
     Args:
       source: a folder in Hugging Face's format, a fairseq ``.pt`` file, or a name on the
         Hugging Face hub such as ``facebook/wav2vec2-xls-r-300m``.
+      language: whose adapters of MMS are wanted, such as ``est``; None: those of the main file.
 
     Raises:
       UserError: nothing usable there; the message says what is missing.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _load_hugging_face(path, source)
+        return load_folder(path, source, language)[0]
+    if language:
+        raise UserError(f"--language {language}: {source} is no folder with adapters, as MMS is")
     if path.is_file():
         return _load_fairseq(path, source)
     if path.suffix in (".pt", ".bin", ".safetensors") or source.startswith((".", "/", "~")):
         raise UserError(f"--xlsr {source}: no such file or folder")
-    return _load_hugging_face(_download(source), source)
+    return load_folder(_download(source), source)[0]
 
 
 def _download(name: str) -> Path:
@@ -101,21 +106,82 @@ def _download(name: str) -> Path:
     return Path(folder)
 
 
-def _load_hugging_face(folder: Path, source: str) -> XlsrCheckpoint:
+def load_folder(
+    folder: Path, source: str, language: str | None = None
+) -> tuple[XlsrCheckpoint, dict[str, Tensor]]:
+    """Loads a folder in Hugging Face's format.
+
+    Args:
+      source: what the user called it. language: as ``load_xlsr`` takes it.
+
+    Returns:
+      The XLSR in it, and all weights in it by their names there, those of heads among them.
+
+    Raises:
+      UserError: something is missing or damaged.
+    """
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise UserError(f"{folder}: no config.json; give a folder in Hugging Face's format")
-    values = _read_json(config_path)
+    values = read_json(config_path)
     files = _weight_files(folder)
     weights: dict[str, Tensor] = {}
     for file in files:
         weights.update(_read_weights(file))
+    if language:
+        files.append(adapter_file(folder, language))
+        weights.update(_whole_adapter(files[-1], weights))
     config = XlsrConfig.from_dict(values, str(config_path))
-    weights = _fold_weight_norm(_only_xlsr(weights), str(folder))
-    return _checked(XlsrCheckpoint(config, weights, source, _sha256(files)))
+    of_xlsr = _fold_weight_norm(_only_xlsr(weights), str(folder))
+    return _checked(XlsrCheckpoint(config, of_xlsr, source, _sha256(files))), weights
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def adapter_languages(folder: Path) -> list[str]:
+    """Returns the languages whose adapters of MMS lie in a folder."""
+    found = {
+        match.group(1) for path in folder.iterdir() if (match := ADAPTER.fullmatch(path.name))
+    }
+    return sorted(found)
+
+
+def adapter_file(folder: Path, language: str) -> Path:
+    """Returns the file of a language's adapters.
+
+    Raises:
+      UserError: there is none; names the languages that are there.
+    """
+    for ending in ("safetensors", "bin"):
+        path = folder / f"adapter.{language}.{ending}"
+        if path.is_file():
+            return path
+    raise unknown_language(folder, language, adapter_languages(folder))
+
+
+def _whole_adapter(file: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns an adapter's weights, which must replace all that ``weights`` have of another's."""
+    adapter = _read_weights(file)
+    for name in weights:
+        if (".adapter_layer." in name or name.startswith("lm_head.")) and name not in adapter:
+            raise UserError(f"{file}: the weight {name} is missing; download it again")
+    return adapter
+
+
+def unknown_language(folder: Path, language: str, known: list[str]) -> UserError:
+    """Returns the error that names the languages of a folder."""
+    if not known:
+        return UserError(f"--language {language}: {folder} has no adapters of languages")
+    shown = ", ".join(known[:LANGUAGES_SHOWN])
+    more = len(known) - LANGUAGES_SHOWN
+    shown += f" and {more} more" if more > 0 else ""
+    return UserError(f"--language {language}: {folder} has {shown}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+      UserError: it holds none.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
@@ -131,7 +197,7 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / f"{stem}.{ending}"]
         index = folder / f"{stem}.{ending}.index.json"
         if index.is_file():
-            weight_map = _read_json(index).get("weight_map")
+            weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise UserError(f"{index}: has no weight_map; download it again")
             return [folder / Path(name).name for name in sorted(set(weight_map.values()))]

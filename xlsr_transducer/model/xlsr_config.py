@@ -33,6 +33,7 @@ class XlsrConfig:
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0
     layerdrop: float = 0.1
+    adapter_attn_dim: int | None = None  # width of MMS's adapter in each layer; None: no adapters
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> XlsrConfig:
@@ -76,6 +77,11 @@ class XlsrConfig:
             raise UserError(
                 f"{where}: the convolutions have hop {self.hop} and receptive field "
                 f"{self.receptive_field}; XLSR has {HOP} and {RECEPTIVE_FIELD} samples"
+            )
+        if self.adapter_attn_dim and not self.do_stable_layer_norm:
+            raise UserError(
+                f"{where}: adapter_attn_dim is set, but do_stable_layer_norm is not: MMS's "
+                "adapters belong to layers with the norm first"
             )
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"{where}: hidden_size is no multiple of num_attention_heads")
@@ -146,7 +152,9 @@ class XlsrConfig:
 
 def _is_like(value: Any, example: Any) -> bool:
     """Returns whether ``value`` has the type of ``example``; whole numbers must be positive
-    too."""
+    too, and may be missing where the example is None."""
+    if example is None:
+        return value is None or _is_like(value, 1)
     if isinstance(example, tuple):
         return isinstance(value, tuple) and all(_is_like(v, 1) for v in value) and bool(value)
     if isinstance(example, float):

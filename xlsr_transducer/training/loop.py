@@ -47,6 +47,7 @@ from xlsr_transducer.training.validate import Validation, validate
 from xlsr_transducer.training.watch import Watch
 
 SAVING = "saving.lock"
+NUM_EPOCHS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,14 @@ class LoopOptions(Options):
     """Training run."""
 
     exp_dir: Path = option(Path("exp"), "where checkpoints, logs and curves go")
-    num_epochs: int = option(30, "last epoch to train", at_least=1)
+    num_epochs: int | None = option(
+        None,
+        "last epoch to train (default: 30; with --num-updates as many as that takes: 0)",
+        at_least=0,
+    )
+    num_updates: int = option(
+        0, "optimizer steps to train, in place of --num-epochs; 0: epochs decide", at_least=0
+    )
     resume: str | None = option(
         None, "auto: continue from the newest intact checkpoint in --exp-dir, if any", (AUTO,)
     )
@@ -101,6 +109,15 @@ class LoopOptions(Options):
         super().__post_init__()
         if self.use_fp16 and self.use_bf16:
             raise UserError("--use-fp16 contradicts --use-bf16: give one")
+        if self.num_epochs is None:
+            object.__setattr__(self, "num_epochs", 0 if self.num_updates else NUM_EPOCHS)
+        if self.num_epochs and self.num_updates:
+            raise UserError(
+                f"--num-epochs {self.num_epochs} contradicts --num-updates {self.num_updates}: "
+                "give one, or 0 for the one that does not count"
+            )
+        if not self.num_epochs and not self.num_updates:
+            raise UserError("--num-epochs 0 needs --num-updates, the steps to train")
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
         """The precision of the encoder's matrix products; None: float32."""
@@ -161,7 +178,7 @@ class Trainer:
             InfCheck(model, gradients=not loop.use_fp16)
 
     def run(self) -> int:
-        """Trains to the last epoch.
+        """Trains to the last epoch or update.
 
         Returns:
           0, or if it was asked to end before: 130 after Ctrl-C, 143 after SIGTERM. It has saved.
@@ -171,24 +188,28 @@ class Trainer:
         if self.process.is_main:
             summary.write_left_out(self.loop.exp_dir / "left_out.tsv")
         extent = Extent.of(
-            summary, self.data.options, self.loop.num_epochs, self.process.world_size
+            summary,
+            self.data.options,
+            self.loop.num_epochs,
+            self.loop.num_updates,
+            self.process.world_size,
         )
         self.loss = with_warm_step(self.options.loss, extent, progress)
         note_changes(extent, self.loss.warm_step, progress)
         self.watch = Watch(
             self.loop.exp_dir,
             self.state,
-            extent.seconds,
+            extent,
             self.process,
             self.loop.tensorboard,
         )
-        self.stepper = self._make_stepper(extent.seconds)
+        self.stepper = self._make_stepper(extent)
         self._scan()
         status = 0
         with self.interrupt:
             try:
-                while progress.epoch <= self.loop.num_epochs and not status:
-                    if not (self._train_epoch() and self._finish_epoch()):
+                while not extent.is_over(progress) and not status:
+                    if not (self._train_epoch(extent) and self._finish_epoch()):
                         status = self.process.largest(self.interrupt.status)
                 if status:
                     self._save_numbered()
@@ -197,10 +218,11 @@ class Trainer:
                 raise
         self.watch.close()
         if not status:
-            logging.info(f"done; best validation WER {progress.best_wer:.2f} %")
+            error = "label error" if "classifier" in self.config.heads else "WER"
+            logging.info(f"done; best validation {error} {progress.best_wer:.2f} %")
         return status
 
-    def _make_stepper(self, total_seconds: float) -> Stepper:
+    def _make_stepper(self, extent: Extent) -> Stepper:
         objective = Objective(
             self.config, self.options.optim, self.loss, self.loop.seed, self.autocast
         )
@@ -212,7 +234,7 @@ class Trainer:
             self.options.failure,
             self.process.rank,
         )
-        return Stepper(self.state, objective, self.process, total_seconds, failed, self.memory)
+        return Stepper(self.state, objective, self.process, extent, failed, self.memory)
 
     def _scan(self) -> None:
         """Tries the largest batches, if that is wanted."""
@@ -222,9 +244,11 @@ class Trainer:
             batches = self.data.largest_batches(self.splits["train"], epoch, self.loop.seed)
             scan_for_oom(self.stepper.fits, batches)
 
-    def _train_epoch(self) -> bool:
-        """Whether it came to the epoch's end."""
+    def _train_epoch(self, extent: Extent) -> bool:
+        """Whether it came to the epoch's end, or to the last update, which ends its epoch."""
         progress, process = self.state.progress, self.process
+        if extent.has_last_update(progress):
+            return True
         splits, seed = self.splits["train"], self.loop.seed
         loader = self.data.train_loader(
             splits,
@@ -242,6 +266,8 @@ class Trainer:
                 self._after_step(report)
                 if report.is_asked_to_end:
                     return False
+                if extent.has_last_update(progress):
+                    break
         return True
 
     def _after_step(self, report: StepReport) -> None:

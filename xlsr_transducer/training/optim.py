@@ -62,7 +62,7 @@ class OptimOptions(Options):
     weight_decay: float | None = _own("weight_decay", "decay of matrices", at_least=0)
     warmup_fraction: float | None = _own(
         "warmup_fraction",
-        "share of the training's data in which the rate rises",
+        "share of the training in which the rate rises",
         at_least=0,
         at_most=1,
     )
@@ -76,7 +76,7 @@ class OptimOptions(Options):
         "lr_epochs_fraction", "Eden's lr_epochs as a share of all epochs", above=0, at_most=10
     )
     clip_grad: float | None = _own(
-        "clip_grad", "largest gradient norm, of the loss per token", above=0
+        "clip_grad", "largest gradient norm, of the loss per token; 0: any", at_least=0
     )
     clipping_scale: float | None = _own(
         "clipping_scale", "largest gradient norm, in medians of the last 100", above=0
@@ -121,13 +121,17 @@ class OptimOptions(Options):
         if self.lora_rank > 0 and self.lora_alpha is None:
             object.__setattr__(self, "lora_alpha", 2.0 * self.lora_rank)
 
-    def rate_factor(self, progress: float) -> float:
-        """The schedule's factor of the rate when a share ``progress`` of the data is seen."""
+    def rate_factor(self, progress: float, num_updates: int = 0) -> float:
+        """The schedule's factor of the rate when a share ``progress`` of the training is done.
+
+        Args:
+          num_updates: of the training, if that is what it is counted in.
+        """
         if self.optimizer == SCALED_ADAM:
             return eden(
                 progress, self.warmup_fraction, self.lr_batches_fraction, self.lr_epochs_fraction
             )
-        return tri_stage(progress, self.warmup_fraction, self.hold_fraction)
+        return tri_stage(progress, self.warmup_fraction, self.hold_fraction, num_updates)
 
 
 def set_trainable(model: SpeechModel, options: OptimOptions, step: int) -> None:
@@ -255,16 +259,23 @@ def scale_and_clip(gradients: list[Tensor], scale: float, options: OptimOptions)
     whole = norms.full_tensor() if hasattr(norms, "full_tensor") else norms  # of shards
     norm = scale * float(whole)
     if math.isfinite(norm):
-        most = math.inf if options.clip_grad is None else options.clip_grad
+        most = options.clip_grad or math.inf
         torch._foreach_mul_(gradients, scale * min(most / (norm + 1e-6), 1.0))
     return norm
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, options: OptimOptions, progress: float
+    optimizer: torch.optim.Optimizer,
+    options: OptimOptions,
+    progress: float,
+    num_updates: int = 0,
 ) -> float:
-    """Sets the rate of every group for this point of the training; returns the base rate."""
-    rate = options.base_lr * options.rate_factor(progress)
+    """Sets the rate of every group for this point of the training; returns the base rate.
+
+    Args:
+      progress, num_updates: as ``OptimOptions.rate_factor`` takes them.
+    """
+    rate = options.base_lr * options.rate_factor(progress, num_updates)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     return rate

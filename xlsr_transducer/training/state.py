@@ -42,8 +42,9 @@ class Progress:
     parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     averaged: int = 0  # steps that the running mean of the weights covers
     # What the schedules span, as the last options had it.
-    num_epochs: int = 0
-    total_seconds: float = 0.0  # of audio in the whole training
+    num_epochs: int = 0  # 0: num_updates counts
+    num_updates: int = 0
+    total_seconds: float = 0.0  # of audio in the whole training; 0: num_updates counts
     warm_step: int = -1
 
     def use_batch_options(self, options: dict[str, Any]) -> list[Part]:

@@ -22,6 +22,7 @@ from xlsr_transducer.core.errors import UserError, is_out_of_memory
 from xlsr_transducer.data.datamodule import Batch
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.training.distributed import Process, has_lost_another
+from xlsr_transducer.training.extent import Extent
 from xlsr_transducer.training.failed_batch import FailedBatches
 from xlsr_transducer.training.gradient import Objective, dummy_batch, finite
 from xlsr_transducer.training.memory import ADVICE, MemoryOptions, OutOfMemory, describe
@@ -48,16 +49,16 @@ class Stepper:
         state: TrainingState,
         objective: Objective,
         process: Process,
-        total_seconds: float,
+        extent: Extent,
         failed: FailedBatches,
         memory: MemoryOptions,
     ):
         """
         Args:
-          total_seconds: of audio in the whole training, which the schedule spans.
+          extent: of the whole training, which the schedule spans.
         """
         self.state, self.objective, self.process = state, objective, process
-        self.total_seconds, self.failed, self.memory = total_seconds, failed, memory
+        self.extent, self.failed, self.memory = extent, failed, memory
         self.sums = LossSums()
         self.batches: list[Batch] = []  # that this process had of the step
         self.is_sharded = is_sharded(state.model)
@@ -207,9 +208,8 @@ class Stepper:
         """
         state, progress = self.state, self.state.progress
         sums, self.sums = self.sums.over_all(self.process), LossSums()
-        set_learning_rate(
-            state.optimizer, self.objective.optim, progress.seconds / self.total_seconds
-        )
+        share, optim = self.extent.share(progress), self.objective.optim
+        set_learning_rate(state.optimizer, optim, share, self.extent.num_updates)
         grad_norm = 0.0
         if sums.utterances:
             grad_norm = self._change_weights(self.process.world_size / max(sums.tokens, 1))

@@ -9,7 +9,14 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from xlsr_transducer.training.distributed import Process
-from xlsr_transducer.training.metrics import Clock, LossSums, append_history, plot_history
+from xlsr_transducer.training.extent import Extent
+from xlsr_transducer.training.metrics import (
+    Clock,
+    LossSums,
+    append_history,
+    error_name,
+    plot_history,
+)
 from xlsr_transducer.training.samples import draw_lattice, sample_table
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import StepReport
@@ -25,16 +32,16 @@ class Watch:
         self,
         exp_dir: Path,
         state: TrainingState,
-        total_seconds: float,
+        extent: Extent,
         process: Process,
         tensorboard: bool,
     ):
         """
         Args:
-          total_seconds: of audio in the whole training.
+          extent: of the whole training.
         """
         self.exp_dir, self.state, self.device = exp_dir, state, process.device
-        self.clock = Clock(total_seconds, state.progress.seconds)
+        self.extent, self.clock = extent, Clock(state.progress.seconds)
         self.sums = LossSums()
         self.board: SummaryWriter | None = None
         if tensorboard and process.is_main:
@@ -50,7 +57,7 @@ class Watch:
         if not is_to_log:
             return
         rates = learning_rates(self.state.optimizer)
-        speed, left = self.clock.speed(progress.seconds)
+        speed, left = self.clock.speed(progress.seconds, self.extent.seconds_left(progress))
         used, most = gpu_memory(self.device)
         shown = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items())
         memory = f", GPU memory {used:.1f} of {most:.1f} GiB" if most else ""
@@ -72,9 +79,11 @@ class Watch:
     def validation(self, valid: Validation) -> None:
         """Log line and scalars of a validation."""
         step = self.state.progress.step
+        error = error_name(valid.sums.per_token())
+        units = "words" if error == "WER" else "utterances"
         logging.info(
-            f"step {step}: valid {valid.sums.describe()}, WER {valid.wer:.2f} % of {valid.words} "
-            "words"
+            f"step {step}: valid {valid.sums.describe()}, {error} {valid.wer:.2f} % of "
+            f"{valid.words} {units}"
         )
         scalars = {f"valid/{name}": value for name, value in valid.sums.per_token().items()}
         self._add_scalars({**scalars, "valid/wer": valid.wer})

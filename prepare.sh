@@ -8,6 +8,7 @@ if [[ $here == "${BASH_SOURCE[0]}" ]]; then here=.; fi
 usage() {
   cat <<'END'
 Usage: ./prepare.sh --train-list FILE --val-list FILE [--test-list FILE ...] [options]
+       ./prepare.sh --train-list et=FILE --train-list lv=FILE --val-list et=FILE ... [options]
        ./prepare.sh --test-list FILE ... [options]
 
 Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is made and used. Test
@@ -24,12 +25,13 @@ begin where you stand, those in a list in its folder.
   stage 7   graph of words, on demand, needs k2   DATA/lang_bpe_N/{word_ngram_3.arpa,LG.pt}
 
   --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5, 6 or 7 runs that one)
-  --train-list, --val-list, --test-list FILE   --test-list may be given several times
+  --train-list, --val-list, --test-list [LANG=]FILE   each may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --data-dir DIR         where everything is written (default: data)
-  --unit bpe|char        tokens: BPE, in DATA/lang_bpe_N (default), or letters, in DATA/lang_char
+  --unit bpe|char|label  tokens: BPE, in DATA/lang_bpe_N (default), letters, in DATA/lang_char, or
+                         whole texts, the labels of a classifier, as they are, in DATA/lang_label
   --vocab-size N         BPE tokens (default: 2500)
-  --lang CODE            language of the text (default: et)
+  --lang CODE            language of lists without LANG=, and of --lm-text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
   --lower-case 1|0       (default: 1)
   --lm-text FILE         text of the language models, a sentence a line (default: training text)
@@ -55,8 +57,8 @@ root=$(cd "$here" && pwd)
 
 stage=0
 stop_stage=
-train_list=
-val_list=
+train_lists=()
+val_lists=()
 test_lists=()
 only_tests=()
 audio_root=
@@ -85,10 +87,10 @@ set_option() {
       [[ $value =~ ^[1-9][0-9]*$ ]] || fail "$name $value: must be a whole number above 0"
       vocab_size=$value ;;
     --unit)
-      [[ $value == bpe || $value == char ]] || fail "$name $value: must be bpe or char"
+      [[ $value =~ ^(bpe|char|label)$ ]] || fail "$name $value: must be bpe, char or label"
       unit=$value ;;
-    --train-list) train_list=$value ;;
-    --val-list) val_list=$value ;;
+    --train-list) train_lists+=("$name" "$value") ;;
+    --val-list) val_lists+=("$name" "$value") ;;
     --test-list) test_lists+=("$name" "$value") ;;
     --audio-root) audio_root=$value ;;
     --data-dir) data_dir=$value ;;
@@ -121,7 +123,10 @@ stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 ((stage <= stop_stage)) || fail "--stage $stage comes after --stop-stage $stop_stage"
 
 lang_dir=$data_dir/lang_bpe_$vocab_size
-if [[ $unit == char ]]; then lang_dir=$data_dir/lang_char; fi
+if [[ $unit != bpe ]]; then lang_dir=$data_dir/lang_$unit; fi
+if [[ $unit == label ]] && ((stop_stage > 4)); then
+  fail "--unit label: labels have no language model, so no stage $stop_stage"
+fi
 
 . "$root/local/activate.sh"
 
@@ -144,10 +149,10 @@ lock_data() {
   fi
 }
 
-if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
+if ((!${#train_lists[@]} && !${#val_lists[@]} && !${#test_lists[@]})); then
   demo=$data_dir/demo
-  train_list=$demo/train.txt
-  val_list=$demo/val.txt
+  train_lists=(--train-list "$demo/train.txt")
+  val_lists=(--val-list "$demo/val.txt")
   test_lists=(--test-list "$demo/test_seen.txt" --test-list "$demo/test_unseen.txt")
   if runs 0; then
     if [[ -f $demo/test_unseen.txt ]]; then  # written last
@@ -157,12 +162,12 @@ if [[ -z $train_list && -z $val_list && ${#test_lists[@]} -eq 0 ]]; then
       lock_data
       run python -m local.demo.make_corpus --out-dir "$demo"
     fi
-  elif runs 1 && [[ ! -f $train_list ]]; then
+  elif runs 1 && [[ ! -f $demo/train.txt ]]; then
     fail "no lists: give --train-list and --val-list, or begin with --stage 0 for the demo corpus"
   fi
-elif [[ -z $train_list && -z $val_list ]]; then
+elif ((!${#train_lists[@]} && !${#val_lists[@]})); then
   only_tests=(--only-tests)
-elif [[ -z $train_list || -z $val_list ]]; then
+elif ((!${#train_lists[@]} || !${#val_lists[@]})); then
   fail "--train-list and --val-list come together"
 fi
 
@@ -171,12 +176,16 @@ lock_data
 if runs 1; then
   log "Stage 1: lists to manifests in $data_dir/manifests"
   run python -m local.prepare_manifests \
-    ${train_list:+--train-list "$train_list" --val-list "$val_list"} ${test_lists[@]+"${test_lists[@]}"} \
+    ${train_lists[@]+"${train_lists[@]}"} ${val_lists[@]+"${val_lists[@]}"} \
+    ${test_lists[@]+"${test_lists[@]}"} \
     ${audio_root:+--audio-root "$audio_root"} \
     --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
 fi
 
-if runs 2; then
+if runs 2 && [[ $unit == label ]]; then
+  log "Stage 2: labels in $lang_dir"
+  run python -m local.prepare_labels --data-dir "$data_dir" ${only_tests[@]+"${only_tests[@]}"}
+elif runs 2; then
   log "Stage 2: text and tokens in $lang_dir"
   run python -m local.prepare_text --data-dir "$data_dir" --lang "$lang" \
     --max-rejected "$max_rejected" ${only_tests[@]+"${only_tests[@]}"} \

@@ -16,10 +16,14 @@ _NONE = "-"
 
 
 class SplitStatistics:
-    """Durations, texts and speakers of one split. Memory: 24 bytes for each utterance."""
+    """Durations, texts and speakers of one split, and of each language in it.
+
+    Memory: 48 bytes for each utterance.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.languages: dict[str, SplitStatistics] = {}
         self.durations = array("d")  # seconds
         self.words = array("q")  # per utterance
         self.tokens = array("q")  # per utterance; empty without a tokenizer
@@ -30,14 +34,19 @@ class SplitStatistics:
     def add(self, cut: dict, tokenizer: Tokenizer | None) -> None:
         """Counts a cut, given as its dictionary."""
         [supervision] = cut["supervisions"]
+        ids = tokenizer.encode([supervision["text"]])[0] if tokenizer else None
+        language = supervision.get("language") or _NONE
+        self._add(cut, supervision, ids)
+        self.languages.setdefault(language, SplitStatistics(language))._add(cut, supervision, ids)
+
+    def _add(self, cut: dict, supervision: dict, ids: list[int] | None) -> None:
         words = supervision["text"].split()
         self.durations.append(cut["duration"])
         self.words.append(len(words))
         self.characters += sum(map(len, words))
         if supervision.get("speaker"):
             self.speakers.add(supervision["speaker"])
-        if tokenizer is not None:
-            [ids] = tokenizer.encode([supervision["text"]])
+        if ids is not None:
             self.tokens.append(len(ids))
             if len(ids) > encoder_frames(cut["duration"]):
                 self.crowded.append(cut["id"])
@@ -52,8 +61,17 @@ class SplitStatistics:
         return np.asarray(counts, dtype=float) / np.asarray(self.durations)
 
 
+def tables(splits: Sequence[SplitStatistics]) -> str:
+    """Returns a table of the splits, and one of each split that has several languages."""
+    parts = [table(splits)]
+    for split in splits:
+        if len(split.languages) > 1:
+            parts.append(f"{split.name} by language\n{table(list(split.languages.values()))}")
+    return "\n".join(parts)
+
+
 def table(splits: Sequence[SplitStatistics]) -> str:
-    """Returns one column for each split."""
+    """Returns one column for each split or language."""
     rows: list[tuple[str, Callable[[SplitStatistics], str]]] = [
         ("utterances", lambda s: str(len(s.durations))),
         ("hours", lambda s: f"{s.seconds / 3600:.2f}"),

@@ -7,14 +7,21 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.data.flaws import damage_named
 from xlsr_transducer.data.splits import load_splits
 
-REJECTED_HEADER = ("line", "reason", "content")
+
+class Rejected(NamedTuple):
+    """A line of a list that cannot be used."""
+
+    line: int
+    reason: str
+    content: str  # the line as it stood
+    list: str = ""  # its file, where a split has several
 
 
 def manifest_path(data_dir: Path, kind: str, split: str) -> Path:
@@ -66,37 +73,42 @@ def read_jsonl_gz(path: Path) -> Iterator[dict]:
             yield json.loads(line)
 
 
-def write_rejected(path: Path, rows: Iterable[tuple[int, str, str]]) -> None:
-    """The table of rejected lines: line number in the list, reason, the line as it stood."""
+def write_rejected(path: Path, rows: Iterable[Rejected]) -> None:
+    """Writes the table of rejected lines."""
     with replacing(path) as [temporary], open(temporary, "w", encoding="utf-8") as f:
-        f.write("\t".join(REJECTED_HEADER) + "\n")
-        for line, reason, content in rows:
-            f.write(f"{line}\t{_cell(reason)}\t{_cell(content)}\n")
+        f.write("\t".join(Rejected._fields) + "\n")
+        for row in rows:
+            f.write(f"{row.line}\t" + "\t".join(map(_cell, row[1:])) + "\n")
 
 
-def read_rejected(path: Path) -> Iterator[tuple[int, str, str]]:
-    """The rows that ``write_rejected`` wrote."""
+def read_rejected(path: Path) -> Iterator[Rejected]:
+    """Yields the rows that ``write_rejected`` wrote; older tables do not name the list."""
     if path.is_file():
         with open(path, encoding="utf-8", newline="\n") as f:
             for row in itertools.islice(f, 1, None):
-                line, reason, content = row.rstrip("\n").split("\t")
-                yield int(line), reason, content
+                line, *cells = row.rstrip("\n").split("\t")
+                yield Rejected(int(line), *cells)
 
 
 def _cell(text: str) -> str:
     return " ".join(text.split())
 
 
-def check_rejected(split: str, rejected: int, accepted: int, limit: float, path: Path) -> None:
-    """Raises UserError if more than ``limit`` percent of a split's lines were rejected."""
+def check_rejected(name: str, rejected: int, accepted: int, limit: float, path: Path) -> None:
+    """Raises UserError if more than ``limit`` percent of a list's lines were rejected.
+
+    Args:
+      name: of the split, and of the list where it has several.
+      path: the table of rejected lines.
+    """
     total = rejected + accepted
     if not total:
-        raise UserError(f"{split}: the list is empty")
+        raise UserError(f"{name}: the list is empty")
     if not accepted:
-        raise UserError(f"{split}: none of {total} lines can be used; {path} has the reasons")
+        raise UserError(f"{name}: none of {total} lines can be used; {path} has the reasons")
     percent = 100 * rejected / total
     if percent > limit:
         raise UserError(
-            f"{split}: {rejected} of {total} lines ({percent:.1f} %) were rejected, more than "
+            f"{name}: {rejected} of {total} lines ({percent:.1f} %) were rejected, more than "
             f"--max-rejected {limit:g} percent allows; {path} has the reason of each"
         )

@@ -5,7 +5,8 @@
 
 writes, in DATA/manifests, recordings_SPLIT.jsonl.gz, supervisions_SPLIT.jsonl.gz (text as in the
 list), rejected_SPLIT.tsv and splits.json. Lists are UTF-8; blank lines and lines that begin
-with `#` are skipped; the text may hold `|`.
+with `#` are skipped; the text may hold `|`. A split may have several lists, such as one of each
+language, `--train-list et=et.txt --train-list lv=lv.txt`; one manifest holds them all.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from pathlib import Path
 from lhotse import AudioSource, Recording, SupervisionSegment
 from tqdm import tqdm
 
+from local.lists import ListFile, Place, name_splits, read_list
 from local.manifests import (
     JsonlGzWriter,
+    Rejected,
     check_rejected,
     manifest_path,
     read_jsonl_gz,
@@ -58,18 +61,6 @@ class Entry:
     speaker: str = ""
     info: AudioInfo | None = None
     problem: str = ""
-
-
-def read_list(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines, as bytes without the line end; blank ones and comments left out."""
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, start=1):
-            if number == 1:
-                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise UserError(f"{path} is UTF-16: convert it to UTF-8")
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip() and not line.lstrip().startswith(b"#"):
-                yield number, line.rstrip(b"\r\n")
 
 
 def parse_line(number: int, line: bytes, folder: Path) -> Entry:
@@ -125,15 +116,15 @@ class UtteranceIds:
     """
 
     def __init__(self) -> None:
-        self._where: dict[bytes, tuple[str, int]] = {}
+        self._where: dict[bytes, Place] = {}
         self._used: set[str] = set()
 
-    def first_use(self, audio: str, split: str, line: int) -> tuple[str, int] | None:
-        """Split and line where this audio was used before; otherwise notes its use here."""
+    def first_use(self, audio: str, place: Place) -> Place | None:
+        """Returns where this audio was used before; otherwise notes its use here."""
         key = hashlib.blake2b(os.fsencode(audio), digest_size=16).digest()
         if key in self._where:
             return self._where[key]
-        self._where[key] = (split, line)
+        self._where[key] = place
         return None
 
     def take(self, utterance: str) -> None:
@@ -155,8 +146,8 @@ class UtteranceIds:
 
 
 @dataclasses.dataclass
-class SplitStatistics:
-    """Counts the accepted lines of a split, for the log."""
+class ListStatistics:
+    """Counts the accepted lines of a list, for the log."""
 
     accepted: int = 0
     seconds: float = 0.0
@@ -172,26 +163,30 @@ class SplitStatistics:
         self.multi_channel += entry.info.num_channels > 1
         self.sampling_rates[entry.info.sampling_rate] += 1
 
-    def log(self, split: str, reasons: collections.Counter) -> None:
-        """Writes the summary of a split."""
+    def log(self, name: str, reasons: collections.Counter) -> None:
+        """Writes the summary of a list."""
         rates = ", ".join(f"{n} at {hz} Hz" for hz, n in sorted(self.sampling_rates.items()))
         logging.info(
-            "%s: %d utterances, %.2f hours (%s)", split, self.accepted, self.seconds / 3600, rates
+            "%s: %d utterances, %.2f hours (%s)", name, self.accepted, self.seconds / 3600, rates
         )
         if self.multi_channel:
             logging.info(
-                "%s: %d files have several channels; channel 0 is used", split, self.multi_channel
+                "%s: %d files have several channels; channel 0 is used", name, self.multi_channel
             )
         if self.no_speaker:
-            logging.warning("%s: %d lines have no speaker", split, self.no_speaker)
+            logging.warning("%s: %d lines have no speaker", name, self.no_speaker)
         for reason, count in reasons.most_common():
-            logging.warning("%s: %d lines rejected: %s", split, count, reason)
+            logging.warning("%s: %d lines rejected: %s", name, count, reason)
 
 
 def make_items(
-    entry: Entry, utterance: str, language: str
+    entry: Entry, utterance: str, language: str, list_name: str
 ) -> tuple[Recording, SupervisionSegment]:
-    """lhotse's recording (all channels of the file) and supervision (channel 0)."""
+    """Returns lhotse's recording (all channels of the file) and supervision (channel 0).
+
+    Args:
+      list_name: where the split has several.
+    """
     info = entry.info
     duration = info.num_samples / info.sampling_rate
     channels = list(range(info.num_channels))
@@ -213,74 +208,68 @@ def make_items(
         text=entry.text,
         language=language,
         speaker=entry.speaker or None,
-        custom={"line": entry.line},
+        custom={"line": entry.line, **({"list": list_name} if list_name else {})},
     )
     return recording, supervision
 
 
 def prepare_split(
-    split: str, list_path: Path, args: argparse.Namespace, ids: UtteranceIds
+    split: str, lists: Sequence[ListFile], args: argparse.Namespace, ids: UtteranceIds
 ) -> None:
     """Writes the manifests of one split, and its table of rejected lines in any case."""
-    folder = args.audio_root or list_path.resolve().parent
-    statistics = SplitStatistics()
-    rejected: list[tuple[int, str, str]] = []
+    rejected: list[Rejected] = []
+    counts: list[tuple[str, int, int]] = []  # of each list
     kinds = ("recordings", "supervisions")
     table = rejected_path(args.data_dir, split)
     with replacing(*(manifest_path(args.data_dir, kind, split) for kind in kinds)) as temporary:
         with contextlib.ExitStack() as stack:
             writers = [stack.enter_context(JsonlGzWriter(path)) for path in temporary]
-            entries = probe_list(list_path, folder, args.num_jobs)
-            for entry in tqdm(entries, desc=split, unit=" lines", disable=None):
-                problem = entry.problem or _repetition(entry, split, ids)
-                if problem:
-                    rejected.append((entry.line, problem, entry.content))
-                    continue
-                items = make_items(entry, ids.name(entry.path), args.lang)
-                for writer, item in zip(writers, items, strict=True):
-                    writer.write(item)
-                statistics.add(entry)
+            for one in lists:
+                source = str(one.path) if len(lists) > 1 else ""
+                name = f"{split}, {source} ({one.language})" if source else split
+                statistics, found = _prepare_list(one, Place(split, 0, source), args, ids, writers)
+                statistics.log(name, collections.Counter(r.reason.split(":")[0] for r in found))
+                counts.append((name, len(found), statistics.accepted))
+                rejected += found
         write_rejected(table, rejected)
-        statistics.log(split, collections.Counter(r.split(":")[0] for _, r, _ in rejected))
-        check_rejected(split, len(rejected), statistics.accepted, args.max_rejected, table)
+        for name, num_rejected, num_accepted in counts:
+            check_rejected(name, num_rejected, num_accepted, args.max_rejected, table)
 
 
-def _repetition(entry: Entry, split: str, ids: UtteranceIds) -> str:
-    """Returns the reason if this audio occurs earlier in the list. Raises UserError if in
+def _prepare_list(
+    source: ListFile,
+    place: Place,
+    args: argparse.Namespace,
+    ids: UtteranceIds,
+    writers: Sequence[JsonlGzWriter],
+) -> tuple[ListStatistics, list[Rejected]]:
+    """Writes the usable lines of a list; returns their counts, and the others."""
+    folder = args.audio_root or source.path.resolve().parent
+    statistics, rejected = ListStatistics(), []
+    entries = probe_list(source.path, folder, args.num_jobs)
+    for entry in tqdm(entries, desc=place.list or place.split, unit=" lines", disable=None):
+        here = place._replace(line=entry.line)
+        problem = entry.problem or _repetition(entry.audio, here, ids)
+        if problem:
+            rejected.append(Rejected(entry.line, problem, entry.content, place.list))
+            continue
+        items = make_items(entry, ids.name(entry.path), source.language, place.list)
+        for writer, item in zip(writers, items, strict=True):
+            writer.write(item)
+        statistics.add(entry)
+    return statistics, rejected
+
+
+def _repetition(audio: str, place: Place, ids: UtteranceIds) -> str:
+    """Returns the reason if this audio occurs earlier in the split. Raises UserError if in
     another."""
-    first = ids.first_use(entry.audio, split, entry.line)
+    first = ids.first_use(audio, place)
     if first is None:
         return ""
-    if first[0] == split:
-        return f"duplicate path: first in line {first[1]}"
-    raise UserError(
-        f"{entry.audio} is in two splits: line {first[1]} of the {first[0]} list and line "
-        f"{entry.line} of the {split} list; keep it in one of them"
-    )
-
-
-def name_splits(args: argparse.Namespace) -> dict[str, Path]:
-    """Split names and their lists. Several test lists are named after their files.
-
-    Raises:
-      UserError: lists that do not exist, or do not go together.
-    """
-    if (args.train_list is None) != (args.val_list is None) or not (
-        args.train_list or args.test_list
-    ):
-        raise UserError("--train-list and --val-list come together, or --test-list alone")
-    lists = {"train": args.train_list, "val": args.val_list} if args.train_list else {}
-    for path in args.test_list:
-        stem = re.sub(r"[^\w-]+", "_", path.stem)
-        name = stem if len(args.test_list) > 1 else "test"
-        if name in lists or name in ("train", "val"):
-            raise UserError(f"two lists would be called {name!r}: rename the test list {path}")
-        lists[name] = path
-    for path in lists.values():
-        if not path.is_file():
-            state = "is no file" if path.exists() else "does not exist"
-            raise UserError(f"the list {path} {state}")
-    return lists
+    if first.split == place.split:
+        where = f" of {first.list}" if first.list != place.list else ""
+        return f"duplicate path: first in line {first.line}{where}"
+    raise UserError(f"{audio} is in two splits: {first} and {place}; keep it in one of them")
 
 
 def present_splits(
@@ -300,25 +289,30 @@ def present_splits(
             read_jsonl_gz(manifest_path(data_dir, "supervisions", split)),
             read_jsonl_gz(manifest_path(data_dir, "recordings", split)),
         ):
-            line = (supervision.get("custom") or {}).get("line", 0)
+            custom = supervision.get("custom") or {}
+            place = Place(split, custom.get("line", 0), custom.get("list", ""))
             ids.take(recording["id"])
-            ids.first_use(recording["sources"][0]["source"], split, line)
+            ids.first_use(recording["sources"][0]["source"], place)
     return kept
 
 
 def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-list", type=Path)
-    parser.add_argument("--val-list", type=Path, help="comes with --train-list")
-    parser.add_argument(
-        "--test-list", type=Path, action="append", default=[], help="may be given several times"
-    )
+    for split in ("train", "val", "test"):
+        parser.add_argument(
+            f"--{split}-list",
+            type=ListFile.parse,
+            action="append",
+            default=[],
+            metavar="[LANG=]FILE",
+            help="may be given several times, such as for each language",
+        )
     parser.add_argument(
         "--audio-root", type=Path, help="relative paths start here (default: the list's folder)"
     )
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument(
-        "--lang", type=word, default="et", help="language code of the supervisions"
+        "--lang", type=word, default="et", help="language of lists that are given without LANG="
     )
     parser.add_argument(
         "--max-rejected",
@@ -340,14 +334,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging()
     if args.audio_root is not None and not args.audio_root.is_dir():
         raise UserError(f"--audio-root {args.audio_root} is not a folder")
-    lists = name_splits(args)
+    named = name_splits(args.train_list, args.val_list, args.test_list, args.lang)
     ids = UtteranceIds()
     splits = {"train": ["train"], "val": ["val"], "test": []}
     if not args.train_list:
-        splits = present_splits(args.data_dir, lists, ids)
-    for split, list_path in lists.items():
-        prepare_split(split, list_path, args, ids)
-    splits["test"] += [name for name in lists if name not in ("train", "val")]
+        splits = present_splits(args.data_dir, named, ids)
+    for split, lists in named.items():
+        prepare_split(split, lists, args, ids)
+    splits["test"] += [name for name in named if name not in ("train", "val")]
     write_text(args.data_dir / "manifests" / "splits.json", json.dumps(splits, indent=2) + "\n")
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from local.manifests import (
     JsonlGzWriter,
+    Rejected,
     check_rejected,
     manifest_path,
     read_jsonl_gz,
@@ -73,27 +74,57 @@ def make_cut(recording: Recording, supervision: SupervisionSegment, text: str) -
     )
 
 
+class Normalizers:
+    """The normalizer of each language, which together count the uses of characters."""
+
+    def __init__(self, options: TextOptions, language: str) -> None:
+        """``language``: of utterances whose manifest names none."""
+        self._options, self._default = options, language
+        self._of: dict[str, TextNormalizer] = {}
+
+    def __call__(self, text: str, language: str | None) -> str:
+        """Returns the normalized text of a language."""
+        language = language or self._default
+        if language not in self._of:
+            self._of[language] = TextNormalizer(self._options, language)
+        return self._of[language](text)
+
+    @property
+    def uses(self) -> collections.Counter[CharacterUse]:
+        """What became of the characters of all texts."""
+        return sum((one.uses for one in self._of.values()), collections.Counter())
+
+    @property
+    def languages(self) -> set[str]:
+        """Those of all texts."""
+        return set(self._of)
+
+
 def prepare_split(
-    data_dir: Path, split: str, normalizer: TextNormalizer, max_rejected: float
+    data_dir: Path, split: str, normalizers: Normalizers, max_rejected: float
 ) -> None:
     """Writes the cuts of one split and brings its table of rejected lines up to date."""
-    accepted = 0
+    accepted: collections.Counter[str] = collections.Counter()  # by list
     table = rejected_path(data_dir, split)
-    rejected = [row for row in read_rejected(table) if row[1] != _NO_TEXT]
+    rejected = [row for row in read_rejected(table) if row.reason != _NO_TEXT]
     with replacing(manifest_path(data_dir, "cuts", split)) as [temporary]:
         with JsonlGzWriter(temporary) as cuts:
             utterances = read_utterances(data_dir, split)
             for recording, supervision in tqdm(utterances, desc=split, disable=None):
-                text = normalizer(supervision.text)
+                custom = supervision.custom or {}
+                text = normalizers(supervision.text, supervision.language)
                 if text:
                     cuts.write(make_cut(recording, supervision, text))
-                    accepted += 1
+                    accepted[custom.get("list", "")] += 1
                 else:
-                    line = (supervision.custom or {}).get("line", 0)
-                    rejected.append((line, _NO_TEXT, supervision.text))
-        write_rejected(table, sorted(rejected))
-        logging.info("%s: %d utterances with text", split, accepted)
-        check_rejected(split, len(rejected), accepted, max_rejected, table)
+                    place = (custom.get("line", 0), _NO_TEXT, supervision.text)
+                    rejected.append(Rejected(*place, custom.get("list", "")))
+        write_rejected(table, sorted(rejected, key=lambda row: (row.list, row)))
+        logging.info("%s: %d utterances with text", split, accepted.total())
+        refused = collections.Counter(row.list for row in rejected)
+        for source in sorted({*accepted, *refused}) or [""]:
+            name = f"{split}, {source}" if source else split
+            check_rejected(name, refused[source], accepted[source], max_rejected, table)
 
 
 def write_report(path: Path, uses: dict[str, collections.Counter[CharacterUse]]) -> None:
@@ -135,22 +166,30 @@ def _shown(use: CharacterUse) -> str:
     return f"{character}>{use.becomes}" if use.action == "mapped" else character
 
 
-def check_same_options(
-    path: Path, options: TextOptions, args: argparse.Namespace, splits: dict[str, list[str]]
-) -> None:
-    """Keeps the options of the training text; other ones for tests beside it are refused.
+def check_same_options(path: Path, options: TextOptions, languages: set[str]) -> None:
+    """Refuses test sets beside a training text that was normalized otherwise.
+
+    Args:
+      path: of the options of the training text.
+      languages: of the test sets.
 
     Raises:
       UserError: names the options.
     """
-    values = {**dataclasses.asdict(options), "lang": args.lang}
-    if not args.only_tests or not splits["train"]:
-        write_text(path, json.dumps(values, indent=2) + "\n")
+    if not path.is_file():
         return
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != values:
+    before = json.loads(path.read_text(encoding="utf-8"))
+    lang = before.pop("lang", None)  # older files
+    foreign = sorted(languages - set(before.pop("languages", [lang])))
+    if before != dataclasses.asdict(options):
         raise UserError(
-            f"the training text of {args.data_dir} was made with other options than these "
-            f"({path}): give test sets the same --lower-case, --punctuation and --lang"
+            f"the training text was made with other options than these ({path}): give test sets "
+            "the same --lower-case and --punctuation"
+        )
+    if foreign:
+        raise UserError(
+            f"the training text has no {', '.join(foreign)} ({path} names its languages): give "
+            "test sets theirs by --lang, or --test-list LANG=FILE"
         )
 
 
@@ -158,7 +197,10 @@ def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument(
-        "--lang", type=word, default="et", help="language code: matters for Turkish i"
+        "--lang",
+        type=word,
+        default="et",
+        help="language of utterances whose manifest names none: matters for Turkish i",
     )
     parser.add_argument(
         "--max-rejected",
@@ -180,12 +222,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = load_splits(args.data_dir)
     names = splits["test"] if args.only_tests else split_names(args.data_dir)
     folder = args.data_dir / "manifests"
-    check_same_options(folder / OPTIONS_FILE, options, args, splits)
-    uses = {}
+    is_beside = args.only_tests and splits["train"]
+    if is_beside:
+        items = (read_jsonl_gz(manifest_path(args.data_dir, "supervisions", n)) for n in names)
+        languages = {s.get("language") or args.lang for one in items for s in one}
+        check_same_options(folder / OPTIONS_FILE, options, languages)
+    uses, languages = {}, set()
     for split in names:
-        normalizer = TextNormalizer(options, args.lang)
-        prepare_split(args.data_dir, split, normalizer, args.max_rejected)
-        uses[split] = normalizer.uses
+        normalizers = Normalizers(options, args.lang)
+        prepare_split(args.data_dir, split, normalizers, args.max_rejected)
+        uses[split] = normalizers.uses
+        if not is_beside and split in (splits["train"] or names):
+            languages |= normalizers.languages
+            values = {**dataclasses.asdict(options), "languages": sorted(languages)}
+            write_text(folder / OPTIONS_FILE, json.dumps(values, indent=2) + "\n")
     path = folder / ("text_report_tests.tsv" if args.only_tests else "text_report.tsv")
     write_report(path, uses)
     log_report(uses, path)

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from local.corpus_statistics import SplitStatistics, plot_histograms, table
+from local.corpus_statistics import SplitStatistics, plot_histograms, tables
 from local.manifests import manifest_path, read_jsonl_gz, split_names
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
@@ -25,9 +25,9 @@ from xlsr_transducer.core.geometry import num_frames
 from xlsr_transducer.core.options import Parser
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import INFO_FILE, cuts_path
+from xlsr_transducer.data.labels import Units, load_units
 from xlsr_transducer.data.sources import stale_features, stale_text
 from xlsr_transducer.data.splits import load_splits
-from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.feature_info import FeatureInfo
 
 _SHOWN_PER_KIND = 5
@@ -127,7 +127,7 @@ class Uniqueness:
 
 
 def check_cuts(
-    data_dir: Path, splits: Sequence[str], tokenizer: Tokenizer | None, problems: Problems
+    data_dir: Path, splits: Sequence[str], tokenizer: Units | None, problems: Problems
 ) -> list[SplitStatistics]:
     """Checks the cuts of all splits and gathers their statistics."""
     uniqueness = Uniqueness()
@@ -167,7 +167,7 @@ def check_features(data_dir: Path, splits: Sequence[str], problems: Problems) ->
             logging.info("%s: features of %d utterances", path, count)
 
 
-def check_left_out(data_dir: Path, splits: Sequence[str], tokenizer: Tokenizer) -> None:
+def check_left_out(data_dir: Path, splits: Sequence[str], tokenizer: Units) -> None:
     """Counts what a training would leave out, and names all of it in tables."""
     folders = [path.parent for path in sorted((data_dir / "features").glob(f"*/{INFO_FILE}"))]
     for folder in folders or [None]:
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     splits = split_names(args.data_dir)
-    tokenizer = Tokenizer.load(args.lang_dir) if args.lang_dir else None
+    tokenizer = load_units(args.lang_dir) if args.lang_dir else None
     problems = Problems()
     statistics = check_cuts(args.data_dir, splits, tokenizer, problems)
     check_features(args.data_dir, splits, problems)
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             problems.add_stale(reason)
     if tokenizer is not None and not problems.counts:
         check_left_out(args.data_dir, load_splits(args.data_dir)["train"], tokenizer)
-    text = table(statistics)
+    text = tables(statistics)
     outputs = [args.data_dir / "statistics.txt", args.data_dir / "statistics.png"]
     with replacing(*outputs) as (text_path, image_path):
         text_path.write_text(text, encoding="utf-8")

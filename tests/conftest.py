@@ -15,7 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from tests.support.tiny_recipe import corpus, streaming_exp  # noqa: E402, F401  fixtures, after the setting above
+from tests.support.label_corpus import label_data, label_exp  # noqa: E402, F401  fixtures, after
+from tests.support.tiny_recipe import corpus, streaming_exp  # noqa: E402, F401  the setting above
 
 # What a module of slow tests imports.
 SLOW = {"subprocess", "make_pretrained", "train", "serving", "evaluate"}

@@ -21,13 +21,18 @@ from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.core.presets import parse_with_preset
 from xlsr_transducer.data.augment import AugmentOptions
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
+from xlsr_transducer.data.labels import units_for
 from xlsr_transducer.data.sources import require_current
 from xlsr_transducer.data.splits import load_splits
-from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.model.checkpoint import save_below_cut
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.encoder import EncoderOptions
-from xlsr_transducer.model.heads import LossOptions, TransducerOptions, describe_heads
+from xlsr_transducer.model.heads import (
+    ClassifierOptions,
+    LossOptions,
+    TransducerOptions,
+    describe_heads,
+)
 from xlsr_transducer.training.distributed import Process, ProcessOptions, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.launch import launch
@@ -37,7 +42,7 @@ from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 from xlsr_transducer.training.resume import require_unused, resume_command, sole_training
 from xlsr_transducer.training.start import InputOptions, load_weights, read_input, size_of
 
-OF_MODEL = (EncoderOptions, TransducerOptions, StreamingOptions)
+OF_MODEL = (EncoderOptions, TransducerOptions, StreamingOptions, ClassifierOptions)
 OF_TRAINER = (LoopOptions, OptimOptions, LossOptions, FailureOptions, MemoryOptions)
 OPTION_GROUPS = (InputOptions, ProcessOptions, DataOptions, AugmentOptions, *OF_TRAINER, *OF_MODEL)
 
@@ -78,11 +83,12 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
             options[InputOptions], args.data_dir, options[StreamingOptions]
         )
     source = process.from_main(source)
-    lang_dir = args.lang_dir or find_lang_dir(args.data_dir)
+    heads = options[LossOptions].names
+    lang_dir, tokenizer = units_for(heads, args.data_dir, args.lang_dir)
     require_current(args.data_dir, source.folder, lang_dir)
-    tokenizer, heads = Tokenizer.load(lang_dir), options[LossOptions].names
-    of_model = (options[cls] for cls in OF_MODEL)
-    config = ModelConfig(source.features, source.xlsr, *of_model, tokenizer.vocab_size, heads)
+    *of_model, classifier = (options[cls] for cls in OF_MODEL)
+    sizes = (tokenizer.vocab_size, heads, classifier)
+    config = ModelConfig(source.features, source.xlsr, *of_model, *sizes)
     model = build_model(config)
     if network:
         load_weights(model, config, network, options[InputOptions], tokenizer.tokens)

@@ -78,7 +78,7 @@ def test_each_kind_of_bad_line_gets_its_reason_and_the_rest_goes_through(corpus)
         ]).encode() + b"\ngood3.wav|\xf5un|s1\n"
     )  # fmt: skip
     manifests = prepare(corpus, "--max-rejected", "95")
-    rows = {line: reason for line, reason, _ in read_rejected(manifests / "rejected_train.tsv")}
+    rows = {line: reason for line, reason, *_ in read_rejected(manifests / "rejected_train.tsv")}
     expected = {
         2: "missing file", 3: "unreadable audio", 4: "truncated audio", 5: "truncated audio",
         6: "empty text", 7: "too few fields", 8: "too few fields", 9: "zero duration",

@@ -117,7 +117,7 @@ def test_text_that_vanishes_is_rejected_once_however_often_the_stage_runs(tmp_pa
     for _ in range(2):
         assert len(prepare(data, "--max-rejected", "20")) == 5
         rows = list(read_rejected(data / "manifests/rejected_train.tsv"))
-        assert rows == [(6, "empty text after normalization", "?!")]
+        assert rows == [(6, "empty text after normalization", "?!", "")]
 
 
 def test_stages_repeat_byte_for_byte(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,9 +54,38 @@ def test_spans_cover_the_share_asked_for_and_are_no_longer_than_asked():
     assert share == pytest.approx([1 / 6] * 6, abs=0.05)
 
 
+@pytest.mark.parametrize("is_fixed", [False, True])
 @pytest.mark.parametrize("rows, size", [(0, 5), (3, 0), (3, 1), (1, 4)])
-def test_spans_fit_any_size(rows: int, size: int):
-    assert draw_spans(rows, size, 1.0, 10).shape == (rows, size)
+def test_spans_fit_any_size(rows: int, size: int, is_fixed: bool):
+    assert draw_spans(rows, size, 1.0, 10, is_fixed).shape == (rows, size)
+
+
+@pytest.mark.parametrize("size, prob, length", [(500, 0.75, 10), (1024, 0.25, 64), (40, 0.5, 10)])
+def test_fixed_spans_cover_what_those_of_hugging_face_and_fairseq_cover(
+    size: int, prob: float, length: int
+):
+    model = pytest.importorskip("transformers.models.wav2vec2.modeling_wav2vec2")
+    torch.manual_seed(0)
+    np.random.seed(0)
+    rows = 1000
+    expected = torch.from_numpy(model._compute_mask_indices((rows, size), prob, length)).float()
+    found = draw_spans(rows, size, prob, length, is_fixed=True).float()
+    assert found.mean().item() == pytest.approx(expected.mean().item(), abs=0.01)
+    ends = slice(0, 3), slice(size - 3, size), slice(size // 2, size // 2 + 9)
+    for places in ends:  # neither gathers at the ends what would lie beyond them
+        of_each = [mask[:, places].mean().item() for mask in (found, expected)]
+        assert of_each[0] == pytest.approx(of_each[1], abs=0.05)
+    runs = [len(run) for row in found.bool().tolist() for run in
+            "".join(" x"[hidden] for hidden in row).split()]  # fmt: skip
+    assert min(runs) == length
+
+
+def test_dropout_inside_feed_forward_layers_is_as_asked_for_or_as_xlsrs_own():
+    own = dataclasses.replace(CONFIG, activation_dropout=0.2)
+    for given, expected in ((None, 0.2), (0.0, 0.0), (0.1, 0.1)):
+        encoder = XLSREncoder(own, EncoderOptions(encoder_dim=8, activation_dropout=given))
+        layer = encoder.xlsr.encoder.layers["0"].feed_forward
+        assert layer.activation_dropout.p == expected
 
 
 def test_hidden_channels_are_zero_behind_the_projection_as_in_hugging_face():

@@ -257,8 +257,9 @@ def test_frozen_layers_keep_their_values_until_they_thaw(optimizer: str) -> None
     assert "heads.transducer.joiner.output_linear.weight" in changed()
 
 
-def test_the_gradient_is_shortened_for_adamw_and_left_to_scaled_adam() -> None:
-    for options, length in ((OptimOptions(), 2.0), (OptimOptions("scaled_adam"), 10.0)):
+def test_the_gradient_is_shortened_for_adamw_unless_clipping_is_off_or_scaled_adams() -> None:
+    given = [(OptimOptions(), 2.0), (OptimOptions("scaled_adam"), 10.0)]
+    for options, length in [*given, (OptimOptions(clip_grad=0.0), 10.0)]:
         model = small_model()
         model.joiner.output_linear.bias.grad = torch.zeros(12)
         model.joiner.output_linear.bias.grad[3] = 40.0

@@ -2,6 +2,7 @@
 
 A preset is YAML, one option a line: ``base_lr: 0.001``, in the names that ``--help`` shows, with
 dashes or underscores. Nothing but plain values is read; they are spelt as on the command line.
+``base: FILE`` takes over what another preset has, beside this one, and this one does not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import yaml
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Parser, did_you_mean, flag_of
+
+BASE = "base"
 
 
 def parse_with_preset(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,17 +34,41 @@ def parse_with_preset(parser: Parser, argv: Sequence[str] | None) -> argparse.Na
 
 
 def read_preset(path: Path, parser: Parser) -> dict[str, Any]:
-    """Returns the options of a preset, by name with underscores, as ``parser`` converts them."""
+    """Returns the options of a preset, by name with underscores, as ``parser`` converts them.
+
+    Raises:
+      UserError: what is wrong with it, or with one that it is based on; names file and line.
+    """
+    return _read(path, parser, ())
+
+
+def _read(path: Path, parser: Parser, above: tuple[Path, ...]) -> dict[str, Any]:
+    """``read_preset`` of a file on which the files ``above`` are based."""
     known = vars(parser.parse_args([])).keys() - {"conf"}
     values: dict[str, Any] = {}
+    base: dict[str, Any] = {}
     for name, text, line in _lines(path):
         where, name = f"{path}:{line}", name.replace("-", "_")
+        if name == BASE and not base:
+            base = _read(_base(path, text, where, above), parser, (path, *above))
+            continue
         if name not in known:
             raise UserError(f"{where}: there is no option {name!r}{did_you_mean(name, known)}")
         if name in values:
             raise UserError(f"{where}: {name} is given twice")
         values[name] = _converted(parser, name, text, where)
-    return values
+    return {**base, **values}
+
+
+def _base(path: Path, text: str, where: str, above: tuple[Path, ...]) -> Path:
+    """The file that ``base: text`` in ``path`` names, on which the files ``above`` are not
+    based."""
+    file = path.parent / text
+    if not file.is_file():
+        raise UserError(f"{where}: base {text}: there is no such file")
+    if any(file.samefile(other) for other in (path, *above)):
+        raise UserError(f"{where}: {text} leads back to this file")
+    return file
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, int]]:

@@ -29,14 +29,15 @@ DIGESTS_FILE = "digests.json"  # beside manifests: their digests, and of which f
 
 
 def cuts_digest(manifest: Path) -> str:
-    """A digest of a manifest's utterances in their order: ids, times and texts, but no paths."""
+    """A digest of a manifest's utterances in their order, but not of their paths."""
     return _noted(manifest.name, [manifest], utterance_bytes)
 
 
 def utterance_bytes(cut: dict) -> bytes:
-    """Returns what tells an utterance from another: id, times and text, but no paths."""
+    """Returns what tells an utterance from another: id, times, text, language, but no paths."""
     times = [cut["id"], cut.get("start"), cut.get("duration")]
-    return json.dumps([*times, _texts(cut)]).encode()
+    languages = [s.get("language") for s in cut.get("supervisions") or ()]
+    return json.dumps([*times, _texts(cut), languages]).encode()
 
 
 def text_digest(data_dir: Path) -> str:
@@ -124,13 +125,14 @@ def stale_text(lang_dir: Path, data_dir: Path) -> list[str]:
     sources = load_sources(lang_dir)
     if not sources or lang_dir.resolve().parent != data_dir.resolve():
         return []
-    digest, found = text_digest(data_dir), []
-    _, kind, *size = lang_dir.name.split("_")
+    _, kind, *size = lang_dir.name.split("_")  # lang_bpe_N, lang_label
     unit = f"--vocab-size {size[0]}" if size else f"--unit {kind}"
+    digest, found = text_digest(data_dir), []
     for name, source in sources.items():
         if source == digest:
             continue
-        stage = {"bpe.model": 2, "lm": 6}.get(name, 5 if name.startswith("ngram") else 7)
+        known = {"bpe.model": 2, "labels.txt": 2, "lm": 6}
+        stage = known.get(name, 5 if name.startswith("ngram") else 7)
         found.append(
             f"{lang_dir / name} was not made from the training text as it is now: run "
             f"./prepare.sh --stage {stage} --stop-stage {stage} --data-dir {data_dir} {unit}"
@@ -152,5 +154,5 @@ def require_current(data_dir: Path, features: Path | None, lang_dir: Path) -> No
         if reason:
             raise UserError(reason)
     for reason in stale_text(lang_dir, data_dir):
-        if str(lang_dir / "bpe.model") in reason:
+        if any(str(lang_dir / name) in reason for name in ("bpe.model", "labels.txt")):
             raise UserError(reason)

@@ -88,7 +88,13 @@ class Artifact:
     home: Path | None = None  # where the files belong, if not in the folder of the export
 
 
-def chosen_formats(options: FormatOptions) -> list[Callable[[Job, Path], list[Artifact]]]:
+HUGGING_FACE_CLASSIFIER = "xlsr_transducer.exporting.hugging_face_classifier"
+
+
+def chosen_formats(
+    options: FormatOptions, is_classifier: bool = False
+) -> list[Callable[[Job, Path], list[Artifact]]]:
     """Returns the ``write`` functions of the formats asked for."""
-    modules = [module for name, module in FORMATS.items() if getattr(options, name)]
+    formats = {**FORMATS, **({"hf": HUGGING_FACE_CLASSIFIER} if is_classifier else {})}
+    modules = [module for name, module in formats.items() if getattr(options, name)]
     return [importlib.import_module(module).write for module in modules]

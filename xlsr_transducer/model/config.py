@@ -13,7 +13,7 @@ from xlsr_transducer.core.options import Number, flag_of, numbers_of, option
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
 from xlsr_transducer.model.feature_info import FeatureInfo
-from xlsr_transducer.model.heads import HEADS, TransducerOptions, make_heads
+from xlsr_transducer.model.heads import HEADS, ClassifierOptions, TransducerOptions, make_heads
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
@@ -107,6 +107,7 @@ class ModelConfig:
     streaming: StreamingOptions
     vocab_size: int
     heads: tuple[str, ...]
+    classifier: ClassifierOptions = ClassifierOptions()
 
     @property
     def has_ctc(self) -> bool:
@@ -138,6 +139,7 @@ class ModelConfig:
                 streaming=StreamingOptions(**values["streaming"]),
                 vocab_size=values["vocab_size"],
                 heads=_heads(values),
+                classifier=ClassifierOptions(**values.get("classifier", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:  # a UserError too
             raise UserError(f"{where}: the model's configuration is not understood ({e})") from e
@@ -211,4 +213,4 @@ def build_model(
     else:
         encoder = XLSREncoder(*arguments)
     of_heads = (encoder.output_dim, config.transducer, config.vocab_size, config.encoder.dropout)
-    return SpeechModel(encoder, make_heads(config.heads, *of_heads))
+    return SpeechModel(encoder, make_heads(config.heads, *of_heads, config.classifier))

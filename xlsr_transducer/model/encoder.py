@@ -60,6 +60,12 @@ class EncoderOptions(Options):
     xlsr_dropout: float = option(
         0.1, "dropout inside the trained part of XLSR", at_least=0, below=1
     )
+    activation_dropout: float | None = option(
+        None,
+        "dropout inside XLSR's feed-forward layers (default: as its configuration has it)",
+        at_least=0,
+        below=1,
+    )
     layerdrop: float = option(
         0.0, "probability to skip a trained XLSR layer in training", at_least=0, at_most=1
     )
@@ -77,6 +83,12 @@ class EncoderOptions(Options):
         at_most=1,
     )
     channel_mask_length: int = option(64, "longest block of hidden channels", at_least=1)
+    mask_lengths: str = option(
+        "drawn",
+        "of masks of frames and channels: drawn: from 1 to the longest; fixed: all the longest, "
+        "as wav2vec 2.0 was trained",
+        ("drawn", "fixed"),
+    )
 
 
 class Adapter(nn.Module):
@@ -151,10 +163,14 @@ class XLSREncoder(nn.Module):
         normalize: str = "cumulative",
     ):
         super().__init__()
+        activation_dropout = options.activation_dropout
+        if activation_dropout is None:
+            activation_dropout = config.activation_dropout
         self.config = dataclasses.replace(
             config,
             hidden_dropout=options.xlsr_dropout,
             attention_dropout=options.xlsr_dropout,
+            activation_dropout=activation_dropout,
         )
         self.level = level
         has_adapter = options.adapter != "none"
@@ -167,6 +183,7 @@ class XLSREncoder(nn.Module):
         self.time_mask_length = options.time_mask_length
         self.channel_mask_prob = options.channel_mask_prob
         self.channel_mask_length = options.channel_mask_length
+        self.has_fixed_masks = options.mask_lengths == "fixed"
         self.xlsr = Wav2Vec2(self.config, start=level, normalize=normalize)
         self.layer_weights = self._layer_weights() if options.weighted_layers else None
         # Follows the module to a device and precision, which it may have no parameter to tell of.
@@ -317,16 +334,16 @@ class XLSREncoder(nn.Module):
         frames = x.shape[1]
         if self.xlsr.from_waveform:
             frames = max((frames - self.xlsr.overlap) // self.xlsr.hop, 1)
-        mask = draw_spans(x.shape[0], frames, self.time_mask_prob, self.time_mask_length)
-        return mask.to(x.device)
+        shape = (self.time_mask_prob, self.time_mask_length, self.has_fixed_masks)
+        return draw_spans(x.shape[0], frames, *shape).to(x.device)
 
     def _draw_channel_mask(self, x: Tensor) -> Optional[Tensor]:
         """Returns (N, D) bool for an input of N rows."""
         if self.channel_mask_prob <= 0.0:
             return None
         width = self.xlsr.hidden_size
-        mask = draw_spans(x.shape[0], width, self.channel_mask_prob, self.channel_mask_length)
-        return mask.to(x.device)
+        shape = (self.channel_mask_prob, self.channel_mask_length, self.has_fixed_masks)
+        return draw_spans(x.shape[0], width, *shape).to(x.device)
 
 
 class StreamingXLSREncoder(XLSREncoder):

@@ -17,24 +17,38 @@ from torch import Tensor
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 
 
-def draw_spans(rows: int, size: int, prob: float, longest: int) -> Tensor:
+def draw_spans(rows: int, size: int, prob: float, longest: int, is_fixed: bool = False) -> Tensor:
     """Draws random spans in each row.
 
     Args:
       prob: share of a row that the spans would cover if none overlapped.
       longest: spans have 1 to ``longest`` places, each length as likely as another.
+      is_fixed: all have ``longest`` places, and a row as many of them as fairseq's
+        ``compute_mask_indices`` gives it: prob * size / longest, rounded at random.
 
     Returns:
       (rows, size) bool, True inside spans.
     """
-    mean_length = (1 + longest) / 2
-    starts = torch.rand(rows, size) < prob / mean_length
-    lengths = torch.randint(1, longest + 1, (rows, size))
+    if is_fixed:
+        starts = _fixed_starts(rows, size, prob, longest)
+        lengths = torch.full((rows, size), longest)
+    else:
+        starts = torch.rand(rows, size) < prob / ((1 + longest) / 2)
+        lengths = torch.randint(1, longest + 1, (rows, size))
     left = torch.where(starts, lengths, torch.zeros_like(lengths))
     mask = torch.zeros(rows, size, dtype=torch.bool)
     for shift in range(min(longest, size)):
         mask |= F.pad(left > shift, (shift, 0))[:, :size]
     return mask
+
+
+def _fixed_starts(rows: int, size: int, prob: float, longest: int) -> Tensor:
+    """Returns (rows, size) bool, True where a span begins: no two at one place, and before the
+    last ``longest`` places, if there are so many."""
+    counts = (prob * size / longest + torch.rand(rows, 1)).floor()
+    order = torch.rand(rows, size)
+    order[:, max(size - longest + 1, 1) :] += 1.0  # comes last
+    return order.argsort(1).argsort(1) < counts
 
 
 def drop_layers(xlsr: Wav2Vec2, prob: float, seed: int, step: int) -> None:

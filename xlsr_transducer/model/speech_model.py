@@ -13,6 +13,7 @@ from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.encoder import XLSREncoder
 from xlsr_transducer.model.heads.base import Head, Losses, LossOptions
+from xlsr_transducer.model.heads.classifier import ClassifierHead
 from xlsr_transducer.model.joiner import Joiner
 
 FULL_CONTEXT = ChunkSettings()
@@ -40,6 +41,11 @@ class SpeechModel(nn.Module):
     def ctc_output(self) -> nn.Linear | None:
         """The CTC head's linear layer."""
         return self.heads["ctc"].output if "ctc" in self.heads else None
+
+    @property
+    def classifier(self) -> ClassifierHead | None:
+        """The classifier."""
+        return self.heads["classifier"] if "classifier" in self.heads else None
 
     def forward(
         self,

@@ -218,7 +218,8 @@ class Trainer:
                 raise
         self.watch.close()
         if not status:
-            logging.info(f"done; best validation WER {progress.best_wer:.2f} %")
+            error = "label error" if "classifier" in self.config.heads else "WER"
+            logging.info(f"done; best validation {error} {progress.best_wer:.2f} %")
         return status
 
     def _make_stepper(self, extent: Extent) -> Stepper:

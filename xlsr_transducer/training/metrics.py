@@ -104,24 +104,27 @@ def main_loss(per_token: dict[str, float]) -> str:
     return next((name for name in ("pruned", "ctc", "classifier") if name in per_token), "pruned")
 
 
+def error_name(per_token: dict[str, float]) -> str:
+    """Returns the name of the error of a model with these losses: that of labels, or of words."""
+    return "label error" if "classifier" in per_token else "WER"
+
+
 def plot_history(records: list[dict], path: Path):
-    """Draws losses and validation WER over the epochs as PNG; returns the figure."""
+    """Draws losses and validation error over the epochs as PNG; returns the figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="tight")
     losses, errors = figure.subplots(1, 2)
     epochs = [r["epoch"] for r in records]
-    main = next(
-        name
-        for name in ("pruned", "ctc", "classifier", "")
-        if name in records[0]["train"] or not name
-    )
+    measured = records[0]["train"] if records else {}
+    main = main_loss(measured)
     for name in ("train", "valid"):
         losses.plot(epochs, [r[name].get(main) for r in records], "o-", ms=3, label=name)
     losses.set(xlabel="epoch", ylabel=f"{main} loss per token (nats)")
     losses.legend()
     errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3)
-    errors.set(xlabel="epoch", ylabel="validation WER (%), greedy", ylim=(0, None))
+    name = {"WER": "WER (%), greedy"}.get(error_name(measured), "label error (%)")
+    errors.set(xlabel="epoch", ylabel=f"validation {name}", ylim=(0, None))
     for axis in (losses, errors):
         axis.grid(alpha=0.3)
     with replacing(path) as [temporary]:

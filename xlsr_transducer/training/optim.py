@@ -76,7 +76,7 @@ class OptimOptions(Options):
         "lr_epochs_fraction", "Eden's lr_epochs as a share of all epochs", above=0, at_most=10
     )
     clip_grad: float | None = _own(
-        "clip_grad", "largest gradient norm, of the loss per token", above=0
+        "clip_grad", "largest gradient norm, of the loss per token; 0: any", at_least=0
     )
     clipping_scale: float | None = _own(
         "clipping_scale", "largest gradient norm, in medians of the last 100", above=0
@@ -259,7 +259,7 @@ def scale_and_clip(gradients: list[Tensor], scale: float, options: OptimOptions)
     whole = norms.full_tensor() if hasattr(norms, "full_tensor") else norms  # of shards
     norm = scale * float(whole)
     if math.isfinite(norm):
-        most = math.inf if options.clip_grad is None else options.clip_grad
+        most = options.clip_grad or math.inf
         torch._foreach_mul_(gradients, scale * min(most / (norm + 1e-6), 1.0))
     return norm
 

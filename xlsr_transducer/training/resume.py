@@ -22,8 +22,9 @@ AUTO = "auto"
 LOCK = "training.lock"
 # Neither the shapes of the weights nor what the network computes when it is used depend on these.
 FREE = {
-    "encoder": {"dropout", "feature_dropout", "xlsr_dropout", "layerdrop", "time_mask_prob",
-                "time_mask_length", "channel_mask_prob", "channel_mask_length"},
+    "encoder": {"dropout", "feature_dropout", "xlsr_dropout", "activation_dropout", "layerdrop",
+                "time_mask_prob", "time_mask_length", "channel_mask_prob", "channel_mask_length",
+                "mask_lengths"},
     "xlsr": {"hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"},
     "features": {"dtype", "extractor"},
 }  # fmt: skip
@@ -95,7 +96,7 @@ def check_same_model(path: Path, saved: ModelConfig, now: ModelConfig) -> None:
       UserError: options that decide the shapes or the meaning of the weights differ; names them.
     """
     wrong, changed = [], []
-    for group in ("features", "xlsr", "encoder", "transducer", "streaming"):
+    for group in ("features", "xlsr", "encoder", "transducer", "streaming", "classifier"):
         before, after = _values(getattr(saved, group)), _values(getattr(now, group))
         for name in [n for n in before if n in after and before[n] != after[n]]:
             if (group, name) == ("features", "xlsr"):

@@ -1,4 +1,7 @@
-"""Validation: losses per token and the WER of greedy search, on all of a split."""
+"""Validation: losses per token and the WER of greedy search, on all of a split.
+
+Of a classifier a label is a word, so that its WER is the share of utterances with a wrong one.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ import logging
 import torch
 
 from xlsr_transducer.data.datamodule import DataModule
+from xlsr_transducer.data.labels import words_of
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.heads import LossOptions
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.scoring import Transcript, error_rate
-from xlsr_transducer.search import SearchOptions, make_search
+from xlsr_transducer.search import Hypothesis, SearchOptions, make_search
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.gradient import autocast, finite
 from xlsr_transducer.training.interrupt import Interrupt
@@ -49,7 +53,8 @@ def validate(
     lattice are each process's own.
     """
     device = process.device
-    search = make_search(SearchOptions(), model)
+    classifier = model.classifier
+    search = None if classifier else make_search(SearchOptions(), model)
     settings = dataclasses.astuple(chunk)
     sums, transcripts, lattice = LossSums(), [], None
     model.eval()
@@ -70,11 +75,15 @@ def validate(
         if bad:
             logging.warning(f"validation: loss not finite: {', '.join(bad)}")
         sums.add(losses, is_finite, batch.token_lens, batch.seconds)
-        state = search.advance(out, lens, search.init_state(len(batch.ids), device))
-        results = search.results(state)
+        if search is None:
+            results = [Hypothesis([i]) for i in classifier(out, lens).argmax(1).tolist()]
+        else:
+            results = search.results(
+                search.advance(out, lens, search.init_state(len(batch.ids), device))
+            )
         for name, text, hypothesis in zip(batch.ids, batch.texts, results):
-            words = data.tokenizer.decode(hypothesis.tokens).split()
-            transcripts.append(Transcript(name, text.split(), words))
+            words = words_of(data.tokenizer, data.tokenizer.decode(hypothesis.tokens))
+            transcripts.append(Transcript(name, words_of(data.tokenizer, text), words))
         if lattice is None and model.joiner is not None and int(batch.token_lens[0]):
             name, tokens = batch.ids[0], batch.tokens[0, : batch.token_lens[0]].tolist()
             frames, pieces = out[0, : lens[0]], data.tokenizer.tokens

@@ -10,7 +10,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent
-from xlsr_transducer.training.metrics import Clock, LossSums, append_history, plot_history
+from xlsr_transducer.training.metrics import (
+    Clock,
+    LossSums,
+    append_history,
+    error_name,
+    plot_history,
+)
 from xlsr_transducer.training.samples import draw_lattice, sample_table
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import StepReport
@@ -73,9 +79,11 @@ class Watch:
     def validation(self, valid: Validation) -> None:
         """Log line and scalars of a validation."""
         step = self.state.progress.step
+        error = error_name(valid.sums.per_token())
+        units = "words" if error == "WER" else "utterances"
         logging.info(
-            f"step {step}: valid {valid.sums.describe()}, WER {valid.wer:.2f} % of {valid.words} "
-            "words"
+            f"step {step}: valid {valid.sums.describe()}, {error} {valid.wer:.2f} % of "
+            f"{valid.words} {units}"
         )
         scalars = {f"valid/{name}": value for name, value in valid.sums.per_token().items()}
         self._add_scalars({**scalars, "valid/wer": valid.wer})

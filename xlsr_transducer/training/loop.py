@@ -23,6 +23,7 @@ from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent, note_changes, summary_of, with_warm_step
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
 from xlsr_transducer.training.gradient import Objective
+from xlsr_transducer.training.group_weights import GroupWeightOptions
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
 from xlsr_transducer.training.memory import (
@@ -140,6 +141,7 @@ class TrainOptions:
     loss: LossOptions
     failure: FailureOptions
     memory: MemoryOptions
+    groups: GroupWeightOptions
 
 
 class Trainer:
@@ -170,8 +172,10 @@ class Trainer:
         recompute_layers(model, self.memory.gradient_checkpointing)
         self.options, self.autocast = options, loop.autocast_dtype(process.device)
         scaler = grad_scaler(self.autocast == torch.float16)
+        groups = options.groups
+        weights = groups.of(data.train_groups(splits["train"])) if groups.is_on else None
         self.state = TrainingState.initial(
-            model, make_optimizer(model, optim), scaler, loop.average_period > 0
+            model, make_optimizer(model, optim), scaler, loop.average_period > 0, weights
         )
         self.interrupt = Interrupt()
         if options.failure.inf_check:

@@ -15,6 +15,8 @@ from xlsr_transducer.core.files import replacing, write_text
 from xlsr_transducer.model.heads import Losses
 from xlsr_transducer.training.distributed import Process
 
+MOST_NAMES = 16  # of groups beside their curves
+
 
 @dataclasses.dataclass
 class LossSums:
@@ -110,11 +112,13 @@ def error_name(per_token: dict[str, float]) -> str:
 
 
 def plot_history(records: list[dict], path: Path):
-    """Draws losses and validation error over the epochs as PNG; returns the figure."""
+    """Draws losses, validation error and group weights, if there are any, over the epochs as PNG;
+    returns the figure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.5), layout="tight")
-    losses, errors = figure.subplots(1, 2)
+    groups = sorted({name for r in records for name in r.get("group_weights", {})})
+    figure = Figure(figsize=(13.5 if groups else 9, 3.5), layout="tight")
+    losses, errors, *others = figure.subplots(1, 3 if groups else 2)
     epochs = [r["epoch"] for r in records]
     measured = records[0]["train"] if records else {}
     main = main_loss(measured)
@@ -125,7 +129,14 @@ def plot_history(records: list[dict], path: Path):
     errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3)
     name = {"WER": "WER (%), greedy"}.get(error_name(measured), "label error (%)")
     errors.set(xlabel="epoch", ylabel=f"validation {name}", ylim=(0, None))
-    for axis in (losses, errors):
+    for weights in others:
+        for name in groups:
+            q = [r.get("group_weights", {}).get(name) for r in records]
+            weights.plot(epochs, q, "o-", ms=3, label=name)
+        weights.set(xlabel="epoch", ylabel="group weights", ylim=(0, None))
+        if len(groups) <= MOST_NAMES:
+            weights.legend(fontsize="small")
+    for axis in (losses, errors, *others):
         axis.grid(alpha=0.3)
     with replacing(path) as [temporary]:
         figure.savefig(temporary, dpi=120, format="png")

@@ -61,13 +61,16 @@ class Watch:
         used, most = gpu_memory(self.device)
         shown = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items())
         memory = f", GPU memory {used:.1f} of {most:.1f} GiB" if most else ""
+        weights = self.state.group_weights
+        groups = f", {weights.describe()}" if weights else ""
         logging.info(
             f"epoch {progress.epoch}, step {progress.step}: {self.sums.describe()}, "
-            f"grad norm {report.grad_norm:.2f}, lr {shown}, {speed:.0f} s of audio per s"
+            f"grad norm {report.grad_norm:.2f}, lr {shown}{groups}, {speed:.0f} s of audio per s"
             f"{memory}, ETA {left}"
         )
         scalars = {f"train/{name}": value for name, value in self.sums.per_token().items()}
         scalars.update({f"lr/{name}": rate for name, rate in rates.items()})
+        scalars.update({f"group_weight/{name}": q for name, q in self._group_weights().items()})
         scalars["train/grad_norm"] = report.grad_norm
         scalars["train/not_finite"] = self.sums.nonfinite
         scalars["speed/audio_seconds_per_second"] = speed
@@ -100,6 +103,8 @@ class Watch:
             "wer": valid.wer,
             "not_finite": train.nonfinite,
         }
+        if self.state.group_weights:
+            record["group_weights"] = self._group_weights()
         records = append_history(self.exp_dir / "history.json", record)
         figures = {"curves": plot_history(records, self.exp_dir / "curves.png")}
         if valid.lattice:
@@ -109,6 +114,10 @@ class Watch:
             self.board.add_text("samples", sample_table(valid.samples), step)
             for name, figure in figures.items():
                 self.board.add_figure(name, figure, step)
+
+    def _group_weights(self) -> dict[str, float]:
+        weights = self.state.group_weights
+        return weights.by_name() if weights else {}
 
     def _add_scalars(self, scalars: dict[str, float]) -> None:
         if self.board:

@@ -104,6 +104,14 @@ class Process:
                 dist.broadcast(sent, src=0)
                 tensor.detach().copy_(sent)
 
+    def union(self, names: Iterable[str]) -> list[str]:
+        """Returns all names that any process has, in alphabetical order."""
+        found: list[Any] = [set(names)]
+        if self.world_size > 1:
+            found = [None] * self.world_size
+            dist.all_gather_object(found, set(names))
+        return sorted(set().union(*found))
+
     def from_main(self, value: Any = None) -> Any:
         """Returns the value of the main process: tensors in dictionaries, lists and tuples, and
         plain objects. What other processes give is ignored; they get the tensors on the CPU."""

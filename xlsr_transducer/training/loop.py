@@ -90,6 +90,12 @@ class LoopOptions(Options):
     valid_interval: int = option(
         0, "steps between validations within an epoch; 0: at its end only", at_least=0
     )
+    best: str = option(
+        "wer",
+        "which validation is the best, whose weights are kept: that with the lowest WER of all, "
+        "or of its worst language",
+        choices=("wer", "worst-language"),
+    )
     average_period: int = option(
         100, "steps between updates of the running mean of the weights; 0: no mean", at_least=0
     )
@@ -188,6 +194,7 @@ class Trainer:
           0, or if it was asked to end before: 130 after Ctrl-C, 143 after SIGTERM. It has saved.
         """
         progress = self.state.progress
+        progress.use_best(self.loop.best)
         summary = summary_of(self.data, self.splits)
         if self.process.is_main:
             summary.write_left_out(self.loop.exp_dir / "left_out.tsv")
@@ -223,7 +230,8 @@ class Trainer:
         self.watch.close()
         if not status:
             error = "label error" if "classifier" in self.config.heads else "WER"
-            logging.info(f"done; best validation {error} {progress.best_wer:.2f} %")
+            of_worst = " of the worst language" * (self.loop.best == "worst-language")
+            logging.info(f"done; best validation {error}{of_worst} {progress.best_wer:.2f} %")
         return status
 
     def _make_stepper(self, extent: Extent) -> Stepper:
@@ -333,8 +341,9 @@ class Trainer:
             return None
         if self.process.is_main:
             self.watch.validation(valid)
-        if valid.wer < progress.best_wer:
-            progress.best_wer = valid.wer
+        wer = valid.worst if self.loop.best == "worst-language" else valid.wer
+        if wer < progress.best_wer:
+            progress.best_wer = wer
             self._save(BEST, is_whole=False)
         return valid
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import time
 from pathlib import Path
 
@@ -126,7 +127,12 @@ def plot_history(records: list[dict], path: Path):
         losses.plot(epochs, [r[name].get(main) for r in records], "o-", ms=3, label=name)
     losses.set(xlabel="epoch", ylabel=f"{main} loss per token (nats)")
     losses.legend()
-    errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3)
+    errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3, label="all")
+    for name in sorted({name for r in records for name in r.get("languages", ())}):
+        rates = [r.get("languages", {}).get(name, math.nan) for r in records]
+        errors.plot(epochs, rates, "o-", ms=2, lw=1, label=name)
+    if len(errors.lines) > 1:
+        errors.legend(fontsize=7)
     name = {"WER": "WER (%), greedy"}.get(error_name(measured), "label error (%)")
     errors.set(xlabel="epoch", ylabel=f"validation {name}", ylim=(0, None))
     for weights in others:

@@ -38,7 +38,8 @@ class Progress:
     batches: int = 0  # of this epoch, over all processes
     seconds: float = 0.0  # of audio, over all epochs
     too_large: int = 0  # batches left out, as they did not fit into memory
-    best_wer: float = float("inf")
+    best_wer: float = float("inf")  # as --best chooses: of all utterances, or a language's
+    best: str = "wer"  # the option --best that it belongs to
     # Of this epoch: the options that decided its batches, each from batch ``first`` on.
     parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     averaged: int = 0  # steps that the running mean of the weights covers
@@ -47,6 +48,12 @@ class Progress:
     num_updates: int = 0
     total_seconds: float = 0.0  # of audio in the whole training; 0: num_updates counts
     warm_step: int = -1
+
+    def use_best(self, best: str) -> None:
+        """Notes by what validations are compared; if by another rate than before, none is the
+        best so far."""
+        if best != self.best:
+            self.best, self.best_wer = best, float("inf")
 
     def use_batch_options(self, options: dict[str, Any]) -> list[Part]:
         """Notes the options that decide the epoch's batches from here on.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent
 from xlsr_transducer.training.metrics import (
@@ -90,6 +92,11 @@ class Watch:
         )
         scalars = {f"valid/{name}": value for name, value in valid.sums.per_token().items()}
         self._add_scalars({**scalars, "valid/wer": valid.wer})
+        if valid.spread:
+            logging.info(f"step {step}: valid WER by language\n{language_table(valid)}")
+            of_each = {f"valid_wer/{name}": one.wer for name, one in valid.languages.items()}
+            scalars = {f"valid/wer_{name}": value for name, value in _spread_of(valid).items()}
+            self._add_scalars({**of_each, **scalars})
 
     def epoch(self, epoch: int, train: LossSums, valid: Validation) -> None:
         """Log line, history and pictures of an epoch."""
@@ -101,6 +108,7 @@ class Watch:
             "train": train.per_token(),
             "valid": valid.sums.per_token(),
             "wer": valid.wer,
+            **_by_language(valid),
             "not_finite": train.nonfinite,
         }
         if self.state.group_weights:
@@ -128,6 +136,32 @@ class Watch:
         """Writes out what tensorboard has not written yet."""
         if self.board:
             self.board.close()
+
+
+def language_table(valid: Validation) -> str:
+    """Returns the table of a validation of several languages."""
+    rows = [["language", "utterances", "words", "WER %"]]
+    for name, one in valid.languages.items():
+        rows.append([name, str(one.utterances), str(one.words), f"{one.wer:.2f}"])
+    rows += [[name, "", "", f"{value:.2f}"] for name, value in _spread_of(valid).items()]
+    return text_table(rows, is_right=True)
+
+
+def _spread_of(valid: Validation) -> dict[str, float]:
+    spread = valid.spread
+    return {"worst": spread.highest, "mean": spread.mean, "gap": spread.gap} if spread else {}
+
+
+def _by_language(valid: Validation) -> dict[str, Any]:
+    """Returns what the history has of a validation of several languages."""
+    if not valid.spread:
+        return {}
+    of_each = {name: one.wer for name, one in valid.languages.items()}
+    return {
+        "languages": of_each,
+        "worst_language": valid.spread.worst,
+        **{f"wer_{name}": value for name, value in _spread_of(valid).items()},
+    }
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.tiny_recipe import run_and_resume, run_train
-from xlsr_transducer import decode, streaming_decode
+from xlsr_transducer import decode, export, streaming_decode
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.checkpoint import read_checkpoint
 
@@ -36,6 +36,14 @@ def test_it_streams_the_texts_that_it_simulates(corpus: Path, mamba_exp: Path) -
     for option in ("--left-context-chunks=2", "--attention-sink-size=4"):
         with pytest.raises(UserError, match=f"{option.split('=')[0]} .*no layer of this network"):
             decode.main([*given, option])
+
+
+def test_exported_files_give_its_tokens(mamba_exp: Path, tmp_path: Path) -> None:
+    formats = ["--jit=1", "--wav2vec2-ctc=1", "--onnx=1"]
+    # Each is compared with the checkpoint in a process of its own.
+    assert export.main([f"--exp-dir={mamba_exp}", f"--out-dir={tmp_path}", *formats]) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"jit_script_chunk_16_left_0.pt", "cpu_jit.pt", "model.onnx"} <= names, names
 
 
 def test_a_resumed_training_ends_with_the_same_weights(corpus: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from xlsr_transducer.exporting.onnx_int8 import quantize_matrices
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.model.heads.ctc import BLANK_ID
 from xlsr_transducer.model.speech_model import SpeechModel
+from xlsr_transducer.model.state import fields_of
 from xlsr_transducer.recognition.exported import Output, recognise, without_repeats
 from xlsr_transducer.recognition.onnx_models import (
     CTC,
@@ -208,10 +209,9 @@ def write_streaming(
     job: Job, model: SpeechModel, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
     """Returns the files for chunks."""
-    step = graphs.OneChunk(model)
-    state = model.encoder.get_init_states(2, torch.device("cpu"))
+    tensors = fields_of(model.encoder.get_init_states(2, torch.device("cpu")))
+    step = graphs.OneChunk(model, list(tensors))
     x = torch.zeros(2, job.chunk.chunk_size * about["hop"])
-    tensors = dict(zip(graphs.STATES, (*state.xlsr, state.adapter)))
     inputs = {name: "N" for name in ("x", "x_lens", *tensors)}
     of_encoder, kind = _outputs_and_kind(model)
     outputs = [*of_encoder, *(f"new_{name}" for name in tensors)]

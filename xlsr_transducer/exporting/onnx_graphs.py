@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Tuple
 from unittest import mock
 
@@ -27,10 +27,9 @@ from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.encoder import Adapter
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.model.speech_model import SpeechModel
-from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
+from xlsr_transducer.model.state import fields_of, state_of
 from xlsr_transducer.model.wav2vec2_layers import ConvLayer, PositionalConv
 
-STATES = (*Wav2Vec2State._fields, "adapter")  # of a stream, in the order of the graph's inputs
 # A server that normalises the utterance has taken its level away. Models that receive it are given
 # the level for which cumulative normalisation is made.
 LEVEL = 0.05
@@ -68,25 +67,17 @@ class WholeUtterances(nn.Module):
 class OneChunk(nn.Module):
     """The streaming encoder: (N, 320 C) samples and a state -> (N, C / R, J) and the new one."""
 
-    def __init__(self, model: SpeechModel):
+    def __init__(self, model: SpeechModel, names: Sequence[str]):
+        """``names``: of the tensors of a state, in the order of the graph's inputs."""
         super().__init__()
         self.encoder = model.encoder
         self.projection = projection_of(model)
+        self.names = names
 
-    def forward(
-        self,
-        x: Tensor,
-        x_lens: Tensor,
-        done: Tensor,
-        stats: Tensor,
-        tail: Tensor,
-        history: Tensor,
-        cache: Tensor,
-        adapter: Tensor,
-    ) -> Tuple[Tensor, ...]:
-        state = EncoderState(Wav2Vec2State(done, stats, tail, history, cache), adapter)
+    def forward(self, x: Tensor, x_lens: Tensor, *fields: Tensor) -> Tuple[Tensor, ...]:
+        state = state_of(dict(zip(self.names, fields)))
         out, lens, state = self.encoder.streaming_forward(x, x_lens, state)
-        return (self.projection(out).float(), lens, *state.xlsr, state.adapter)
+        return (self.projection(out).float(), lens, *fields_of(state).values())
 
 
 class ProjectedDecoder(nn.Module):

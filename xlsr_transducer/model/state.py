@@ -5,7 +5,7 @@ Letters: N batch, D width of XLSR, H heads, S attention sinks, P frames of left 
 E width of the encoder, K kernel of the adapter.
 """
 
-from typing import List, NamedTuple
+from typing import Dict, List, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,30 @@ class EncoderState(NamedTuple):
 
     xlsr: Wav2Vec2State
     adapter: Tensor  # (N, K - 1, E): the last inputs of the adapter's convolution
+
+
+NAMES = (*Wav2Vec2State._fields, "adapter")  # of the fields of an ``EncoderState``
+
+
+@torch.jit.unused
+def fields_of(state: EncoderState) -> Dict[str, Tensor]:
+    """Returns the tensors of a state by name, without those of a kind of layer that is not
+    there."""
+    fields = dict(zip(NAMES, (*state.xlsr, state.adapter)))
+    by_layer = ("cache", "conv", "ssm")
+    return {n: x for n, x in fields.items() if n not in by_layer or x.shape[1] > 0}
+
+
+@torch.jit.unused
+def state_of(fields: Dict[str, Tensor]) -> EncoderState:
+    """Returns the state that has the tensors of ``fields_of``."""
+    history, batch = fields["history"], fields["done"].shape[0]
+    dims = {"cache": 6, "conv": 4, "ssm": 5}
+    missing = {name: history.new_zeros([batch] + [0] * (n - 1)) for name, n in dims.items()}
+    given = {**missing, **fields}
+    return EncoderState(
+        Wav2Vec2State(*[given[name] for name in Wav2Vec2State._fields]), given["adapter"]
+    )
 
 
 def with_cache(state: Wav2Vec2State, cache: Tensor) -> Wav2Vec2State:

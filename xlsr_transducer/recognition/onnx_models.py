@@ -23,7 +23,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.geometry import FRAME_SHIFT, RECEPTIVE_FIELD, SUBSAMPLING
 from xlsr_transducer.core.options import option
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
-from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
+from xlsr_transducer.model.state import EncoderState, fields_of, state_of
 from xlsr_transducer.model.whole import WholeEncoder
 from xlsr_transducer.recognition.exported import Recogniser, encode_chunks
 
@@ -169,18 +169,22 @@ class OnnxStreamingEncoder(OnnxModule):
 
     def get_init_states(self, batch_size: int, device: torch.device) -> EncoderState:
         """Returns the state of streams before their first sample."""
-        fields = [
-            torch.zeros([batch_size, *state.shape[1:]], dtype=DTYPES[state.type], device=device)
-            for state in self.session.get_inputs()[2:]
-        ]
-        return EncoderState(Wav2Vec2State(*fields[:-1]), fields[-1])
+        return state_of(
+            {
+                x.name: torch.zeros(
+                    [batch_size, *x.shape[1:]], dtype=DTYPES[x.type], device=device
+                )
+                for x in self.session.get_inputs()[2:]
+            }
+        )
 
     def streaming_forward(
         self, x: Tensor, x_lens: Tensor, states: EncoderState
     ) -> Tuple[Tensor, Tensor, EncoderState]:
         """Computes the next chunk of each stream (see ``StreamingXLSREncoder``)."""
-        out, lens, *fields = self.run(x, x_lens, *states.xlsr, states.adapter)
-        return out, lens, EncoderState(Wav2Vec2State(*fields[:-1]), fields[-1])
+        given = fields_of(states)
+        out, lens, *fields = self.run(x, x_lens, *given.values())
+        return out, lens, state_of(dict(zip(given, fields)))
 
 
 class OnnxDecoder(OnnxModule):

@@ -15,10 +15,12 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.tensor_files import save_atomically
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.microphone import get_parser
-from xlsr_transducer.model.checkpoint import BEST, read_checkpoint
+from xlsr_transducer.model.checkpoint import BEST, CheckpointOptions, load_model, read_checkpoint
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
 from xlsr_transducer.pretrained import main as pretrained
+from xlsr_transducer.recognition.alignment_sets import align_batch
+from xlsr_transducer.recognition.decoding import DecodeOptions, batches
 from xlsr_transducer.recognition.engine import StreamingEngine
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.search import Heads, SearchOptions, make_search
@@ -108,6 +110,17 @@ def test_words_are_aligned_by_the_head_that_there_is(corpus, ctc_exp):
     assert len(starts) > 10 and any(round(start / 0.02) % 2 for start in starts)
     with pytest.raises(UserError, match="--method transducer needs a model with that head"):
         align.main([*arguments, "--method=transducer"])
+
+
+def test_a_batch_is_aligned_by_the_head_that_there_is(corpus, ctc_exp):
+    loaded = load_model(CheckpointOptions(exp_dir=ctc_exp))
+    [audio] = DecodeOptions(data_dir=corpus, split="val").audio_sets()
+    [batch] = batches(audio, loaded.tokenizer, 100.0, 0)
+    with torch.no_grad():
+        out, lens = loaded.model.encoder.encode(batch.inputs, batch.input_lens)
+    given = (audio, batch, out, lens, loaded.model, loaded.tokenizer)
+    found = align_batch(*given)
+    assert found == align_batch(*given, "ctc") and found[0]
 
 
 @pytest.mark.parametrize(

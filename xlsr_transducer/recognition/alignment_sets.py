@@ -103,16 +103,17 @@ def align_batch(
     lens: Tensor,
     model: SpeechModel,
     tokenizer: Tokenizer,
-    topology: str = "regular",
+    topology: str | None = None,
 ) -> tuple[list[Aligned], list[Unread]]:
     """Aligns a batch of a set whose encoder output (N, T, E) with lengths (N,) is there.
 
     Args:
-      topology: as in ``align_set``.
+      topology: as in ``align_set``; by default `regular`, or `ctc` without a transducer.
 
     Returns:
       The alignments; what has no path.
     """
+    topology = topology or ("ctc" if model.joiner is None else "regular")
     given = (model, out, lens, batch.tokens, batch.token_lens)
     paths = align_ctc(*given) if topology == "ctc" else align(*given, topology)
     found, left_out, frame = [], [], model.encoder.frame_seconds

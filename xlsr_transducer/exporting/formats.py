@@ -32,7 +32,11 @@ class FormatOptions:
     wav2vec2_ctc: bool = option(
         False, "write wav2vec2_ctc.pt, with greedy search inside, which stock sherpa serves"
     )
-    hf: Path | None = option(None, "write XLSR into this folder, as Hugging Face has it")
+    hf: Path | None = option(
+        None,
+        "write into this folder what Hugging Face's classes load: a CTC model of letters or a "
+        "classifier; of a transducer its XLSR",
+    )
     onnx: bool = option(False, "write encoder, decoder and joiner as ONNX files, and model.onnx")
     fp16: bool = option(False, "with --onnx 1: further ONNX files with float16 weights")
     int8: bool = option(False, "with --onnx 1: further ONNX files with int8 weights")

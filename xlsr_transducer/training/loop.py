@@ -33,7 +33,12 @@ from xlsr_transducer.training.memory import (
     scan_for_oom,
 )
 from xlsr_transducer.training.metrics import LossSums
-from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
+from xlsr_transducer.training.optim import (
+    OptimOptions,
+    check_weighted_layers,
+    make_optimizer,
+    set_trainable,
+)
 from xlsr_transducer.training.resume import (
     AUTO,
     check_same_model,
@@ -165,8 +170,12 @@ class Trainer:
         """
         Args:
           model: with the weights to begin with on the main process, and any on the others.
+
+        Raises:
+          UserError: options contradict each other, or the processes.
         """
         loop, optim = options.loop, options.optim
+        check_weighted_layers(config.encoder, optim)
         process.copy_from_main(p.data for p in model.parameters())
         if loop.sharding == "fsdp2":
             check_sharding(optim, loop.use_fp16, process.world_size)

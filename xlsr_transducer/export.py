@@ -17,7 +17,7 @@ from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Parser, add_options, from_args
 from xlsr_transducer.data.audio import read_audio
-from xlsr_transducer.exporting import int8_report
+from xlsr_transducer.exporting import classifier, int8_report
 from xlsr_transducer.exporting.formats import FormatOptions, Job, chosen_formats
 from xlsr_transducer.exporting.parity import (
     Reference,
@@ -50,6 +50,7 @@ def load_job(
 ) -> Job:
     """Returns the model as it is exported: plain layers on the CPU, without gradients."""
     loaded = load_model(checkpoint)
+    classifier.check_formats(loaded, formats)
     chunk = chunk_options.chunk(loaded.config)
     if not chunk.is_full_context:
         if not isinstance(loaded.model.encoder, StreamingXLSREncoder):
@@ -62,7 +63,7 @@ def load_job(
 def export(job: Job, out_dir: Path, reference: Reference) -> list[Verdict]:
     """Writes and checks all formats; what passes is put into ``out_dir``."""
     verdicts = []
-    for write in chosen_formats(job.options):
+    for write in chosen_formats(job.options, job.loaded.model.classifier is not None):
         with scratch_folder(out_dir) as folder:
             job.loaded.tokenizer.write_tokens(folder / TOKENS)
             (folder / BPE_MODEL).write_bytes(job.loaded.tokenizer.to_bytes())

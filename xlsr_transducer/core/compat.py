@@ -140,10 +140,15 @@ def _linear_as_convolution(weight: Tensor, bias: Optional[Tensor]) -> Callable[[
     return linear
 
 
+# In the place of fairseq's class, by its name: holds the fields of one and can do nothing.
+FAIRSEQ_DICTIONARY = type("Dictionary", (), {"__module__": "fairseq.data.dictionary"})
+
+
 def load_tensors(path: str | Path) -> Any:
     """``torch.load`` that can only make tensors and plain values, on the CPU.
 
-    ``argparse.Namespace`` is let through where PyTorch can (older fairseq files hold one).
+    ``argparse.Namespace`` is let through where PyTorch can (older fairseq files hold one), and
+    fairseq's dictionaries, as objects with their fields and no methods.
 
     Raises:
       UserError: the file is damaged, or holds objects that would run code when loaded.
@@ -151,7 +156,7 @@ def load_tensors(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     if hasattr(torch.serialization, "add_safe_globals"):
-        torch.serialization.add_safe_globals([argparse.Namespace])
+        torch.serialization.add_safe_globals([argparse.Namespace, FAIRSEQ_DICTIONARY])
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from xlsr_transducer.core.tensor_files import save_atomically
+from xlsr_transducer.exporting import classifier
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.model.checkpoint import model_content
 from xlsr_transducer.recognition.exported import Output, recognise
@@ -22,6 +23,8 @@ def write(job: Job, folder: Path) -> list[Artifact]:
     loaded = job.loaded
     weights = loaded.model.state_dict()
     save_atomically(model_content(loaded.config, loaded.tokenizer, weights), folder / NAME)
+    if loaded.model.classifier is not None:
+        return [classifier.pretrained(loaded, NAME)]
     return [Artifact((NAME,), run, loaded.config.streaming.default())]
 
 

@@ -23,6 +23,12 @@ from xlsr_transducer.data.labels import Units, units_from_bytes
 from xlsr_transducer.model.averaging import Weights, covered_steps, mean_between, mean_of
 from xlsr_transducer.model.config import ModelConfig, build_model
 from xlsr_transducer.model.foreign import read_foreign
+from xlsr_transducer.model.foreign_classifier import (
+    is_fairseq_classifier,
+    is_folder_of_classifier,
+    read_fairseq,
+    read_folder,
+)
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
@@ -123,7 +129,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing, damaged, unsafe, or of another kind.
     """
-    content = load_verified(path)
+    return _checked(path, load_verified(path))
+
+
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    """Returns what a checkpoint holds, with today's names; see ``read_checkpoint``."""
     if not isinstance(content, dict) or not {"format", "config", "model"} <= content.keys():
         raise UserError(f"{path}: not a checkpoint of this project")
     if content["format"] not in (1, 2, FORMAT):
@@ -139,7 +149,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_model(path: Path, language: str | None = None) -> dict[str, Any]:
-    """Reads a checkpoint of this project, or a folder in Hugging Face's format like one.
+    """Reads a checkpoint of this project, or a recogniser or classifier from elsewhere like one:
+    a folder in Hugging Face's format, or fairseq's file of a classifier.
 
     Args:
       language: of a folder that has several, as MMS is.
@@ -147,12 +158,19 @@ def read_model(path: Path, language: str | None = None) -> dict[str, Any]:
     Raises:
       UserError: it is missing, damaged, unsafe, or of another kind.
     """
-    if path.is_dir():
+    if path.is_dir() and not is_folder_of_classifier(path):
         found = read_foreign(path, language)
         return model_content(found.config, found.tokenizer, found.weights)
     if language:
         raise UserError(f"--language {language}: {path} is no folder with adapters, as MMS is")
-    return read_checkpoint(path)
+    if path.is_dir():
+        classifier = read_folder(path)
+        return model_content(classifier.config, classifier.labels, classifier.weights)
+    content = load_verified(path)
+    if is_fairseq_classifier(content):
+        classifier = read_fairseq(path, content)
+        return model_content(classifier.config, classifier.labels, classifier.weights)
+    return _checked(path, content)
 
 
 def _new_name(name: str) -> str:

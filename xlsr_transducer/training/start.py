@@ -153,12 +153,14 @@ def _take_weights(
     path = options.init_from
     where = f"--init-from {path}"
     content = read_model(path, options.language)
-    source = ModelConfig.from_dict(content["config"], str(path))
     given: Weights = content["model"]
-    if path.is_dir():
+    if model.classifier is not None and content.get("tokens") != tokens:
+        given = _with_labels(where, given, content["tokens"], model, tokens)
+    elif path.is_dir():
         given = _with_fitting_head(where, given, content["tokens"], model, tokens)
     elif content.get("tokens") != tokens:
         raise UserError(f"{where}: was trained with other tokens than --lang-dir has")
+    source = ModelConfig.from_dict(content["config"], str(path))
     below = _below_cut(config)
     _require_same_below(where, given, below, source, xlsr)
     own = model.state_dict()
@@ -215,6 +217,34 @@ def _shared_rows(
     rows = {i: row for i, row in rows.items() if row is not None}
     marks = (BLANK, SOS_EOS, UNK, WORD_START)
     return rows if any(tokens[i] not in marks for i in rows) else {}
+
+
+def _with_labels(
+    where: str, given: Weights, given_labels: list[str], model: SpeechModel, labels: list[str]
+) -> Weights:
+    """Returns a file's encoder for a classifier of other labels, and what it has of its head.
+
+    That is all but the rows of labels that the file lacks; nothing if it is no classifier of the
+    same widths.
+    """
+    own, head = model.state_dict(), "heads.classifier."
+    kept = {name: value for name, value in given.items() if name.startswith("encoder.")}
+    of_head = {name: own[name].clone() for name in own if name.startswith(head)}
+    place = {label: i for i, label in enumerate(given_labels)}
+    rows = [i for i, label in enumerate(labels) if label in place]
+    same = of_head.keys() == {name for name in given if name.startswith("heads.")}
+    if not same or any(given[n].shape[1:] != w.shape[1:] for n, w in of_head.items()):
+        logging.info(f"{where}: gives the encoder; the head is new")
+        return kept
+    for name, value in of_head.items():
+        if name.startswith(head + "output."):
+            value[rows] = given[name][[place[labels[i]] for i in rows]]
+        elif value.shape == given[name].shape:
+            value.copy_(given[name])
+    logging.info(
+        f"{where}: gives the encoder, and the head of {len(rows)} of {len(labels)} labels"
+    )
+    return {**kept, **of_head}
 
 
 def _below_cut(config: ModelConfig) -> set[str]:

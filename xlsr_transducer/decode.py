@@ -100,18 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     lg = bias_options.load_lg(loaded.tokenizer)
     search = make_search(search_options, loaded.model, bias, lg)
-    scores, speeds = [], []
-    parts = [suffix(checkpoint, chunk, search_options, bias_options), *level.suffix()]
+    settings = suffix(checkpoint, chunk, search_options, bias_options, *level.suffix())
     given = (loaded.tokenizer, args.max_duration, options.num_workers, level.change())
+    scores, speeds = [], []
     for audio in sets:
         name = "" if audio.files else name_in_results(audio, checkpoint.exp_dir)
         results = decode_set(audio, batches(audio, *given), loaded, search, chunk)
         if audio.files:
             return results.print_texts(loaded.tokenizer)
-        scores.append(results.write(folder, name, "-".join(parts), loaded.tokenizer))
+        scores.append(results.write(folder, name, settings, loaded.tokenizer))
         speeds.append(f"{name} {results.rtf:.4f}")
-    print(format_table(scores))
-    print(f"RTF on {decode_device()}: " + ", ".join(speeds))
+    print(format_table(scores), f"RTF on {decode_device()}: " + ", ".join(speeds), sep="\n")
     return status_of(scores)
 
 

@@ -1,86 +1,49 @@
-"""XLSR as a folder in Hugging Face's format, such as ``transformers`` and ``--xlsr`` read."""
+"""Folders in Hugging Face's format: of a transducer its XLSR, such as ``transformers`` and
+``--xlsr`` read; of a CTC model all of it.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.files import replacing
-from xlsr_transducer.core.geometry import SAMPLING_RATE
+from xlsr_transducer.exporting import hugging_face_ctc
 from xlsr_transducer.exporting.formats import Artifact, Job
+from xlsr_transducer.exporting.hugging_face_files import (
+    PREPROCESSOR_CONFIG,
+    TOLERANCE,
+    config_of,
+    hugging_face_weights,
+    write_files,
+)
 from xlsr_transducer.exporting.model_card import model_card
 from xlsr_transducer.model.normalize import normalize_utterance
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
-from xlsr_transducer.model.xlsr_checkpoint import POS_CONV, load_xlsr
+from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 from xlsr_transducer.recognition.exported import Output
 
-# config.json last: it tells that the rest is there.
-FILES = ("model.safetensors", "preprocessor_config.json", "README.md", "config.json")
-TOLERANCE = 1e-4  # transformers adds up in another order, and multiplies the weight norm anew
-# What Hugging Face's configuration has besides the fields of XlsrConfig.
-HUGGING_FACE_CONFIG = {
-    "architectures": ["Wav2Vec2Model"],
-    "model_type": "wav2vec2",
-    "feat_extract_activation": "gelu",
-    "hidden_act": "gelu",
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
-    "initializer_range": 0.02,
-    "mask_time_prob": 0.075,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-PREPROCESSOR_CONFIG = {
-    "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-    "do_normalize": True,
-    "feature_size": 1,
-    "padding_side": "right",
-    "padding_value": 0.0,
-    "return_attention_mask": True,
-    "sampling_rate": SAMPLING_RATE,
-}
-
-
-def hugging_face_weights(network: Wav2Vec2) -> dict[str, Tensor]:
-    """Returns the state dict with the positional convolution's weight norm spelled out again.
-
-    ``weight_g`` and ``weight_v`` are the names that every version of transformers reads.
-    """
-    weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    folded = weights.pop(POS_CONV + "weight")
-    weights[POS_CONV + "weight_v"] = folded
-    norm = folded.double().square().sum(dim=(0, 1), keepdim=True).sqrt()
-    weights[POS_CONV + "weight_g"] = norm.float()
-    return weights
+FILES = ("model.safetensors", "README.md", "preprocessor_config.json", "config.json")
 
 
 def write_folder(folder: Path, config: XlsrConfig, network: Wav2Vec2, card: str) -> None:
     """Writes configuration, weights, preprocessor and the card README.md."""
-    from safetensors.torch import save
-
-    values: dict[str, Any] = {**HUGGING_FACE_CONFIG, **config.to_dict()}
-    values["num_feat_extract_layers"] = len(config.conv_dim)
-    contents = (
-        save(hugging_face_weights(network), metadata={"format": "pt"}),
-        (json.dumps(PREPROCESSOR_CONFIG, indent=2) + "\n").encode(),
-        card.encode(),
-        (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(),
-    )
-    with replacing(*(folder / name for name in FILES)) as temporary:
-        for path, content in zip(temporary, contents):
-            path.write_bytes(content)
+    files = {"preprocessor_config.json": PREPROCESSOR_CONFIG, "config.json": config_of(config)}
+    write_files(folder, hugging_face_weights(network), card, files)
 
 
 def write(job: Job, folder: Path) -> list[Artifact]:
-    """Writes the files into ``folder``."""
+    """Writes the files into ``folder``.
+
+    Raises:
+      UserError: a CTC model that Hugging Face's class cannot compute.
+    """
+    if job.loaded.config.heads == ("ctc",):
+        return hugging_face_ctc.write(job, folder)
     network = job.loaded.model.encoder.xlsr
     config = job.loaded.config.xlsr
 

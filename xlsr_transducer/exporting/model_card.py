@@ -13,11 +13,7 @@ tags:
 - wav2vec2
 - automatic-speech-recognition
 ---
-# XLSR out of a transducer
-
-The XLSR network (wav2vec 2.0) of a speech recogniser, a transducer trained with XLSR-Transducer.
-Adapter, decoder and joiner are not part of it: it gives hidden states, not text. It loads with
-`transformers.Wav2Vec2Model.from_pretrained`, and is trained further with `--xlsr FOLDER`.
+{about}
 
 | | |
 |---|---|
@@ -36,11 +32,27 @@ Adapter, decoder and joiner are not part of it: it gives hidden states, not text
 {settings}
 """
 
+XLSR_ALONE = """# XLSR out of a transducer
 
-def model_card(job: Job) -> str:
-    """Returns the card's text. What the run did not record is "unknown"."""
+The XLSR network (wav2vec 2.0) of a speech recogniser, a transducer trained with XLSR-Transducer.
+Adapter, decoder and joiner are not part of it: it gives hidden states, not text. It loads with
+`transformers.Wav2Vec2Model.from_pretrained`, and is trained further with `--xlsr FOLDER`."""
+CTC_MODEL = """# A CTC recogniser
+
+XLSR (wav2vec 2.0) with a CTC output layer over letters, trained with XLSR-Transducer. It loads
+with `transformers.pipeline("automatic-speech-recognition", model=FOLDER)`, and is trained further
+with `--init-from FOLDER`."""
+
+
+def model_card(job: Job, about: str = XLSR_ALONE) -> str:
+    """Returns the card's text. What the run did not record is "unknown".
+
+    Args:
+      about: its title, and what is exported.
+    """
     settings = _settings(job.exp_dir)
     return CARD.format(
+        about=about,
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(job)),
         data=_data(settings),
         rates=_rates(job.exp_dir),
@@ -100,7 +112,7 @@ def _rates(exp_dir: Path) -> str:
     """Returns a table of all wer-summary files of the run."""
     rows = []
     for path in sorted(exp_dir.glob("**/wer-summary-*.txt")):
-        suffix, wer, *unread = path.read_text(encoding="utf-8").splitlines()[-1].split("\t")
+        suffix, wer, *unread = path.read_text(encoding="utf-8").splitlines()[1].split("\t")
         name = path.stem[len("wer-summary-") :].replace(f"-{suffix}", "")
         way = "chunk by chunk" if "streaming" in path.relative_to(exp_dir).parts else "simulated"
         rows.append(f"| {name} | {suffix} | {way} | {wer} | {' '.join(unread)} |")

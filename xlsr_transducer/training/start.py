@@ -156,7 +156,7 @@ def _take_weights(
     given: Weights = content["model"]
     if model.classifier is not None and content.get("tokens") != tokens:
         given = _with_labels(where, given, content["tokens"], model, tokens)
-    elif path.is_dir():
+    elif path.is_dir() and f"{CTC_OUTPUT}.weight" in given:
         given = _with_fitting_head(where, given, content["tokens"], model, tokens)
     elif content.get("tokens") != tokens:
         raise UserError(f"{where}: was trained with other tokens than --lang-dir has")

@@ -266,15 +266,16 @@ def test_a_file_of_another_kind_or_for_other_tokens_is_refused(lg_file, tmp_path
         read_lg(tmp_path / "LG.pt", TOKENS, 1.0)
 
 
-def test_stage_7_and_the_four_methods_of_decode(corpus, streaming_exp, capsys):
+def test_stage_7_and_the_methods_of_decode_along_lattices(corpus, streaming_exp, capsys):
     lang_dir = corpus / "lang_bpe_60"
     make_ngram.main([f"--data-dir={corpus}", f"--lang-dir={lang_dir}", "--unit=word"])
     make_lg.main([f"--lang-dir={lang_dir}"])
     lg = [f"--ngram-lm={lang_dir / 'LG.pt'}"]
     common = ["--split=test_seen", "--blank-penalty=4", "--num-workers=0", "--decode-chunk-len=-1"]
     errors = {}
-    for method in ("nbest", "nbest_oracle", "LG", "nbest_LG"):
-        name = f"fast_beam_search_{method}"
+    fast = [f"fast_beam_search_{name}" for name in ("nbest", "nbest_oracle", "LG", "nbest_LG")]
+    for name in (*fast, "ctc_decoding", "ctc_LG"):
+        method = name.replace("fast_beam_search_", "")
         options = [f"--decoding-method={name}", *common, *(lg if "LG" in method else [])]
         run(decode, corpus, streaming_exp, *options)
         [path] = (streaming_exp / name).glob("errs-test_seen-*")
@@ -285,10 +286,10 @@ def test_stage_7_and_the_four_methods_of_decode(corpus, streaming_exp, capsys):
 
     words = set(read_arpa(lang_dir / "word_ngram_3.arpa")[0])
     tokenizer = Tokenizer.load(lang_dir)
-    for method, is_free in (("LG", False), ("nbest_LG", False), ("nbest", True)):
-        found = tokens_of(streaming_exp / f"fast_beam_search_{method}", "test_seen").values()
+    for method in (*fast[:1], *fast[2:], "ctc_decoding", "ctc_LG"):
+        found = tokens_of(streaming_exp / method, "test_seen").values()
         emitted = {word for row, _ in found for word in tokenizer.decode(row).split()}
-        assert emitted and bool(emitted - words) == is_free
+        assert emitted and bool(emitted - words) != method.endswith("LG")
 
     with pytest.raises(UserError, match="belongs to other tokens"):
         read_lg(lang_dir / "LG.pt", TOKENS, 1.0)

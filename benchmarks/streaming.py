@@ -180,7 +180,7 @@ class Load:
     """A batch of streams that step together, and the times of their steps."""
 
     def __init__(self, encoder: StreamingXLSREncoder, chunk: ChunkSettings, streams: int):
-        device = encoder.adapter.projection.weight.device
+        device = encoder.like.device
         encoder.set_chunk(chunk)
         self.encoder, self.chunk, self.streams = encoder, chunk, streams
         self.state: EncoderState = encoder.get_init_states(streams, device)

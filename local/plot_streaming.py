@@ -181,7 +181,7 @@ def part_bytes(chunk: ChunkSettings) -> dict[str, int]:
     """Bytes per stream of each part of the state, at XLS-R 300M size in float32."""
     with shapes_only():
         encoder = StreamingXLSREncoder(XlsrConfig(), EncoderOptions(), chunk=chunk)
-        device = encoder.adapter.projection.weight.device
+        device = encoder.like.device
     state = encoder.get_init_states(1, device)
     fields = {
         "keys and values of 24 layers": state.xlsr.cache,

@@ -61,7 +61,6 @@ def decode_set(
     """Recognises every utterance of a set, in the batches of ``loader``."""
     model, results = loaded.model, Results(audio, frame=loaded.model.encoder.frame_seconds)
     device = next(model.parameters()).device
-    settings = (chunk.chunk_size, chunk.left_context_chunks, chunk.attention_sink_size)
     for batch in tqdm(loader, desc=audio.name, unit="batch", disable=None):
         for unread in batch.skipped:
             results.leave_out(unread)
@@ -69,7 +68,7 @@ def decode_set(
             continue
         start = time.perf_counter()
         batch = batch.to(device)
-        out, lens = model.encoder.encode(batch.inputs, batch.input_lens, *settings)
+        out, lens = model.encoder.encode(batch.inputs, batch.input_lens, *chunk)
         state = search.advance(out, lens, search.init_state(len(batch.ids), device))
         if search.options.decoding_method == ORACLE:
             nbest = search.nbest(state, search.options.num_paths)
@@ -99,13 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     chunk = options.chunk(loaded.config)
     require_memory(sets, loaded.model.encoder, chunk, decode_device())
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
-    model = loaded.model
     lg = bias_options.load_lg(loaded.tokenizer)
-    search = make_search(search_options, model, bias, lg)
-    scores, speeds = [], []
-    settings = suffix(checkpoint, chunk, search_options, bias_options)
-    settings = "-".join([settings, *level.suffix()])
+    search = make_search(search_options, loaded.model, bias, lg)
+    settings = suffix(checkpoint, chunk, search_options, bias_options, *level.suffix())
     given = (loaded.tokenizer, args.max_duration, options.num_workers, level.change())
+    scores, speeds = [], []
     for audio in sets:
         name = "" if audio.files else name_in_results(audio, checkpoint.exp_dir)
         results = decode_set(audio, batches(audio, *given), loaded, search, chunk)
@@ -113,8 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return results.print_texts(loaded.tokenizer)
         scores.append(results.write(folder, name, settings, loaded.tokenizer))
         speeds.append(f"{name} {results.rtf:.4f}")
-    print(format_table(scores))
-    print(f"RTF on {decode_device()}: " + ", ".join(speeds))
+    print(format_table(scores), f"RTF on {decode_device()}: " + ", ".join(speeds), sep="\n")
     return status_of(scores)
 
 

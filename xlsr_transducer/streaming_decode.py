@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.encoder.set_chunk(chunk)
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     search = make_search(search_options, model, bias)
-    settings = suffix(checkpoint, chunk, search_options, bias_options)
-    settings = "-".join([settings, *endpoint.suffix()])
+    settings = suffix(checkpoint, chunk, search_options, bias_options, *endpoint.suffix())
     rules, scores = endpoint.rules(model.encoder.frame_seconds), []
     for audio in sets:
         name = "" if audio.files else name_in_results(audio, checkpoint.exp_dir)

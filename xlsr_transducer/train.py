@@ -35,6 +35,7 @@ from xlsr_transducer.model.heads import (
 )
 from xlsr_transducer.training.distributed import Process, ProcessOptions, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
+from xlsr_transducer.training.group_weights import GroupWeightOptions
 from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.loop import LoopOptions, Trainer, TrainOptions
 from xlsr_transducer.training.memory import MemoryOptions
@@ -43,7 +44,8 @@ from xlsr_transducer.training.resume import require_unused, resume_command, sole
 from xlsr_transducer.training.start import InputOptions, load_weights, read_input, size_of
 
 OF_MODEL = (EncoderOptions, TransducerOptions, StreamingOptions, ClassifierOptions)
-OF_TRAINER = (LoopOptions, OptimOptions, LossOptions, FailureOptions, MemoryOptions)
+OF_TRAINER = (LoopOptions, OptimOptions, LossOptions, FailureOptions, MemoryOptions,
+              GroupWeightOptions)  # fmt: skip
 OPTION_GROUPS = (InputOptions, ProcessOptions, DataOptions, AugmentOptions, *OF_TRAINER, *OF_MODEL)
 
 
@@ -95,7 +97,8 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     prepare_lora(model, options[OptimOptions])
     given = (options[DataOptions], source.folder, tokenizer, options[AugmentOptions])
     work_dir, subsampling = args.exp_dir / "plan", model.encoder.subsampling_factor
-    data = DataModule(*given, config.has_ctc, work_dir, subsampling)
+    is_weighed = options[GroupWeightOptions].is_on
+    data = DataModule(*given, config.has_ctc, work_dir, subsampling, matched=is_weighed)
     logging.info(f"{process.describe()}, {size_of(model)}; {describe_heads(model.heads)}")
     settings = TrainOptions(*(options[cls] for cls in OF_TRAINER))
     trainer = Trainer(model, config, data, load_splits(args.data_dir), settings, process)

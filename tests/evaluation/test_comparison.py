@@ -16,6 +16,7 @@ from xlsr_transducer.evaluation.comparison import (
     comparison_section,
     curves_section,
 )
+from xlsr_transducer.evaluation.curves import draw_curves, read_history
 from xlsr_transducer.evaluation.experiments import differing, experiments_in, experiments_section
 from xlsr_transducer.evaluation.normalizing import Normalizer
 from xlsr_transducer.evaluation.section import Section
@@ -143,6 +144,12 @@ def test_curves_of_experiments_are_overlaid_and_missing_ones_named(tmp_path: Pat
     section = curves_section(folders)
     assert section.data["best_validation_wer"] == {"a": 5.0, "b": 8.0}
     assert len(section.figures) == 1 and "No curves of c" in section.notes[0]
+    ctc = [{"epoch": 1, "train": {"ctc": 2.0}, "valid": {"ctc": 1.0}, "wer": 7.0}]
+    (tmp_path / "b" / "history.json").write_text(json.dumps(ctc))
+    figure = draw_curves({folder.name: read_history(folder) for folder in folders[:2]})
+    lines = [axis.get_lines() for axis in figure.axes]
+    assert [line.get_label() for line in lines[0]] == ["a: pruned", "b: ctc"]
+    assert lines[1][1].get_ydata().tolist() == [1.0] and lines[2][1].get_label() == "b"
     (tmp_path / "b" / "history.json").write_text('[{"epoch": 1}]')
     assert curves_section(folders[1:2]).notes
 

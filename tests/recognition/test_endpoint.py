@@ -21,6 +21,7 @@ SETTINGS = {
     "greedy-3-per-frame": dict(max_sym_per_frame=3),
     "beam": dict(decoding_method="beam_search", beam_size=2),
     "ctc-greedy": dict(decoding_method="ctc_greedy_search"),
+    "ctc-prefix": dict(decoding_method="ctc_prefix_beam_search"),
     "modified-beam": dict(decoding_method="modified_beam_search"),
     "fast-beam": dict(decoding_method="fast_beam_search", beam=8.0),
     "fast-beam-strict": dict(
@@ -178,8 +179,9 @@ def test_segments_are_those_of_a_search_frame_by_frame(name):
     assert_same(streamed(search, waves[:1], 3000, 2), expected[:1])
 
 
-def test_hotwords_begin_anew_with_the_segment():
-    search = search_of(SETTINGS["modified-beam"], with_hotwords=True)
+@pytest.mark.parametrize("name", ["modified-beam", "ctc-prefix"])
+def test_hotwords_begin_anew_with_the_segment(name):
+    search = search_of(SETTINGS[name], with_hotwords=True)
     frames = [talk(search, seed) for seed in range(3)]
     expected = [plain(search, x, HOTWORDS)[0] for x in frames]
     assert expected != [plain(search, x)[0] for x in frames]

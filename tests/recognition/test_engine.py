@@ -24,6 +24,7 @@ from xlsr_transducer.search import Heads, Hypothesis, Search, SearchOptions, his
 SETTINGS = {
     "greedy": (dict(), ChunkSettings(8, 2, 4)),
     "modified-beam": (dict(decoding_method="modified_beam_search"), ChunkSettings(16, 1, 0)),
+    "ctc-prefix": (dict(decoding_method="ctc_prefix_beam_search"), ChunkSettings(8, 2, 4)),
     "fast-beam": (dict(decoding_method="fast_beam_search", beam=8.0), ChunkSettings(8, -1, 0)),
 }
 
@@ -31,11 +32,12 @@ SETTINGS = {
 def search_for(options: dict, dtype: torch.dtype) -> Search:
     """A search over random networks for ``tiny_encoder``, whose output is 32 wide."""
     torch.manual_seed(3)
-    decoder, joiner = Decoder(20, 16, 2), Joiner(32, 16, 24, 20)
+    networks = Decoder(20, 16, 2), Joiner(32, 16, 24, 20), torch.nn.Linear(32, 20)
     with torch.no_grad():
-        joiner.output_linear.weight *= 12
-        joiner.output_linear.bias[0] += 3
-    return make_search(SearchOptions(**options), Heads(decoder.to(dtype), joiner.to(dtype)))
+        networks[1].output_linear.weight *= 12
+        networks[1].output_linear.bias[0] += 3
+        networks[2].weight *= 4
+    return make_search(SearchOptions(**options), Heads(*(x.to(dtype) for x in networks)))
 
 
 class Recorder:

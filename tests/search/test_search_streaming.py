@@ -13,6 +13,11 @@ SETTINGS = {
     "greedy-3-per-frame": dict(max_sym_per_frame=3),
     "beam": dict(decoding_method="beam_search", beam_size=2, blank_penalty=-5.0),
     "ctc-greedy": dict(decoding_method="ctc_greedy_search"),
+    "ctc-prefix": dict(decoding_method="ctc_prefix_beam_search"),
+    "ctc-prefix-1": dict(decoding_method="ctc_prefix_beam_search", beam_size=1),
+    "ctc-prefix-wider-than-vocabulary": dict(
+        decoding_method="ctc_prefix_beam_search", beam_size=20, blank_penalty=0.5
+    ),
     "modified-beam": dict(decoding_method="modified_beam_search"),
     "modified-beam-1": dict(decoding_method="modified_beam_search", beam_size=1),
     "modified-beam-wider-than-vocabulary": dict(

@@ -19,7 +19,7 @@ GOLDEN_DIR = Path(__file__).resolve().parents[1] / "golden"
 
 @cache
 def manifest() -> dict:
-    """The whole manifest: ``loss``, ``decode``, ``loss_infeasible``, ``ctc``."""
+    """The whole manifest: ``loss``, ``decode``, ``loss_infeasible``, ``ctc``, ``ctc_prefix``."""
     return json.loads((GOLDEN_DIR / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -48,6 +48,10 @@ def decode_case(name: str) -> tuple[dict, dict[str, np.ndarray]]:
     """Manifest entry and arrays of a decoding case."""
     entry = manifest()["decode"][name]
     return entry, arrays(entry["file"])
+
+
+def ctc_prefix_cases() -> list[str]:
+    return manifest()["ctc_prefix"]["cases"]
 
 
 def tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:

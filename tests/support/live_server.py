@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from local.prepare_lang import train_bpe
-from tests.support.stream_driver import TINY, speech
+from tests.support.random_models import RATE, ROUNDING, encoded, write_random_model
+from tests.support.stream_driver import speech
 from tests.support.tiny_recipe import closest_call
 from xlsr_transducer.core.options import Parser
-from xlsr_transducer.core.tensor_files import save_atomically
-from xlsr_transducer.data.tokenizer import Tokenizer
-from xlsr_transducer.model.checkpoint import model_content
-from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
-from xlsr_transducer.model.encoder import EncoderOptions
-from xlsr_transducer.model.feature_info import FeatureInfo
-from xlsr_transducer.model.heads import TransducerOptions
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.live import LiveModel, add_live_options
 from xlsr_transducer.recognition.spans import TimedText
@@ -35,54 +26,12 @@ from xlsr_transducer.serving.options import ServeOptions
 from xlsr_transducer.serving.server import listen, serve
 from xlsr_transducer.serving.wire import CODINGS, WireAudio
 
-RATE = 16000
-CHUNK = ChunkSettings(16, 2, 4)
-ROUNDING = 1e-3  # of logits; between batches of different sizes they differ by less
 ENDPOINT = ("--rule2-min-trailing-silence", "0.4", "--rule3-min-utterance-length", "3")
 
 
-@functools.cache
-def tokenizer() -> Tokenizer:
-    """Forty pieces of random words."""
-    draw = random.Random(0)
-    words = ["".join(draw.choices("aeioklmnst", k=draw.randint(2, 6))) for _ in range(60)]
-    return Tokenizer(train_bpe([" ".join(draw.choices(words, k=6)) for _ in range(200)], 40))
-
-
 def write_checkpoint(folder: Path) -> Path:
-    """Writes the checkpoint of a random streaming model; returns its path."""
-    torch.manual_seed(0)
-    config = ModelConfig(
-        features=FeatureInfo("random", "0" * 64, "waveform", "cumulative", 1),
-        xlsr=TINY,
-        encoder=EncoderOptions(encoder_dim=32),
-        transducer=TransducerOptions(decoder_dim=16, joiner_dim=32),
-        streaming=StreamingOptions(True, *map(str, CHUNK)),
-        vocab_size=tokenizer().vocab_size,
-        heads=("transducer",),
-    )
-    model = build_model(config).eval()
-    _make_talkative(model)
-    path = folder / "pretrained.pt"
-    save_atomically(model_content(config, tokenizer(), model.state_dict()), path)
-    return path
-
-
-@torch.no_grad()
-def _make_talkative(model: SpeechModel) -> None:
-    """Lets the random joiner answer to the encoder's deviations, mostly by blanks."""
-    frames = encoded(model, speech(10 * RATE, 0, torch.float32))
-    projection, output = model.joiner.encoder_proj, model.joiner.output_linear
-    projection.weight.normal_().div_(frames.std(0) * frames.shape[1] ** 0.5)
-    projection.bias.copy_(-projection.weight @ frames.mean(0))
-    output.weight.normal_()
-    output.bias.zero_()
-    output.bias[0] = 12
-
-
-def encoded(model: SpeechModel, wave: torch.Tensor) -> torch.Tensor:
-    """Returns (T, E) of (n,) samples."""
-    return model.encoder(wave[None], torch.tensor([len(wave)]), *CHUNK)[0][0]
+    """Writes the checkpoint of a random streaming transducer; returns its path."""
+    return write_random_model(folder / "pretrained.pt", ("transducer",))
 
 
 def load_live(checkpoint: Path, *options: str) -> LiveModel:

@@ -84,7 +84,7 @@ def serve(
     A row whose chunk is not there yet is idle in its step; a stream that is over leaves.
     What lies in a chunk beyond its samples is NaN, so that using it would be seen.
     """
-    dtype = encoder.adapter.projection.weight.dtype
+    dtype = encoder.like.dtype
     streams = [Stream(w, encoder.chunk_size, i, whole) for i, w in enumerate(waves)]
     live: List[Stream] = []
     state: Optional[EncoderState] = None
@@ -106,7 +106,7 @@ def serve(
 
 def _step(encoder: StreamingXLSREncoder, live: List[Stream], state: EncoderState) -> EncoderState:
     """One tick: everybody listens, and those with a chunk are encoded."""
-    dtype = encoder.adapter.projection.weight.dtype
+    dtype = encoder.like.dtype
     x = torch.full((len(live), encoder.chunk_size * 320), float("nan"), dtype=dtype)
     lens = torch.zeros(len(live), dtype=torch.int64)
     for i, stream in enumerate(live):

@@ -39,6 +39,7 @@ class Batch:
     skipped: list[Unread]  # utterances that could not be read
     groups: list[str] = dataclasses.field(default_factory=list)  # of each utterance, see group_of
     place: Place | None = None  # in the training
+    languages: list[str] = dataclasses.field(default_factory=list)  # "" where unknown
 
     def to(self, device: torch.device) -> Batch:
         """The same with its tensors on ``device``."""
@@ -109,6 +110,7 @@ class SpeechDataset(Dataset):
             tokens=pad_sequence([t if len(t) else t.new_zeros(1) for t in tokens], True),
             token_lens=torch.tensor([len(t) for t in tokens]),
             texts=texts,
+            languages=[c.supervisions[0].language or "" for c in kept],
             ids=[c.id for c in kept],
             seconds=seconds,
             skipped=skipped,

@@ -126,6 +126,7 @@ def evaluate(
       UserError: the checkpoint cannot be used, or nothing that was asked for fits in memory.
     """
     loaded = load_recogniser(checkpoint, None, cpu_layers)
+    search = search.resolved(loaded.model)
     own = loaded.config.streaming.default()
     settings, notes = settings_for(loaded.config, options.settings()), []
     if own.is_full_context:

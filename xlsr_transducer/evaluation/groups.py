@@ -1,4 +1,5 @@
-"""WER by speaker, duration, speaking rate, level, and any custom field of the manifest."""
+"""WER by speaker, language, duration, speaking rate, level, and any custom field of the
+manifest."""
 
 from __future__ import annotations
 
@@ -66,6 +67,9 @@ def groups_section(
         "speaking rate": lambda: by_quarters(records, speaking_rates(records), "words/s"),
         "level": lambda: by_edges(records, levels, LEVELS, "dBFS"),
     }
+    languages = {r.id: r.language for r in records if r.language}
+    if len(set(languages.values())) > 1:
+        wanted["language"] = lambda: by_value(records, languages)
     for field in (name for name in by if name not in wanted):
         values = {r.id: r.custom[field] for r in records if field in r.custom}
         wanted[field] = lambda values=values: by_field(records, values)

@@ -175,7 +175,8 @@ def _utterances(
     not_aligned: dict[str, str] = {}
     for front in fronts:
         out, lens = grid.encode(front, alignment)
-        found, failed = align_batch(part.audio, front.batch, out, lens, grid.upper, grid.tokenizer)
+        given = (part.audio, front.batch, out, lens, grid.upper, grid.tokenizer)
+        found, failed = align_batch(*given, "ctc" if grid.upper.joiner is None else "regular")
         for one in found:
             words[one.id] = [
                 (w.text, round(w.start, 4), round(w.end, 4), round(w.confidence, 5))

@@ -40,6 +40,7 @@ class Record:
     custom: dict[str, Any] = dataclasses.field(default_factory=dict)
     audio: str = ""  # path, '' if unknown or no file
     start: float = 0.0  # seconds in it
+    language: str = ""  # '' if unknown
     unread: str = ""  # why it could not be read
 
     @functools.cached_property
@@ -109,7 +110,7 @@ class ResultFiles:
             ref, hyp = known.get("ref", ref), known.get("hyp", hyp)
             spans = [Span(*word) for word in tokens.get(name, {}).get("words", ())]
             scored = [normalizer(text).split() for text in (ref, hyp)]
-            fields = ("seconds", "speaker", "custom", "audio", "start", "unread")
+            fields = ("seconds", "speaker", "language", "custom", "audio", "start", "unread")
             more = {field: known[field] for field in fields if field in known}
             records.append(Record(name, ref, hyp, *scored, spans, **more))
         return records

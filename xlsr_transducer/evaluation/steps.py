@@ -35,7 +35,7 @@ def measure_step(model: SpeechModel, search: Search, chunk: ChunkSettings) -> St
       model: with a ``StreamingXLSREncoder`` that takes the waveform.
     """
     encoder = model.encoder
-    device = encoder.adapter.output_norm.weight.device
+    device = encoder.like.device
     encoder.set_chunk(chunk)
     state, found = encoder.get_init_states(1, device), search.init_state(1, device)
     generator = torch.Generator().manual_seed(0)

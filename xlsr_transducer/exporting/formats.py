@@ -30,14 +30,17 @@ class FormatOptions:
     jit: bool = option(False, "write cpu_jit.pt, and jit_script_chunk_*.pt of a streaming model")
     jit_trace: bool = option(False, "write encoder_, decoder_ and joiner_jit_trace.pt")
     wav2vec2_ctc: bool = option(
-        False, "write wav2vec2_ctc.pt, with greedy search inside, which stock sherpa serves"
+        False,
+        "write wav2vec2_ctc.pt, which stock sherpa serves; a transducer's has the search inside",
     )
     hf: Path | None = option(
         None,
         "write into this folder what Hugging Face's classes load: a CTC model of letters or a "
         "classifier; of a transducer its XLSR",
     )
-    onnx: bool = option(False, "write encoder, decoder and joiner as ONNX files, and model.onnx")
+    onnx: bool = option(
+        False, "write encoder, decoder and joiner, or a CTC model, as ONNX files, and model.onnx"
+    )
     fp16: bool = option(False, "with --onnx 1: further ONNX files with float16 weights")
     int8: bool = option(False, "with --onnx 1: further ONNX files with int8 weights")
     data_dir: Path = option(Path("data"), "its validation set shows what int8 changes")
@@ -86,7 +89,7 @@ class Artifact:
     is_streaming: bool = False  # compare with the checkpoint's chunk by chunk computation
     tolerance: float = 0.0  # largest difference of the encoder output; 0: equal to the last bit
     same_text: bool = True  # tokens and their frames must be equal
-    is_projected: bool = False  # its encoder output is what the joiner projects it to
+    is_projected: bool = False  # its encoder output is ``projection_of(model)``'s
     # What gives the outputs to compare with, where it is not the whole checkpoint.
     expected: Callable[[Sequence[Tensor]], list[Output]] | None = None
     home: Path | None = None  # where the files belong, if not in the folder of the export

@@ -112,7 +112,7 @@ def _rates(exp_dir: Path) -> str:
     """Returns a table of all wer-summary files of the run."""
     rows = []
     for path in sorted(exp_dir.glob("**/wer-summary-*.txt")):
-        suffix, wer, *unread = path.read_text(encoding="utf-8").splitlines()[-1].split("\t")
+        suffix, wer, *unread = path.read_text(encoding="utf-8").splitlines()[1].split("\t")
         name = path.stem[len("wer-summary-") :].replace(f"-{suffix}", "")
         way = "chunk by chunk" if "streaming" in path.relative_to(exp_dir).parts else "simulated"
         rows.append(f"| {name} | {suffix} | {way} | {wer} | {' '.join(unread)} |")

@@ -1,5 +1,7 @@
 """ONNX: encoder, decoder and joiner, offline and streaming, and ``model.onnx`` that does it all.
 
+A model with CTC alone is one file, ``ctc-*.onnx``, in place of the three.
+
 PyTorch's TorchScript-based exporter writes them: it takes half a second for what the newer one
 needs half a minute for, and one file runs for any number of streams, samples and frames.
 ``--fp16`` and ``--int8`` write further copies beside.
@@ -11,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,15 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.geometry import HOP, RECEPTIVE_FIELD, SAMPLING_RATE
+from xlsr_transducer.core.geometry import HOP, RECEPTIVE_FIELD, SAMPLING_RATE, SUBSAMPLING
 from xlsr_transducer.data.tokenizer import hash_of_tokens
 from xlsr_transducer.exporting import onnx_graphs as graphs
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.onnx_int8 import quantize_matrices
 from xlsr_transducer.exporting.scripted import OfflineEncoder
+from xlsr_transducer.model.heads.ctc import BLANK_ID
 from xlsr_transducer.model.speech_model import SpeechModel
-from xlsr_transducer.recognition.exported import Output, recognise
+from xlsr_transducer.recognition.exported import Output, recognise, without_repeats
 from xlsr_transducer.recognition.onnx_models import (
+    CTC,
     SEAL,
     digest,
     load_offline,
@@ -54,7 +59,9 @@ def write(job: Job, folder: Path) -> list[Artifact]:
     """
     _check(job)
     about = describe(job)
-    writers = [write_offline, _write_whole]
+    writers = [write_offline]
+    if has_room_for_blanks(job.loaded.model):
+        writers.append(_write_whole)
     writers += [write_streaming] if not job.chunk.is_full_context else []
     artifacts = []
     for suffix, model in _precisions(job):
@@ -67,10 +74,22 @@ def write(job: Job, folder: Path) -> list[Artifact]:
 
 
 def names(job: Job, suffix: str = "", is_streaming: bool = False) -> tuple[str, ...]:
-    """icefall's names of encoder, decoder and joiner."""
+    """icefall's names of encoder, decoder and joiner, or of the one file of a CTC model."""
     name = job.name.replace("-use-averaged-model", "")
     name += f"-{job.chunk.describe()}" * is_streaming + f"{suffix}.onnx"
-    return tuple(f"{part}-{name}" for part in PARTS)
+    parts = PARTS if job.loaded.model.joiner is not None else (CTC,)
+    return tuple(f"{part}-{name}" for part in parts)
+
+
+def has_room_for_blanks(model: SpeechModel) -> bool:
+    """Whether ``model.onnx`` can be written; says why not."""
+    if model.joiner is None or model.encoder.subsampling_factor == SUBSAMPLING:
+        return True
+    logging.warning(
+        f"{WHOLE}.onnx is left out: its frames of 20 ms hold a token and a blank of an encoder "
+        "frame of 40 ms, and this transducer has --adapter none"
+    )
+    return False
 
 
 def _check(job: Job) -> None:
@@ -104,6 +123,7 @@ def _precisions(job: Job) -> Iterator[tuple[str, SpeechModel]]:
 def describe(job: Job) -> dict[str, Any]:
     """Returns what every file records about the model."""
     config, model = job.loaded.config, job.loaded.model
+    of_decoder = {"context_size": model.decoder.context_size} if model.decoder else {}
     weights = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         weights.update(name.encode())
@@ -117,8 +137,8 @@ def describe(job: Job) -> dict[str, Any]:
         "sample_rate": SAMPLING_RATE,
         "normalize": config.features.normalize,
         "vocab_size": config.vocab_size,
-        "context_size": model.decoder.context_size,
-        "blank_id": model.decoder.blank_id,
+        "blank_id": BLANK_ID,
+        **of_decoder,
         "hop": model.encoder.xlsr.hop,
         "head": model.encoder.xlsr.overlap,
         "num_heads": model.encoder.config.num_attention_heads,
@@ -131,15 +151,23 @@ def describe(job: Job) -> dict[str, Any]:
 def write_offline(
     job: Job, model: SpeechModel, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
-    """Returns encoder, decoder and joiner for whole utterances."""
+    """Returns the files for whole utterances."""
     encoder, inputs = _offline_encoder(job, model)
-    three = names(job, suffix)
-    outputs = {"encoder_out": "NT", "encoder_out_lens": "N"}
-    _export(encoder, inputs, {"x": "Nn", "x_lens": "N"}, outputs, folder / three[0])
-    _finish(folder / three[0], {**about, "kind": "encoder"})
-    _write_rest(model, folder, three, about)
+    files = names(job, suffix)
+    (output, lens), kind = _outputs_and_kind(model)
+    outputs = {output: "NT", lens: "N"}
+    _export(encoder, inputs, {"x": "Nn", "x_lens": "N"}, outputs, folder / files[0])
+    _finish(folder / files[0], {**about, "kind": kind})
+    _write_rest(model, folder, files, about)
     tolerance = TOLERANCES[suffix]
-    return Artifact(three, run_offline, job.chunk, False, tolerance, not suffix, True)
+    return Artifact(files, run_offline, job.chunk, False, tolerance, not suffix, True)
+
+
+def _outputs_and_kind(model: SpeechModel) -> tuple[tuple[str, str], str]:
+    """Returns icefall's names of an encoder's outputs, and the kind of its file, for metadata."""
+    if model.joiner is None:
+        return ("log_probs", "log_probs_len"), f"{CTC} encoder"
+    return ("encoder_out", "encoder_out_lens"), "encoder"
 
 
 def _offline_encoder(job: Job, model: SpeechModel) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
@@ -150,7 +178,8 @@ def _offline_encoder(job: Job, model: SpeechModel) -> tuple[nn.Module, tuple[Ten
     num_samples = max(32000, 5 * HOP * job.chunk.chunk_size // 2)
     x = 0.05 * torch.randn(2, num_samples, generator=torch.Generator().manual_seed(0))
     lens = torch.tensor([num_samples, num_samples - 9600])
-    encoder = graphs.WholeUtterances(OfflineEncoder(model.encoder, job.chunk), model.joiner)
+    offline = OfflineEncoder(model.encoder, job.chunk)
+    encoder = graphs.WholeUtterances(offline, graphs.projection_of(model))
     return encoder.eval(), (x, lens)
 
 
@@ -161,9 +190,12 @@ def _write_whole(
     encoder, inputs = _offline_encoder(job, model)
     with _quiet_tracer():
         traced = torch.jit.trace(encoder, tuple(x[:1] for x in inputs), check_trace=False)
-    level = graphs.level_of(about["normalize"])
-    search = graphs.GreedySearch(*_decoder_and_joiner(model))
-    whole = graphs.WholeRecogniser(traced, search, about["vocab_size"], level)
+    level, repeats = graphs.level_of(about["normalize"]), model.encoder.subsampling_factor
+    if model.joiner is None:
+        whole: nn.Module = graphs.WholeCtc(traced, repeats, level)
+    else:
+        search = graphs.GreedySearch(*_decoder_and_joiner(model))
+        whole = graphs.WholeRecogniser(traced, search, about["vocab_size"], level)
     path = folder / f"{WHOLE}{suffix}.onnx"
     scripted = torch.jit.script(whole.eval())
     _export(scripted, (inputs[0][:1],), {"x": " n"}, {"logits": " T"}, path)
@@ -175,24 +207,25 @@ def _write_whole(
 def write_streaming(
     job: Job, model: SpeechModel, suffix: str, folder: Path, about: dict[str, Any]
 ) -> Artifact:
-    """Returns encoder, decoder and joiner for chunks."""
+    """Returns the files for chunks."""
     step = graphs.OneChunk(model)
     state = model.encoder.get_init_states(2, torch.device("cpu"))
     x = torch.zeros(2, job.chunk.chunk_size * about["hop"])
     tensors = dict(zip(graphs.STATES, (*state.xlsr, state.adapter)))
     inputs = {name: "N" for name in ("x", "x_lens", *tensors)}
-    outputs = ["encoder_out", "encoder_out_lens", *(f"new_{name}" for name in tensors)]
-    three = names(job, suffix, is_streaming=True)
+    of_encoder, kind = _outputs_and_kind(model)
+    outputs = [*of_encoder, *(f"new_{name}" for name in tensors)]
+    files = names(job, suffix, is_streaming=True)
     lens = torch.full([2], x.shape[1])
     _export(
-        step, (x, lens, *tensors.values()), inputs, dict.fromkeys(outputs, "N"), folder / three[0]
+        step, (x, lens, *tensors.values()), inputs, dict.fromkeys(outputs, "N"), folder / files[0]
     )
     shapes = json.dumps({name: ["N", *value.shape[1:]] for name, value in tensors.items()})
     about = {**about, "state_shapes": shapes}
-    _finish(folder / three[0], {**about, "kind": "streaming encoder"})
-    _write_rest(model, folder, three, about)
+    _finish(folder / files[0], {**about, "kind": f"streaming {kind}"})
+    _write_rest(model, folder, files, about)
     tolerance = TOLERANCES[suffix]
-    return Artifact(three, run_streaming, job.chunk, True, tolerance, not suffix, True)
+    return Artifact(files, run_streaming, job.chunk, True, tolerance, not suffix, True)
 
 
 def _decoder_and_joiner(model: SpeechModel) -> tuple[nn.Module, nn.Module]:
@@ -201,16 +234,18 @@ def _decoder_and_joiner(model: SpeechModel) -> tuple[nn.Module, nn.Module]:
 
 
 def _write_rest(
-    model: SpeechModel, folder: Path, three: tuple[str, ...], about: dict[str, Any]
+    model: SpeechModel, folder: Path, files: tuple[str, ...], about: dict[str, Any]
 ) -> None:
-    """Decoder and joiner."""
+    """Decoder and joiner, of a transducer."""
+    if model.joiner is None:
+        return
     decoder, joiner = _decoder_and_joiner(model)
     context = torch.zeros(2, about["context_size"], dtype=torch.int64)
-    _export(decoder, (context,), {"y": "N"}, {"decoder_out": "N"}, folder / three[1])
+    _export(decoder, (context,), {"y": "N"}, {"decoder_out": "N"}, folder / files[1])
     side = decoder(context)
     sides = {"encoder_out": "N", "decoder_out": "N"}
-    _export(joiner, (side, side), sides, {"logit": "N"}, folder / three[2])
-    for name, kind in zip(three[1:], ("decoder", "joiner")):
+    _export(joiner, (side, side), sides, {"logit": "N"}, folder / files[2])
+    for name, kind in zip(files[1:], ("decoder", "joiner")):
         _finish(folder / name, {**about, "kind": kind})
 
 
@@ -287,12 +322,12 @@ def quantize(artifact: Artifact, folder: Path) -> Artifact:
 
 
 def run_offline(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
-    """Runs encoder, decoder and joiner on whole utterances."""
+    """Runs the files for whole utterances."""
     return list(recognise(load_offline(files), waves, SearchOptions()))
 
 
 def run_streaming(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
-    """Runs encoder, decoder and joiner chunk by chunk."""
+    """Runs the files for chunks."""
     return list(recognise(load_streaming(files), waves, SearchOptions()))
 
 
@@ -300,14 +335,12 @@ def run_whole(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     """Runs ``model.onnx`` on samples as they are, without a server's normalisation."""
     session = open_session(files[0])
     about = metadata(session)
-    level, blank = float(about["level"]), int(about["blank_id"])
+    level, per_frame = float(about["level"]), int(about["subsampling_factor"])
     outputs = []
     for wave in waves:
         if len(wave) < RECEPTIVE_FIELD:
             outputs.append(Output([], []))
             continue
         logits = session.run(None, {"x": (wave / level).unsqueeze(0).numpy()})[0]
-        found = torch.from_numpy(logits[0, ::2]).argmax(-1)
-        frames = (found != blank).nonzero()[:, 0]
-        outputs.append(Output(found[frames].tolist(), frames.tolist()))
+        outputs.append(without_repeats(logits[0].argmax(-1).tolist(), per_frame))
     return outputs

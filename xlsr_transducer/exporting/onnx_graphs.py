@@ -1,8 +1,10 @@
 """Modules for ONNX files, whose traces keep the call contracts of sherpa-onnx.
 
 Encoders come with the joiner's projection of their output, decoders with theirs, so that a
-joiner call is an addition, a tanh and one matrix product. Letters: N batch, n samples, T encoder
-frames, J joiner width, V vocabulary, C chunk size in XLSR frames, U context size.
+joiner call is an addition, a tanh and one matrix product; with CTC alone, encoders give its
+log-probs. Letters: N batch, n samples, T encoder frames, E width of the encoder, J what its output
+becomes, C chunk size in XLSR frames, U context size, V vocabulary, R frames of 20 ms in an encoder
+frame.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Tuple
 from unittest import mock
 
@@ -22,6 +24,7 @@ from xlsr_transducer.core.compat import attend_in_steps, gelu
 from xlsr_transducer.exporting.scripted import OfflineEncoder
 from xlsr_transducer.model import wav2vec2_layers
 from xlsr_transducer.model.decoder import Decoder
+from xlsr_transducer.model.encoder import Adapter
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
@@ -33,13 +36,29 @@ STATES = (*Wav2Vec2State._fields, "adapter")  # of a stream, in the order of the
 LEVEL = 0.05
 
 
+class LogProbs(nn.Module):
+    """A CTC head: (N, T, E) -> log-probs (N, T, V), in float32."""
+
+    def __init__(self, output: nn.Linear):
+        super().__init__()
+        self.ctc_output = output
+
+    def forward(self, encoder_out: Tensor) -> Tensor:
+        return self.ctc_output(encoder_out).float().log_softmax(-1)
+
+
+def projection_of(model: SpeechModel) -> nn.Module:
+    """Returns what an encoder's output passes in its file: (N, T, E) -> (N, T, J)."""
+    return LogProbs(model.ctc_output) if model.joiner is None else model.joiner.encoder_proj
+
+
 class WholeUtterances(nn.Module):
     """The offline encoder: (N, n) samples, int64 lengths (N,) -> (N, T, J), lengths (N,)."""
 
-    def __init__(self, encoder: OfflineEncoder, joiner: Joiner):
+    def __init__(self, encoder: OfflineEncoder, projection: nn.Module):
         super().__init__()
         self.encoder = encoder
-        self.projection = joiner.encoder_proj
+        self.projection = projection
 
     def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
         out, lens = self.encoder(x, x_lens)
@@ -47,12 +66,12 @@ class WholeUtterances(nn.Module):
 
 
 class OneChunk(nn.Module):
-    """The streaming encoder: (N, 320 C) samples and a state -> (N, C / 2, J) and the new one."""
+    """The streaming encoder: (N, 320 C) samples and a state -> (N, C / R, J) and the new one."""
 
     def __init__(self, model: SpeechModel):
         super().__init__()
         self.encoder = model.encoder
-        self.projection = model.joiner.encoder_proj
+        self.projection = projection_of(model)
 
     def forward(
         self,
@@ -143,6 +162,25 @@ class WholeRecogniser(nn.Module):
         return F.one_hot(tokens, self.vocab_size).float().unsqueeze(0)
 
 
+class WholeCtc(nn.Module):
+    """One utterance (1, n) to log-probs (1, R T, V), for the same servers as ``WholeRecogniser``.
+
+    Those of a frame of 40 ms come twice: the search for a CTC model reads one token, and times
+    are right.
+    """
+
+    def __init__(self, encoder: nn.Module, repeats: int, level: float):
+        super().__init__()
+        self.encoder = encoder
+        self.repeats = repeats
+        self.level = level
+
+    def forward(self, x: Tensor) -> Tensor:
+        lens = torch.full([1], x.shape[1], dtype=torch.int64)
+        log_probs = self.encoder(x * self.level, lens)[0]
+        return log_probs.unsqueeze(2).expand(-1, -1, self.repeats, -1).flatten(1, 2)
+
+
 def half(model: SpeechModel) -> SpeechModel:
     """Returns a copy with float16 weights; audio and its statistics stay as they are."""
     return copy.deepcopy(model).half()
@@ -156,15 +194,17 @@ def level_of(normalize: str) -> float:
 @contextlib.contextmanager
 def traceable(model: SpeechModel) -> Iterator[None]:
     """Inside, the network is computed in steps that ONNX has, in every precision."""
-    xlsr, conv = model.encoder.xlsr, model.encoder.adapter.conv
-    changed = {xlsr.encoder.pos_conv_embed: _gathered_windows, conv: _convolution_by_product}
+    xlsr, adapter = model.encoder.xlsr, model.encoder.adapter
+    changed: dict[nn.Module, Callable] = {xlsr.encoder.pos_conv_embed: _gathered_windows}
+    if isinstance(adapter, Adapter):
+        changed[adapter.conv] = _convolution_by_product
+        with torch.no_grad():
+            adapter.conv.product = _as_linear(adapter.conv)
     for layer in xlsr.feature_extractor.conv_layers[1:]:
         if layer.norm == "layer":
             changed[layer] = _layer_by_product
             with torch.no_grad():
                 layer.product = _as_linear(layer.conv)
-    with torch.no_grad():
-        conv.product = _as_linear(conv)
     for module, forward in changed.items():
         module.forward = types.MethodType(forward, module)
     try:

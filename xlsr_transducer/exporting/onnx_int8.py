@@ -18,6 +18,9 @@ import numpy as np
 
 LARGEST_BYTE = 255  # of a row
 LARGEST_WEIGHT = 127
+# In the names of products that stay as they are: the search inside ``model.onnx``, and the last
+# layer of CTC, a thousandth of the work, whose output is read as it is.
+KEPT = ("/search/", "/ctc_output/")
 # CPUs with AVX2 or AVX-512 but without VNNI multiply bytes of a row by weights and add the
 # products of two neighbouring inputs in 16 bits. Larger sums saturate: the result is wrong.
 PAIR_LIMIT = (2**15 - 1) // LARGEST_BYTE
@@ -38,17 +41,15 @@ def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantize_matrices(source: Path, target: Path) -> None:
-    """Writes a graph anew with its matrix products by weights in eight bits.
-
-    Those of the search inside ``model.onnx`` stay as they are.
-    """
+    """Writes a graph anew with its matrix products by weights in eight bits, but for ``KEPT``."""
     import onnx
 
     model = onnx.load(str(source))
     writer = _Writer(model.graph)
     for node in list(model.graph.node):
         weight = writer.weights.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is not None and len(weight.dims) == 2 and "/search/" not in node.name:
+        is_kept = any(part in node.name for part in KEPT)
+        if weight is not None and len(weight.dims) == 2 and not is_kept:
             writer.replace(node, onnx.numpy_helper.to_array(weight))
         else:
             writer.nodes.append(node)

@@ -19,6 +19,7 @@ from xlsr_transducer.core.compat import load_tensors, repeatable
 from xlsr_transducer.core.geometry import SAMPLING_RATE
 from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.exporting.formats import Artifact, Runner
+from xlsr_transducer.exporting.onnx_graphs import LogProbs, projection_of
 from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.recognition.exported import Output, recognise
@@ -91,7 +92,7 @@ def check(artifact: Artifact, folder: Path, reference: Reference) -> Verdict:
     different = sum((e.tokens, e.frames) != (f.tokens, f.frames) for e, f in pairs)
     difference = None
     if all(f.encoder_out is not None for f in found):
-        project = reference.loaded.model.joiner.encoder_proj if artifact.is_projected else None
+        project = projection_of(reference.loaded.model) if artifact.is_projected else None
         difference = max(_difference(e.encoder_out, f.encoder_out, project) for e, f in pairs)
     if different and artifact.same_text:
         problem = f"{different} of {len(pairs)} utterances give other tokens"
@@ -102,13 +103,14 @@ def check(artifact: Artifact, folder: Path, reference: Reference) -> Verdict:
 
 def _difference(a: Tensor, b: Tensor, project: nn.Module | None) -> float:
     """Returns the largest between the checkpoint's encoder output, projected if asked for, and a
-    file's."""
+    file's; of log-probs, as a share of the largest, since they may be far from 1."""
     if a.numel() == b.numel() == 0:
         return 0.0
     a = project(a) if project else a
     if a.shape != b.shape:
         return float("inf")
-    return float((a.double() - b.double()).abs().max())
+    size = float(a.abs().max().clamp(min=1.0)) if isinstance(project, LogProbs) else 1.0
+    return float((a.double() - b.double()).abs().max()) / size
 
 
 def run_fresh(

@@ -189,6 +189,12 @@ def save(module: torch.jit.ScriptModule, path: Path, tokens: Sequence[str]) -> N
     path.write_bytes(module.save_to_buffer(_extra_files=extra))
 
 
+def script_model(encoder: nn.Module, model: SpeechModel) -> torch.jit.ScriptModule:
+    """Returns an encoder of this module with the heads of ``model``."""
+    parts = ScriptedTransducer if model.joiner is not None else ScriptedCtc
+    return torch.jit.script(parts(encoder, model).eval())
+
+
 class ScriptedTransducer(nn.Module):
     """Encoder, decoder and joiner side by side, without what only training needs."""
 
@@ -197,4 +203,13 @@ class ScriptedTransducer(nn.Module):
         self.encoder = encoder
         self.decoder = model.decoder
         self.joiner = model.joiner
+        self.ctc_output = model.ctc_output
+
+
+class ScriptedCtc(nn.Module):
+    """Encoder and CTC head side by side. Servers must find no attribute ``joiner``."""
+
+    def __init__(self, encoder: nn.Module, model: SpeechModel):
+        super().__init__()
+        self.encoder = encoder
         self.ctc_output = model.ctc_output

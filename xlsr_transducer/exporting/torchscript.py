@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import (
     OfflineEncoder,
-    ScriptedTransducer,
     StreamingEncoderModel,
     save,
+    script_model,
 )
 from xlsr_transducer.recognition.exported import Output, recognise
 from xlsr_transducer.recognition.script_models import (
@@ -29,14 +28,14 @@ OFFLINE = "cpu_jit.pt"
 def write(job: Job, folder: Path) -> list[Artifact]:
     """Writes the files into ``folder``."""
     model, tokens = job.loaded.model, job.loaded.tokenizer.tokens
-    offline = ScriptedTransducer(OfflineEncoder(model.encoder, job.chunk), model)
-    save(torch.jit.script(offline.eval()), folder / OFFLINE, tokens)
+    offline = script_model(OfflineEncoder(model.encoder, job.chunk), model)
+    save(offline, folder / OFFLINE, tokens)
     artifacts = [Artifact((OFFLINE,), run_offline, job.chunk)]
     if not job.chunk.is_full_context:
         chunk = job.chunk
         name = f"jit_script_chunk_{chunk.chunk_size}_left_{chunk.left_context_chunks}.pt"
-        streaming = ScriptedTransducer(StreamingEncoderModel(model.encoder), model)
-        save(torch.jit.script(streaming.eval()), folder / name, tokens)
+        streaming = script_model(StreamingEncoderModel(model.encoder), model)
+        save(streaming, folder / name, tokens)
         artifacts.append(Artifact((name,), run_streaming, chunk, is_streaming=True))
     return artifacts
 

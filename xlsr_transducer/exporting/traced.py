@@ -14,6 +14,7 @@ from typing import Tuple
 import torch
 from torch import Tensor, nn
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder, save
 from xlsr_transducer.recognition.exported import Output, recognise
@@ -36,8 +37,17 @@ class Encoder(nn.Module):
 
 
 def write(job: Job, folder: Path) -> list[Artifact]:
-    """Writes the files into ``folder``."""
+    """Writes the files into ``folder``.
+
+    Raises:
+      UserError: the model has no transducer.
+    """
     model = job.loaded.model
+    if model.joiner is None:
+        raise UserError(
+            "--jit-trace 1 writes the three parts of a transducer, and this model has "
+            f"{' and '.join(job.loaded.config.heads)} alone: use --jit 1"
+        )
     encoder = Encoder(torch.jit.script(OfflineEncoder(model.encoder, job.chunk).eval()))
     y = torch.tensor([[-1] * (model.decoder.context_size - 1) + [model.decoder.blank_id]])
     encoder_out = torch.zeros(1, 1, model.encoder.output_dim)

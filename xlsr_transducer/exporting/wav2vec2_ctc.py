@@ -1,8 +1,9 @@
-"""``wav2vec2_ctc.pt``: a transducer that stock sherpa serves from wav files as wav2vec 2.0.
+"""``wav2vec2_ctc.pt``: a model that stock sherpa serves from wav files as wav2vec 2.0.
 
-sherpa hands raw audio to CTC models of the class ``Wav2Vec2Model`` and to nothing else. So this
-one runs the greedy search inside and returns its tokens as logits that CTC decoding reads back.
-Letters: N batch, n samples, T encoder frames of 40 ms, V vocabulary.
+sherpa hands raw audio to CTC models of the class ``Wav2Vec2Model`` and to nothing else. A CTC
+head gives its logits; a transducer runs its greedy search inside and returns its tokens as logits
+that CTC decoding reads back. Letters: N batch, n samples, T encoder frames, E width of the
+encoder, V vocabulary, R frames of 20 ms in an encoder frame.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import Tokenizer, read_tokens
 from xlsr_transducer.exporting.formats import Artifact, Job
 from xlsr_transducer.exporting.scripted import OfflineEncoder, save
 from xlsr_transducer.model.speech_model import SpeechModel
-from xlsr_transducer.recognition.exported import Output
+from xlsr_transducer.recognition.exported import Output, without_repeats
 from xlsr_transducer.recognition.script_models import load_script
 
 MODEL, TOKENS = "wav2vec2_ctc.pt", "wav2vec2_ctc_tokens.txt"
@@ -27,32 +29,59 @@ SPACE = "|"  # sherpa refuses to load a tokens.txt without it
 
 
 class Wav2Vec2Model(nn.Module):
-    """Greedy search with one token per frame. sherpa must find no attribute ``joiner``."""
+    """sherpa asks for this name, and must find no attribute ``joiner``."""
 
     def __init__(self, encoder: OfflineEncoder, model: SpeechModel):
         super().__init__()
         self.encoder = encoder
+        self.frames_per_encoder_frame = model.encoder.subsampling_factor
+        self.logits = GreedyLogits(model) if model.joiner is not None else CtcLogits(model)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tuple[Tensor, Tensor]:
+        """Returns logits in frames of 20 ms, as sherpa takes them to be.
+
+        Args:
+          waveforms: (N, n) samples, anything beyond a row's length. lengths: (N,) int64.
+
+        Returns:
+          (N, R T, V) and lengths (N,).
+        """
+        encoder_out, lens = self.encoder(waveforms, lengths)
+        return self.logits(encoder_out, lens), self.frames_per_encoder_frame * lens
+
+
+class CtcLogits(nn.Module):
+    """The logits of a CTC head; those of a frame of 40 ms twice, which CTC reads as one token."""
+
+    def __init__(self, model: SpeechModel):
+        super().__init__()
+        self.output = model.ctc_output
+        self.repeats = model.encoder.subsampling_factor
+
+    def forward(self, encoder_out: Tensor, lens: Tensor) -> Tensor:
+        """(N, T, E) and lengths (N,) -> (N, R T, V)."""
+        return self.output(encoder_out).repeat_interleave(self.repeats, dim=1)
+
+
+class GreedyLogits(nn.Module):
+    """Greedy search with one token per frame, for frames of 40 ms."""
+
+    def __init__(self, model: SpeechModel):
+        super().__init__()
         self.prediction = model.decoder
         self.joint = model.joiner
         self.blank_id = model.decoder.blank_id
         self.context_size = model.decoder.context_size
         self.vocab_size = model.decoder.vocab_size
 
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, encoder_out: Tensor, lens: Tensor) -> Tensor:
         """Certain logits, two frames for each of the encoder's: its token or blank, then blank.
 
-        Frames are thus 20 ms, as sherpa takes them to be, and equal neighbours stay two.
-
-        Args:
-          waveforms: (N, n) samples, anything beyond a row's length. lengths: (N,) int64.
-
-        Returns:
-          (N, 2 T, V) and lengths (N,).
+        Equal neighbours thus stay two. (N, T, E) and lengths (N,) -> (N, 2 T, V).
         """
-        encoder_out, lens = self.encoder(waveforms, lengths)
         tokens = self.search(encoder_out, lens)
         pairs = torch.stack((tokens, torch.full_like(tokens, self.blank_id)), dim=2).flatten(1)
-        return 100.0 * F.one_hot(pairs, self.vocab_size).to(encoder_out.dtype), 2 * lens
+        return 100.0 * F.one_hot(pairs, self.vocab_size).to(encoder_out.dtype)
 
     def search(self, encoder_out: Tensor, lens: Tensor) -> Tensor:
         """Returns the token of each frame, or blank: (N, T) int64."""
@@ -74,8 +103,17 @@ class Wav2Vec2Model(nn.Module):
 
 
 def write(job: Job, folder: Path) -> list[Artifact]:
-    """Writes the files into ``folder``."""
+    """Writes the files into ``folder``.
+
+    Raises:
+      UserError: a transducer has frames of 20 ms, without room for the blank between two tokens.
+    """
     model = job.loaded.model
+    if model.joiner is not None and model.encoder.subsampling_factor == 1:
+        raise UserError(
+            "--wav2vec2-ctc 1: sherpa's frames of 20 ms hold a token and a blank of an encoder "
+            "frame of 40 ms, and this transducer has --adapter none; export it with --jit 1"
+        )
     module = Wav2Vec2Model(OfflineEncoder(model.encoder, job.chunk), model)
     save(torch.jit.script(module.eval()), folder / MODEL, job.loaded.tokenizer.tokens)
     write_tokens(job.loaded.tokenizer, folder / TOKENS)
@@ -99,12 +137,6 @@ def run(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:
     for wave in waves:
         with torch.no_grad():
             logits, lens = model(wave.unsqueeze(0), torch.tensor([len(wave)]))
-        outputs.append(ctc_output(logits[0, : lens[0]].argmax(-1).tolist()))
+        best = logits[0, : lens[0]].argmax(-1).tolist()
+        outputs.append(without_repeats(best, model.frames_per_encoder_frame))
     return outputs
-
-
-def ctc_output(best: list[int], blank_id: int = 0) -> Output:
-    """Repeats and blanks taken out of the best token of each 20 ms frame."""
-    before = [blank_id, *best]
-    starts = [i for i, token in enumerate(best) if token not in (blank_id, before[i])]
-    return Output([best[i] for i in starts], [i // 2 for i in starts])

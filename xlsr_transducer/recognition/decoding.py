@@ -255,10 +255,14 @@ class Results:
 
 
 def suffix(
-    checkpoint: CheckpointOptions, chunk: ChunkSettings, search: SearchOptions, bias: BiasOptions
+    checkpoint: CheckpointOptions,
+    chunk: ChunkSettings,
+    search: SearchOptions,
+    bias: BiasOptions,
+    *more: str,
 ) -> str:
     """The part of result file names that carries every setting."""
-    parts = (checkpoint.describe(), chunk.describe(), search.suffix(), *bias.suffix())
+    parts = (checkpoint.describe(), chunk.describe(), search.suffix(), *bias.suffix(), *more)
     return "-".join(parts)
 
 

@@ -50,6 +50,17 @@ class Output:
     encoder_out: Tensor | None = None  # (T, E), where the files give it
 
 
+def without_repeats(labels: Sequence[int], per_frame: int, blank_id: int = 0) -> Output:
+    """Returns the tokens of CTC's best labels: repeats and blanks taken out.
+
+    Args:
+      per_frame: how many labels there are for each encoder frame.
+    """
+    before = [blank_id, *labels]
+    starts = [i for i, label in enumerate(labels) if label not in (blank_id, before[i])]
+    return Output([labels[i] for i in starts], [i // per_frame for i in starts])
+
+
 def recognise(
     recogniser: Recogniser, waves: Iterable[Tensor], options: SearchOptions
 ) -> Iterator[Output]:

@@ -13,7 +13,8 @@ PLAIN = (str, int, float, bool)  # custom fields of other kinds, such as arrays,
 
 
 def facts_of(cut: MonoCut) -> dict[str, Any]:
-    """Returns plain values: seconds, speaker ('' if unknown), custom fields, place of the audio.
+    """Returns plain values: seconds, speaker and language ('' if unknown), custom fields, place
+    of the audio.
 
     Custom fields are those of the supervision, and of the cut where the supervision lacks them.
     ``audio`` is a path and ``start`` the second in it where the utterance begins; audio that is no
@@ -27,6 +28,7 @@ def facts_of(cut: MonoCut) -> dict[str, Any]:
     return {
         "seconds": round(audio_duration(cut), 3),
         "speaker": supervision.speaker or "",
+        "language": supervision.language or "",
         "custom": plain_fields(fields),
         "audio": str(sources[0].source) if is_file else "",
         "start": round(cut.start, 3),

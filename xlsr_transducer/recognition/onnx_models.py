@@ -1,8 +1,9 @@
 """Exported ONNX files as the encoder, decoder and joiner that searches and stream pools call.
 
-They run in onnxruntime; neither this nor what it imports needs lhotse, k2 or anything of
-training. Letters: N batch, n samples, T encoder frames, J joiner width, V vocabulary,
-C chunk size in XLSR frames, U context size.
+A model with CTC alone is one file, whose encoder gives log-probs. They run in onnxruntime; neither
+this nor what it imports needs lhotse, k2 or anything of training. Letters: N batch, n samples,
+T encoder frames, J joiner width (of CTC: vocabulary), V vocabulary, C chunk size in XLSR frames,
+U context size.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Tuple
 
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.geometry import FRAME_SHIFT, RECEPTIVE_FIELD
+from xlsr_transducer.core.geometry import FRAME_SHIFT, RECEPTIVE_FIELD, SUBSAMPLING
 from xlsr_transducer.core.options import option
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
 from xlsr_transducer.model.state import EncoderState, Wav2Vec2State
 from xlsr_transducer.model.whole import WholeEncoder
 from xlsr_transducer.recognition.exported import Recogniser, encode_chunks
 
+CTC = "ctc"  # begins the name, and is in the kind, of the file of a model with CTC alone
 # A file's metadata ends with its own SHA-256, computed with zeros in its place.
 SEAL = b"\x0a\x06sha256\x12\x40"  # an entry of ONNX metadata: the key, and 64 characters to come
 DTYPES = {
@@ -40,13 +42,17 @@ DTYPES = {
 class OnnxOptions:
     """Model."""
 
-    encoder_model_filename: Path = option(Path("exp/encoder-best.onnx"), "what export wrote")
-    decoder_model_filename: Path | None = option(None, "decoder (default: the one beside)")
-    joiner_model_filename: Path | None = option(None, "joiner (default: the one beside)")
+    encoder_model_filename: Path = option(
+        Path("exp/encoder-best.onnx"), "what export wrote: encoder-*.onnx or ctc-*.onnx"
+    )
+    decoder_model_filename: Path | None = option(
+        None, "decoder (default: the one beside; ctc-*.onnx needs none)"
+    )
+    joiner_model_filename: Path | None = option(None, "joiner (default: likewise)")
     tokens: Path | None = option(None, "tokens.txt (default: the one beside the encoder)")
 
     def files(self) -> list[Path]:
-        """Returns encoder, decoder and joiner."""
+        """Returns encoder, decoder and joiner; with CTC alone only the first is there."""
         encoder = self.encoder_model_filename
         names = [encoder.name.replace("encoder", part, 1) for part in ("decoder", "joiner")]
         given = (self.decoder_model_filename, self.joiner_model_filename)
@@ -125,19 +131,25 @@ class OnnxModule(nn.Module):
         return [torch.from_numpy(x) for x in self.session.run(None, feed)]
 
 
+def frame_seconds(about: dict[str, str]) -> float:
+    """Returns the seconds of a frame of an encoder's output; older files do not tell."""
+    return int(about.get("subsampling_factor", SUBSAMPLING)) * FRAME_SHIFT
+
+
 class OnnxEncoder(OnnxModule):
     """Whole utterances."""
 
     def __init__(self, session: Any):
         super().__init__(session)
         about = metadata(session)
+        self.frame_seconds = frame_seconds(about)
         # Files of older versions do not tell: then one head, which is less than they need.
         width, heads = (int(about.get(k, 1)) for k in ("conv_width", "num_heads"))
         advice = "use onnx_pretrained_streaming, or cut the audio into shorter pieces"
         self.whole = WholeEncoder(width, heads, int(about["chunk_size"]) > 0, True, advice)
 
     def forward(self, x: Tensor, x_lens: Tensor) -> Tuple[Tensor, Tensor]:
-        """(N, n) samples, lengths (N,) -> (N, T, J), as the joiner takes it, lengths (N,)."""
+        """(N, n) samples, lengths (N,) -> (N, T, J), as the head takes it, lengths (N,)."""
         missing = max(RECEPTIVE_FIELD - x.shape[1], 0)
         out, lens = self.run(nn.functional.pad(x, (0, missing)), x_lens)
         return out, lens
@@ -152,7 +164,7 @@ class OnnxStreamingEncoder(OnnxModule):
         self.chunk_size = int(about["chunk_size"])
         self.left_context_chunks = int(about["left_context_chunks"])
         self.attention_sink_size = int(about["attention_sink_size"])
-        self.frame_seconds = int(about["subsampling_factor"]) * FRAME_SHIFT
+        self.frame_seconds = frame_seconds(about)
         self.xlsr = types.SimpleNamespace(hop=int(about["hop"]), overlap=int(about["head"]))
 
     def get_init_states(self, batch_size: int, device: torch.device) -> EncoderState:
@@ -205,15 +217,28 @@ class OnnxJoiner(OnnxModule):
         return logits.view(*sides[0].shape[:-1], -1)
 
 
+class GivenLogProbs(nn.Module):
+    """The CTC head of an encoder whose output are log-probs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # As in ``OnnxModule``.
+        self.nothing = nn.Parameter(torch.zeros(0), requires_grad=False)
+
+    def forward(self, log_probs: Tensor) -> Tensor:
+        """(*, V) -> (*, V), a copy, which a search may change."""
+        return log_probs.clone()
+
+
 @dataclasses.dataclass(frozen=True)
 class OnnxModel:
-    """Encoder, decoder and joiner of one export, called like a ``SpeechModel``'s."""
+    """Encoder and heads of one export, called like a ``SpeechModel``'s."""
 
     encoder: OnnxEncoder | OnnxStreamingEncoder
-    decoder: OnnxDecoder
-    joiner: OnnxJoiner
     tokens: Sequence[str]
-    ctc_output: nn.Module | None = None
+    decoder: OnnxDecoder | None = None
+    joiner: OnnxJoiner | None = None
+    ctc_output: GivenLogProbs | None = None
 
     def parameters(self) -> Any:
         """Those of the encoder: device and precision."""
@@ -224,13 +249,17 @@ def load_onnx(files: Sequence[Path], tokens: Path | None, is_streaming: bool) ->
     """Opens encoder, decoder and joiner, and checks that they and the tokens belong together.
 
     Args:
+      files: the three; of a model with CTC alone the first is all.
       tokens: tokens.txt; None: not needed.
 
     Raises:
       UserError: a file is missing, damaged, of another kind, or of another model.
     """
-    sessions = [open_session(path) for path in files]
-    kinds = ["streaming encoder" if is_streaming else "encoder", "decoder", "joiner"]
+    sessions = [open_session(files[0])]
+    is_ctc = CTC in metadata(sessions[0])["kind"]
+    kinds = [f"{CTC} encoder"] if is_ctc else ["encoder", "decoder", "joiner"]
+    kinds[0] = "streaming " * is_streaming + kinds[0]
+    sessions += [open_session(path) for path in files[1 : len(kinds)]]
     about = [metadata(session) for session in sessions]
     for path, kind, values in zip(files, kinds, about):
         if values["kind"] != kind:
@@ -242,26 +271,29 @@ def load_onnx(files: Sequence[Path], tokens: Path | None, is_streaming: bool) ->
     names = read_tokens(tokens) if tokens else []
     if tokens and hash_of_tokens(names) != about[0]["tokens_sha256"]:
         raise UserError(f"{tokens}: belongs to another model than {files[0]}")
-    encoder = OnnxStreamingEncoder if is_streaming else OnnxEncoder
-    parts = (encoder(sessions[0]), OnnxDecoder(sessions[1]), OnnxJoiner(sessions[2]))
-    return OnnxModel(*parts, names)
+    encoder = (OnnxStreamingEncoder if is_streaming else OnnxEncoder)(sessions[0])
+    if is_ctc:
+        return OnnxModel(encoder, names, ctc_output=GivenLogProbs())
+    return OnnxModel(encoder, names, OnnxDecoder(sessions[1]), OnnxJoiner(sessions[2]))
 
 
 def load_offline(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:
-    """Returns encoder, decoder and joiner for whole utterances (see ``load_onnx``)."""
+    """Returns the model for whole utterances (see ``load_onnx``)."""
     model = load_onnx(files, tokens, is_streaming=False)
 
     def encode(wave: Tensor) -> Iterator[Tensor]:
         out, lens = model.encoder(wave.unsqueeze(0), torch.tensor([len(wave)]))
         yield out[0, : lens[0]]
 
-    whole = model.encoder.whole
-    return Recogniser(encode, model.decoder, model.joiner, model.tokens, whole=whole)
+    return dataclasses.replace(_recogniser(model, encode), whole=model.encoder.whole)
 
 
 def load_streaming(files: Sequence[Path], tokens: Path | None = None) -> Recogniser:
-    """Returns encoder, decoder and joiner for chunks (see ``load_onnx``)."""
+    """Returns the model for chunks (see ``load_onnx``)."""
     model = load_onnx(files, tokens, is_streaming=True)
-    return Recogniser(
-        lambda wave: encode_chunks(model.encoder, wave), model.decoder, model.joiner, model.tokens
-    )
+    return _recogniser(model, lambda wave: encode_chunks(model.encoder, wave))
+
+
+def _recogniser(model: OnnxModel, encode: Callable[[Tensor], Iterator[Tensor]]) -> Recogniser:
+    heads, frame = (model.decoder, model.joiner), model.encoder.frame_seconds
+    return Recogniser(encode, *heads, model.tokens, model.ctc_output, frame)

@@ -3,10 +3,11 @@
 For a test set and a suffix that names the settings, ``write_results`` leaves
 
     recogs-<set>-<suffix>.txt       id, reference words, recognised words
-    errs-<set>-<suffix>.txt         the rate, alignments, confusions, counts per word
-    wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances
-    utterances-<set>-<suffix>.jsonl one JSON object per utterance: texts, speaker, seconds, custom
-                                    fields, place of the audio
+    errs-<set>-<suffix>.txt         the rate, alignments, confusions, counts per word; rates by
+                                    language where there are several
+    wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances; then the same by language
+    utterances-<set>-<suffix>.jsonl one JSON object per utterance: texts, speaker, language,
+                                    seconds, custom fields, place of the audio
     tokens-<set>-<suffix>.jsonl     one JSON object per utterance with token ids, their encoder
                                     frames and log-probs (read by local/compare_decodes.py), words
                                     with start, end and confidence, speaker and custom fields
@@ -18,10 +19,8 @@ deleted; every file tells how many there are.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,92 +29,42 @@ import kaldialign
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.tables import text_table
+from xlsr_transducer.recognition.error_rates import (
+    ErrorRate,
+    Score,
+    Transcript,
+    error_rate,
+    score,
+    score_languages,
+)
+from xlsr_transducer.recognition.languages import (
+    has_several,
+    language_rows,
+    language_table,
+    spreads,
+)
 from xlsr_transducer.recognition.spans import Span
 from xlsr_transducer.search.hypothesis import Hypothesis
 
-NUM_RESAMPLES = 1000
+__all__ = [
+    "GAP",
+    "SHOWN_GAP",
+    "ErrorRate",
+    "Pairs",
+    "Score",
+    "Transcript",
+    "error_rate",
+    "format_table",
+    "score",
+    "score_languages",
+    "write_results",
+]
+
 # In place of a missing word: no text holds a NUL. Shown as "*", as icefall does.
 GAP = "\0"
 SHOWN_GAP = "*"
 
 Pairs = list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """One utterance: reference words and recognised words."""
-
-    id: str
-    ref: list[str]
-    hyp: list[str]
-
-
-@dataclass(frozen=True)
-class ErrorRate:
-    """Errors over a set of utterances, with a bootstrap 95 % interval of the rate."""
-
-    insertions: int
-    deletions: int
-    substitutions: int
-    num_ref: int
-    """Reference words (or characters)."""
-    percent: float
-    """Errors per 100 reference units; without any: 0 if there is no error, else infinite."""
-    low: float
-    high: float
-
-    @property
-    def errors(self) -> int:
-        """All three kinds together."""
-        return self.insertions + self.deletions + self.substitutions
-
-    def __str__(self) -> str:
-        return f"{self.percent:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-@dataclass(frozen=True)
-class Score:
-    """The error rates of one set with one setting."""
-
-    set_name: str
-    suffix: str
-    num_utterances: int
-    wer: ErrorRate
-    cer: ErrorRate
-    num_unread: int = 0  # of the utterances
-
-
-def score(
-    set_name: str, suffix: str, transcripts: Iterable[Transcript], num_unread: int = 0
-) -> Score:
-    """Returns WER and CER. Characters include one space between words."""
-    transcripts = list(transcripts)
-    words = [(t.ref, t.hyp) for t in transcripts]
-    chars = [(list(" ".join(t.ref)), list(" ".join(t.hyp))) for t in transcripts]
-    rates = error_rate(words), error_rate(chars)
-    return Score(set_name, suffix, len(transcripts), *rates, num_unread)
-
-
-def error_rate(
-    pairs: Sequence[tuple[list[str], list[str]]], num_resamples: int = NUM_RESAMPLES
-) -> ErrorRate:
-    """Returns the error rate of (reference, hypothesis) pairs. Same input, same interval.
-
-    The interval is the rate with 1.96 standard deviations to both sides, over sets of as many
-    utterances drawn with replacement (Bisani and Ney, "Bootstrap estimates for confidence
-    intervals in ASR performance evaluation", ICASSP 2004, as in Kaldi's compute-wer-bootci).
-    """
-    refs, hyps = [ref for ref, _ in pairs], [hyp for _, hyp in pairs]
-    counts = kaldialign.batch_error_rate(refs, hyps)
-    rate = 100.0 * counts["err_rate"]
-    low = high = rate
-    if counts["ref_len"]:
-        drawn = kaldialign.bootstrap_wer_ci(refs, hyps, replications=num_resamples)
-        # Sets with hardly any words: some that are drawn have none, and no rate.
-        around = 100.0 * drawn["ci95"] if math.isfinite(drawn["wer"]) else math.inf
-        low, high = max(rate - around, 0.0), rate + around
-    kinds = counts["ins"], counts["del"], counts["sub"]
-    return ErrorRate(*kinds, counts["ref_len"], rate, low, high)
 
 
 def write_results(
@@ -148,13 +97,14 @@ def write_results(
     twice = [i for i, n in counts.items() if n > 1]
     if twice:
         raise UserError(f"{set_name}: utterance id {twice[0]} occurs {counts[twice[0]]} times")
+    languages = {i: known.get("language", "") for i, known in facts.items()}
     result = score(set_name, suffix, transcripts, len(unread))
-    summary = f"settings\tWER\tunread\n{suffix}\t{result.wer.percent:.2f}\t{len(unread)}\n"
+    result = score_languages(result, transcripts, unread, languages)
     name = f"{set_name}-{suffix}"
     files = {
         f"recogs-{name}.txt": _recogs(transcripts),
         f"errs-{name}.txt": _errs(transcripts, result, unread),
-        f"wer-summary-{name}.txt": summary,
+        f"wer-summary-{name}.txt": _summary(result),
         f"utterances-{name}.jsonl": _utterance_lines(set_name, transcripts, unread, facts),
     }
     if hypotheses is not None:
@@ -167,14 +117,29 @@ def write_results(
 
 
 def format_table(scores: Sequence[Score]) -> str:
-    """Returns a plain text table, one line per score."""
+    """Returns a plain text table, one line per score; then one of the languages, if there are
+    several."""
     rates = ("WER % [95 %]", "CER % [95 %]")
     rows = [("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread")]
     for s in scores:
         kinds = f"{s.wer.insertions}/{s.wer.deletions}/{s.wer.substitutions}"
         cells = (s.set_name, s.suffix, str(s.wer), str(s.cer), str(s.wer.num_ref), kinds)
         rows.append((*cells, str(s.num_utterances), str(s.num_unread)))
-    return text_table(rows)
+    return "\n\n".join(filter(None, [text_table(rows), language_table(scores)]))
+
+
+def _summary(result: Score) -> str:
+    """The settings and their rate; then each language, the worst, their mean, and the gap."""
+    rate = f"{result.suffix}\t{result.wer.percent:.2f}\t{result.num_unread}\n"
+    if not has_several(result.languages):
+        return f"settings\tWER\tunread\n{rate}"
+    of_each = {name: (s.wer.percent, s.cer.percent) for name, s in result.languages.items()}
+    both = spreads(result.languages)
+    of_each["worst"] = tuple(s.highest for s in both)
+    of_each["mean"] = tuple(s.mean for s in both)
+    of_each["gap"] = tuple(s.gap for s in both)
+    rows = [f"{name}\t{wer:.2f}\t{cer:.2f}\n" for name, (wer, cer) in of_each.items()]
+    return f"settings\tWER\tunread\n{rate}\nlanguage\tWER\tCER\n" + "".join(rows)
 
 
 def _recogs(transcripts: Iterable[Transcript]) -> str:
@@ -219,7 +184,9 @@ def _token_lines(
                 for w in words[t.id]
             ]
         known = facts.get(t.id, {})
-        entry.update({key: known[key] for key in ("speaker", "custom") if key in known})
+        entry.update(
+            {key: known[key] for key in ("speaker", "language", "custom") if key in known}
+        )
         if t.id in unread:
             entry["unread"] = unread[t.id]
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -261,6 +228,12 @@ def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str,
             *_word_stats(confusions),
         ],
     ]
+    if has_several(result.languages):
+        rows = [("language", "WER % [95 %]", "CER % [95 %]", "words", "utterances", "unread")]
+        rows += [cells for _, *cells in language_rows("", result.languages)]
+        sections.append(
+            ["BY LANGUAGE: rates, the worst, their mean, and the gap", text_table(rows)]
+        )
     if unread:
         lines = [f"{i}: {' '.join(reason.split())}" for i, reason in sorted(unread.items())]
         sections.append(["UNREAD: utterance: reason", *lines])

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.geometry import RECEPTIVE_FIELD
+from xlsr_transducer.core.geometry import ENCODER_FRAME, RECEPTIVE_FIELD
 from xlsr_transducer.core.options import option
 from xlsr_transducer.data.tokenizer import hash_of_tokens, read_tokens
 from xlsr_transducer.model.whole import WholeEncoder, whole_encoder
@@ -72,13 +72,12 @@ def load_scripted(options: ScriptOptions) -> Recogniser:
       UserError: the file is none, or its model streams.
     """
     path = options.nn_model_filename
-    model = _load_transducer(path)
+    model = _load_model(path)
     if hasattr(model.encoder, "get_init_states"):
         raise UserError(f"{path}: streams; use jit_pretrained_streaming")
-    tokens = tokens_beside(path, options.tokens, model.decoder)
     whole = whole_script(path, model.encoder)
-    encode = _encode_whole(model.encoder)
-    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output, whole)
+    found = _recogniser(path, options.tokens, model, _encode_whole(model.encoder))
+    return dataclasses.replace(found, whole=whole)
 
 
 def load_streaming_script(options: ScriptOptions) -> Recogniser:
@@ -88,8 +87,7 @@ def load_streaming_script(options: ScriptOptions) -> Recogniser:
       UserError: the file is none, or its model does not stream.
     """
     path = options.nn_model_filename
-    model = _load_transducer(path)
-    tokens = tokens_beside(path, options.tokens, model.decoder)
+    model = _load_model(path)
     encoder = model.encoder
     if not hasattr(encoder, "get_init_states"):
         raise UserError(f"{path}: does not stream; use jit_pretrained for it")
@@ -100,7 +98,7 @@ def load_streaming_script(options: ScriptOptions) -> Recogniser:
             out, lens, states = encoder(window.unsqueeze(0), torch.tensor([valid]), states)
             yield out[0, : lens[0]]
 
-    return Recogniser(encode, model.decoder, model.joiner, tokens, model.ctc_output)
+    return _recogniser(path, options.tokens, model, encode)
 
 
 def load_traced(options: TraceOptions) -> Recogniser:
@@ -119,10 +117,11 @@ def load_traced(options: TraceOptions) -> Recogniser:
     ):
         if not hasattr(part, own):
             raise UserError(f"{path}: is no traced {name}")
-    tokens = tokens_beside(options.encoder_model_filename, options.tokens, decoder)
+    count = len(decoder.embedding.weight)
+    tokens = tokens_beside(options.encoder_model_filename, options.tokens, count)
     whole = whole_script(options.encoder_model_filename, encoder.scripted)
     parts = (_encode_whole(encoder), TracedDecoder(decoder), TracedJoiner(joiner))
-    return Recogniser(*parts, tokens, whole=whole)
+    return Recogniser(*parts, tokens, frame=_frame(encoder.scripted), whole=whole)
 
 
 class TracedDecoder(nn.Module):
@@ -165,19 +164,20 @@ def windows(wave: Tensor, chunk_size: int, pad_length: int) -> Iterator[tuple[Te
         yield F.pad(window, (0, size - len(window))), len(window)
 
 
-def tokens_beside(model: Path, tokens: Path | None, decoder: nn.Module) -> list[str]:
+def tokens_beside(model: Path, tokens: Path | None, expected: int) -> list[str]:
     """Returns the tokens in the file ``tokens``, by default in tokens.txt beside the model.
 
     Args:
       model: a TorchScript file, of which export wrote the hash of the tokens into it.
+      expected: how many tokens the model has.
 
     Raises:
-      UserError: there is no such file, it is broken, or of another model than the decoder.
+      UserError: there is no such file, it is broken, or of another model.
     """
     path = tokens or model.parent / "tokens.txt"
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the tokens of the model with --tokens")
-    found, expected = read_tokens(path), len(decoder.embedding.weight)
+    found = read_tokens(path)
     if len(found) != expected:
         raise UserError(
             f"{path}: has {len(found)} tokens, and the model in {model} has {expected}; give the "
@@ -230,13 +230,34 @@ def _check_archive(path: Path) -> None:
         raise UserError(f"{path}: damaged ({changed} was changed); copy or export it again")
 
 
-def _load_transducer(path: Path) -> torch.jit.ScriptModule:
-    """Returns the module of a TorchScript file with an encoder, a decoder and a joiner."""
+def _load_model(path: Path) -> torch.jit.ScriptModule:
+    """Returns the module of a TorchScript file with an encoder and a decoder and a joiner, or a
+    CTC head."""
     model = load_script(path)
-    missing = [name for name in ("encoder", "decoder", "joiner") if not hasattr(model, name)]
+    is_ctc = hasattr(model, "ctc_output") and not hasattr(model, "joiner")
+    needed = ("encoder", "ctc_output") if is_ctc else ("encoder", "decoder", "joiner")
+    missing = [name for name in needed if not hasattr(model, name)]
     if missing:
         raise UserError(f"{path}: has no {missing[0]}; give a file that export --jit 1 wrote")
     return model
+
+
+def _recogniser(
+    path: Path,
+    tokens: Path | None,
+    model: torch.jit.ScriptModule,
+    encode: Callable[[Tensor], Iterator[Tensor]],
+) -> Recogniser:
+    """Returns the heads of a file with what encodes for them."""
+    decoder, joiner = getattr(model, "decoder", None), getattr(model, "joiner", None)
+    rows = model.ctc_output.weight if decoder is None else decoder.embedding.weight
+    found = tokens_beside(path, tokens, len(rows))
+    return Recogniser(encode, decoder, joiner, found, model.ctc_output, _frame(model.encoder))
+
+
+def _frame(encoder: nn.Module) -> float:
+    """Returns the seconds of a frame of a scripted encoder; older files do not tell."""
+    return getattr(encoder.encoder, "frame_seconds", ENCODER_FRAME)
 
 
 def _encode_whole(encoder: nn.Module) -> Callable[[Tensor], Iterator[Tensor]]:

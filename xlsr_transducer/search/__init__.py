@@ -9,6 +9,7 @@ from xlsr_transducer.search.base import Search
 from xlsr_transducer.search.beam import BeamSearch
 from xlsr_transducer.search.bias import SUPPORTED, Bias, BiasOptions
 from xlsr_transducer.search.ctc_greedy import CtcGreedySearch
+from xlsr_transducer.search.ctc_prefix import CtcPrefixBeamSearch
 from xlsr_transducer.search.fast_beam import FastBeamSearch
 from xlsr_transducer.search.greedy import GreedySearch
 from xlsr_transducer.search.hypothesis import Hypothesis
@@ -16,6 +17,7 @@ from xlsr_transducer.search.k2.lattices import LatticeSearch, NbestSearch
 from xlsr_transducer.search.lm.rescore import LmRescoreSearch
 from xlsr_transducer.search.modified_beam import ModifiedBeamSearch
 from xlsr_transducer.search.options import (
+    CTC_METHODS,
     LG_METHODS,
     LM_METHODS,
     Heads,
@@ -27,6 +29,8 @@ __all__ = ["Bias", "BiasOptions", "Heads", "Hypothesis", "Search", "SearchOption
 
 SEARCHES = {
     "beam_search": BeamSearch,
+    "ctc_greedy_search": CtcGreedySearch,
+    "ctc_prefix_beam_search": CtcPrefixBeamSearch,
     "fast_beam_search": FastBeamSearch,
     "fast_beam_search_LG": LatticeSearch,
     "fast_beam_search_nbest": NbestSearch,
@@ -60,9 +64,8 @@ def make_search(
         raise ValueError(f"{LG_METHODS} take LG and no other; this is {method}")
     if bias is not None and method not in SUPPORTED:
         raise ValueError(f"{method} takes no bias; {SUPPORTED} do")
-    if method == "ctc_greedy_search":
-        return CtcGreedySearch(options, model.ctc_output)
     if method in LM_METHODS and (bias is None or bias.neural is None):
         raise UserError(f"--decoding-method {method} needs a neural language model")
+    heads = [model.ctc_output] if method in CTC_METHODS else [model.decoder, model.joiner]
     more = [x for x in (bias, lg) if x is not None]
-    return SEARCHES[method](options, model.decoder, model.joiner, *more)
+    return SEARCHES[method](options, *heads, *more)

@@ -9,6 +9,7 @@ the neural language model (0 without one), V tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,11 @@ from xlsr_transducer.search.lm.ngram import read_ngram_lm
 from xlsr_transducer.search.options import LG_METHODS, LM_METHODS, SearchOptions
 from xlsr_transducer.search.token_graph import TokenGraph
 
-SUPPORTED = ("modified_beam_search", *LM_METHODS)
+# What takes hotwords of a stream's own, and language models.
+FREE = ("modified_beam_search", "ctc_prefix_beam_search")
+SUPPORTED = (*FREE, *LM_METHODS)
+# ctc_prefix_beam_search does without a neural language model, too.
+NEURAL = ("ctc_prefix_beam_search", *LM_METHODS)
 LODR = "modified_beam_search_LODR"
 
 
@@ -92,7 +97,7 @@ class BiasOptions(Options):
                 "./prepare.sh makes"
             )
         ngram_methods = LG_METHODS if self._has_lg() else SUPPORTED
-        usable = dict(context_file=SUPPORTED, ngram_lm=ngram_methods, lm_exp_dir=LM_METHODS)
+        usable = dict(context_file=SUPPORTED, ngram_lm=ngram_methods, lm_exp_dir=NEURAL)
         for name, methods in usable.items():
             if getattr(self, name) is not None and method not in methods:
                 raise UserError(
@@ -273,6 +278,59 @@ class Walk:
         lm_state, lm_weights = self.neural.step(lm_state, token)
         return state, lm_state, weights + lm_weights
 
+    def followed(
+        self, biased: Sequence[Tensor], row: Tensor, token: Tensor, fresh: Tensor
+    ) -> list[Tensor]:
+        """Returns graph states, states of the language model and weights (n, B, *) after a frame.
+
+        Args:
+          biased: the same before the frame.
+          row: (n * B,) where each hypothesis had its own there. Those that are not ``fresh`` have
+            the tokens, and so the states, of that row.
+          token: (n * B,) what they emitted.
+        """
+        shape = biased[0].shape[:2]
+        biased = [x.flatten(0, 1)[row] for x in biased]
+        grown = fresh.nonzero()[:, 0]
+        if len(grown):
+            graph_state, lm_state, _ = biased
+            new = self.step(graph_state[grown], lm_state[grown], token[grown])
+            for x, value in zip(biased, new):
+                x[grown] = value
+        return [x.unflatten(0, shape) for x in biased]
+
     def final(self, state: Tensor) -> Tensor:
         """Returns (N, B) what ending in the states (N, B, G) adds."""
         return sum(g.final_weight[s] for g, s in zip(self.graphs, state.unbind(2)))
+
+
+def first_states(
+    bias: Bias | None,
+    shape: tuple[int, int],
+    device: torch.device | str,
+    hotwords: Sequence[TokenGraph | None] | None,
+) -> tuple[tuple[TokenGraph, ...], Tensor, Tensor, Tensor]:
+    """Returns what the hypotheses of new streams have of a bias.
+
+    Args:
+      shape: streams N and hypotheses B of each.
+      hotwords: the graph of each stream; None is that of the bias.
+
+    Returns:
+      the graph of each stream, N of them; states (N, B, G) in the streams' own graphs, states
+      (N, B, F) of the neural language model, and what each token is worth (N, B, V). Without a
+      bias there are no graphs, and G, F and V are 0.
+    """
+    if bias is None:
+        if hotwords is not None:
+            raise ValueError("hotwords need a search that was made with a Bias")
+        nothing = torch.zeros(*shape, 0, device=device)
+        return (), nothing.to(torch.int64), nothing, nothing
+    number, beam = shape
+    if hotwords is None:
+        hotwords = [None] * number
+    if len(hotwords) != number:
+        raise ValueError(f"{number} streams, but hotwords for {len(hotwords)}")
+    graphs = tuple(g or bias.hotwords for g in hotwords)
+    first = bias.start(graphs, device)
+    return (graphs, *(x.unsqueeze(1).repeat(1, beam, 1) for x in first))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from xlsr_transducer.search.base import Search
-from xlsr_transducer.search.bias import Bias, Walk
+from xlsr_transducer.search.bias import Bias, Walk, first_states
 from xlsr_transducer.search.frames import search_frames
 from xlsr_transducer.search.history import History, hash_with
 from xlsr_transducer.search.options import SearchOptions
@@ -78,7 +78,7 @@ class ModifiedBeamSearch(Search):
             decoder_side = self._project_context(context)
         score = torch.full(shape, -float("inf"), device=device)
         score[:, 0] = 0
-        graphs, graph_state, lm_state, bias = self._first_bias(num_streams, device, hotwords)
+        graphs, *biased = first_states(self.bias, shape, device, hotwords)
         return BeamState(
             history=History.empty(*shape, device),
             context=context.repeat(*shape, 1),
@@ -88,31 +88,10 @@ class ModifiedBeamSearch(Search):
             hashes=torch.zeros(shape, dtype=torch.int64, device=device),
             num_frames=torch.zeros(num_streams, dtype=torch.int64, device=device),
             hotwords=graphs,
-            graph_state=graph_state,
-            lm_state=lm_state,
-            bias=bias,
+            graph_state=biased[0],
+            lm_state=biased[1],
+            bias=biased[2],
         )
-
-    def _first_bias(
-        self,
-        num_streams: int,
-        device: torch.device | str,
-        hotwords: Sequence[TokenGraph | None] | None,
-    ) -> tuple[tuple[TokenGraph, ...], Tensor, Tensor, Tensor]:
-        """Returns the graphs, states and weights before the first token (see ``BeamState``)."""
-        beam = self.options.beam_size
-        if self.bias is None:
-            if hotwords is not None:
-                raise ValueError("hotwords need a search that was made with a Bias")
-            nothing = torch.zeros(num_streams, beam, 0, device=device)
-            return (), nothing.to(torch.int64), nothing, nothing
-        if hotwords is None:
-            hotwords = [None] * num_streams
-        if len(hotwords) != num_streams:
-            raise ValueError(f"{num_streams} streams, but hotwords for {len(hotwords)}")
-        graphs = tuple(g or self.bias.hotwords for g in hotwords)
-        first = self.bias.start(graphs, device)
-        return (graphs, *(x.unsqueeze(1).repeat(1, beam, 1) for x in first))
 
     @torch.no_grad()
     def advance(
@@ -185,7 +164,7 @@ class ModifiedBeamSearch(Search):
             fresh.flatten(),
         ).view(n, beam, -1)
         if walk:
-            biased = _walked(walk, biased, row, token.flatten(), fresh.flatten())
+            biased = walk.followed(biased, row, token.flatten(), fresh.flatten())
         best = score.max(1).values
         score = score - best.unsqueeze(1)
         fields = (context, decoder_side, score, offset + best, hashes, *biased)
@@ -198,27 +177,6 @@ class ModifiedBeamSearch(Search):
             walk = self.bias.walk(state.hotwords, score.device)
             score = score + walk.final(walk.entered(state.graph_state))
         return state.history.rank(score, self.context_size)
-
-
-def _walked(
-    walk: Walk, biased: Sequence[Tensor], row: Tensor, token: Tensor, fresh: Tensor
-) -> list[Tensor]:
-    """Graph states, language model states and weights (n, B, *) after a frame.
-
-    Args:
-      row: (n * B,) where each hypothesis had its own before. Those that are not ``fresh`` have
-        the tokens, and so the states, of that row.
-      token: (n * B,) what they emitted.
-    """
-    shape = biased[0].shape[:2]
-    biased = [x.flatten(0, 1)[row] for x in biased]
-    grown = fresh.nonzero()[:, 0]
-    if len(grown):
-        graph_state, lm_state, _ = biased
-        new = walk.step(graph_state[grown], lm_state[grown], token[grown])
-        for x, value in zip(biased, new):
-            x[grown] = value
-    return [x.unflatten(0, shape) for x in biased]
 
 
 def _merge(score: Tensor, hashes: Tensor, emits: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ METHODS = (
     "modified_beam_search",
     "fast_beam_search",
     "ctc_greedy_search",
+    "ctc_prefix_beam_search",
     "modified_beam_search_lm_shallow_fusion",
     "modified_beam_search_LODR",
     "modified_beam_search_lm_rescore",
@@ -71,7 +72,9 @@ class SearchOptions(Options):
         METHODS,
     )
     beam_size: int = option(
-        4, "hypotheses kept by beam_search and modified_beam_search*", at_least=1
+        4,
+        "hypotheses kept by beam_search, modified_beam_search* and ctc_prefix_beam_search",
+        at_least=1,
     )
     beam: float = option(
         20.0, "fast_beam_search*: log-prob below the best at which to prune", above=0

@@ -75,6 +75,15 @@ class Process:
         dist.all_reduce(total)
         return total.tolist()
 
+    def gather(self, values: Sequence[float]) -> list[list[float]]:
+        """The values of all processes, as many of each, in float64 and in the order of ranks."""
+        if self.world_size == 1:
+            return [list(values)]
+        here = torch.tensor(values, dtype=torch.float64, device=self.device)
+        found = [torch.empty_like(here) for _ in range(self.world_size)]
+        dist.all_gather(found, here)
+        return [part.tolist() for part in found]
+
     def any(self, here: bool) -> bool:
         """Whether it holds on any process."""
         return self.sum([float(here)])[0] > 0
@@ -94,6 +103,14 @@ class Process:
                 sent = tensor.detach().to(self.device)
                 dist.broadcast(sent, src=0)
                 tensor.detach().copy_(sent)
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        """Returns all names that any process has, in alphabetical order."""
+        found: list[Any] = [set(names)]
+        if self.world_size > 1:
+            found = [None] * self.world_size
+            dist.all_gather_object(found, set(names))
+        return sorted(set().union(*found))
 
     def from_main(self, value: Any = None) -> Any:
         """Returns the value of the main process: tensors in dictionaries, lists and tuples, and

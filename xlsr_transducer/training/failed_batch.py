@@ -192,7 +192,7 @@ def replay(content: dict[str, Any], device: torch.device, inf_check: bool = Fals
     with repeatable():
         losses = objective.losses(model, batch, epoch, content["index"], step)
         is_finite = finite(losses)
-        total = objective.total(losses, is_finite, step)
+        total = objective.weighted(losses, is_finite, step).sum()
         total.backward()
     tokens = (batch.token_lens * is_finite).sum().clamp(min=1)
     trained = [p for p in model.parameters() if p.grad is not None]

@@ -59,10 +59,10 @@ class Objective:
                 batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, self.loss, chunk
             )
 
-    def total(self, losses: Losses, is_finite: Tensor, step: int) -> Tensor:
-        """Returns the sum to go down, (), of the utterances in ``is_finite`` (N,) bool."""
+    def weighted(self, losses: Losses, is_finite: Tensor, step: int) -> Tensor:
+        """Returns what is to go down, (N,): 0 of utterances not in ``is_finite`` (N,) bool."""
         weighted = self.loss.weighted(losses, step)
-        return torch.where(is_finite, weighted, torch.zeros_like(weighted)).sum()
+        return torch.where(is_finite, weighted, torch.zeros_like(weighted))
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:

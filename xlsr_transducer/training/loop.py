@@ -23,6 +23,7 @@ from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent, note_changes, summary_of, with_warm_step
 from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
 from xlsr_transducer.training.gradient import Objective
+from xlsr_transducer.training.group_weights import GroupWeightOptions
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
 from xlsr_transducer.training.memory import (
@@ -89,6 +90,12 @@ class LoopOptions(Options):
     valid_interval: int = option(
         0, "steps between validations within an epoch; 0: at its end only", at_least=0
     )
+    best: str = option(
+        "wer",
+        "which validation is the best, whose weights are kept: that with the lowest WER of all, "
+        "or of its worst language",
+        choices=("wer", "worst-language"),
+    )
     average_period: int = option(
         100, "steps between updates of the running mean of the weights; 0: no mean", at_least=0
     )
@@ -140,6 +147,7 @@ class TrainOptions:
     loss: LossOptions
     failure: FailureOptions
     memory: MemoryOptions
+    groups: GroupWeightOptions
 
 
 class Trainer:
@@ -170,8 +178,10 @@ class Trainer:
         recompute_layers(model, self.memory.gradient_checkpointing)
         self.options, self.autocast = options, loop.autocast_dtype(process.device)
         scaler = grad_scaler(self.autocast == torch.float16)
+        groups = options.groups
+        weights = groups.of(data.train_groups(splits["train"])) if groups.is_on else None
         self.state = TrainingState.initial(
-            model, make_optimizer(model, optim), scaler, loop.average_period > 0
+            model, make_optimizer(model, optim), scaler, loop.average_period > 0, weights
         )
         self.interrupt = Interrupt()
         if options.failure.inf_check:
@@ -184,6 +194,7 @@ class Trainer:
           0, or if it was asked to end before: 130 after Ctrl-C, 143 after SIGTERM. It has saved.
         """
         progress = self.state.progress
+        progress.use_best(self.loop.best)
         summary = summary_of(self.data, self.splits)
         if self.process.is_main:
             summary.write_left_out(self.loop.exp_dir / "left_out.tsv")
@@ -219,7 +230,8 @@ class Trainer:
         self.watch.close()
         if not status:
             error = "label error" if "classifier" in self.config.heads else "WER"
-            logging.info(f"done; best validation {error} {progress.best_wer:.2f} %")
+            of_worst = " of the worst language" * (self.loop.best == "worst-language")
+            logging.info(f"done; best validation {error}{of_worst} {progress.best_wer:.2f} %")
         return status
 
     def _make_stepper(self, extent: Extent) -> Stepper:
@@ -329,8 +341,9 @@ class Trainer:
             return None
         if self.process.is_main:
             self.watch.validation(valid)
-        if valid.wer < progress.best_wer:
-            progress.best_wer = valid.wer
+        wer = valid.worst if self.loop.best == "worst-language" else valid.wer
+        if wer < progress.best_wer:
+            progress.best_wer = wer
             self._save(BEST, is_whole=False)
         return valid
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from xlsr_transducer.core.files import replacing, write_text
 from xlsr_transducer.model.heads import Losses
 from xlsr_transducer.training.distributed import Process
+
+MOST_NAMES = 16  # of groups beside their curves
 
 
 @dataclasses.dataclass
@@ -110,11 +113,13 @@ def error_name(per_token: dict[str, float]) -> str:
 
 
 def plot_history(records: list[dict], path: Path):
-    """Draws losses and validation error over the epochs as PNG; returns the figure."""
+    """Draws losses, validation error and group weights, if there are any, over the epochs as PNG;
+    returns the figure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.5), layout="tight")
-    losses, errors = figure.subplots(1, 2)
+    groups = sorted({name for r in records for name in r.get("group_weights", {})})
+    figure = Figure(figsize=(13.5 if groups else 9, 3.5), layout="tight")
+    losses, errors, *others = figure.subplots(1, 3 if groups else 2)
     epochs = [r["epoch"] for r in records]
     measured = records[0]["train"] if records else {}
     main = main_loss(measured)
@@ -122,10 +127,22 @@ def plot_history(records: list[dict], path: Path):
         losses.plot(epochs, [r[name].get(main) for r in records], "o-", ms=3, label=name)
     losses.set(xlabel="epoch", ylabel=f"{main} loss per token (nats)")
     losses.legend()
-    errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3)
+    errors.plot(epochs, [r["wer"] for r in records], "o-", ms=3, label="all")
+    for name in sorted({name for r in records for name in r.get("languages", ())}):
+        rates = [r.get("languages", {}).get(name, math.nan) for r in records]
+        errors.plot(epochs, rates, "o-", ms=2, lw=1, label=name)
+    if len(errors.lines) > 1:
+        errors.legend(fontsize=7)
     name = {"WER": "WER (%), greedy"}.get(error_name(measured), "label error (%)")
     errors.set(xlabel="epoch", ylabel=f"validation {name}", ylim=(0, None))
-    for axis in (losses, errors):
+    for weights in others:
+        for name in groups:
+            q = [r.get("group_weights", {}).get(name) for r in records]
+            weights.plot(epochs, q, "o-", ms=3, label=name)
+        weights.set(xlabel="epoch", ylabel="group weights", ylim=(0, None))
+        if len(groups) <= MOST_NAMES:
+            weights.legend(fontsize="small")
+    for axis in (losses, errors, *others):
         axis.grid(alpha=0.3)
     with replacing(path) as [temporary]:
         figure.savefig(temporary, dpi=120, format="png")

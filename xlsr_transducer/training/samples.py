@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.geometry import ENCODER_FRAME
 from xlsr_transducer.loss.lattice import total_scores
+from xlsr_transducer.model.heads.ctc import BLANK_ID
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.alignment import lattice_log_probs
 from xlsr_transducer.recognition.scoring import Transcript
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_SAMPLES = 8
+NEVER = -1e30  # log-prob; sums of it have derivatives, as those of infinity have not
 SKEWS = {"regular": 1, "modified": 0, "constrained": 0}
 
 
@@ -36,6 +39,7 @@ class Lattice:
     occupation: Tensor  # (S, T): probability that token s is emitted in frame t
     ctc: Tensor | None  # (T,): probability of anything but blank, of the CTC head
     recognised: list[int]  # frames in which greedy search emitted
+    has_transducer: bool = True  # otherwise the CTC head puts the tokens
     frame: float = ENCODER_FRAME  # seconds
 
 
@@ -63,28 +67,60 @@ def lattice_of(
     Args:
       encoder_out: (T, E), without padding. pieces: the spelling of all V tokens.
     """
-    y = torch.tensor([tokens], dtype=torch.int64, device=encoder_out.device)
-    blank, emit = lattice_log_probs(model, encoder_out.unsqueeze(0), y)
-    px, py = emit.transpose(1, 2), blank.transpose(1, 2)
-    if rnnt_type == "constrained":
-        px = px + py[:, 1:]
-    _, occupation, _ = total_scores(px, py, None, SKEWS[rnnt_type], return_occupation=True)
-    assert occupation is not None
-    ctc = None
+    ctc, log_probs = None, torch.zeros(0)
     if model.ctc_output is not None:
-        log_probs = model.ctc_output(encoder_out.float()).log_softmax(-1)
-        ctc = 1.0 - log_probs[:, model.decoder.blank_id].exp().cpu()
+        log_probs = model.ctc_output(encoder_out.float()).log_softmax(-1).cpu()
+        ctc = 1.0 - log_probs[:, BLANK_ID].exp()
+    has_transducer = model.joiner is not None
+    if has_transducer:
+        y = torch.tensor([tokens], dtype=torch.int64, device=encoder_out.device)
+        blank, emit = lattice_log_probs(model, encoder_out.unsqueeze(0), y)
+        px, py = emit.transpose(1, 2), blank.transpose(1, 2)
+        if rnnt_type == "constrained":
+            px = px + py[:, 1:]
+        _, found, _ = total_scores(px, py, None, SKEWS[rnnt_type], return_occupation=True)
+        assert found is not None
+        occupation = found[0].float().cpu()
+    else:
+        occupation = ctc_occupation(log_probs, tokens)
     shown = [pieces[token] for token in tokens]
-    emitted = hypothesis.frames
-    frame = model.encoder.frame_seconds
-    return Lattice(name, shown, occupation[0].float().cpu(), ctc, emitted, frame)
+    emitted, frame = hypothesis.frames, model.encoder.frame_seconds
+    return Lattice(name, shown, occupation, ctc, emitted, has_transducer, frame)
+
+
+def ctc_occupation(log_probs: Tensor, tokens: list[int]) -> Tensor:
+    """Returns (S, T): the probability that the label of frame t is token s of the text; zeros
+    where there is no path.
+
+    Args:
+      log_probs: (T, V), of the CTC head.
+    """
+    labels = torch.full((2 * len(tokens) + 1,), BLANK_ID)
+    labels[1::2] = torch.tensor(tokens, dtype=torch.int64)
+    # A blank between different tokens may be left out.
+    may_skip = F.pad((labels[2:] != BLANK_ID) & (labels[2:] != labels[:-2]), (2, 0))
+    with torch.enable_grad():  # the derivative of log P by a label's log-prob is its probability
+        emit = log_probs.double()[:, labels].requires_grad_()
+        alpha = torch.full_like(emit[0], NEVER)
+        alpha[:2] = 0.0
+        for t, frame in enumerate(emit):
+            if t:
+                one, two = (F.pad(alpha, (n, 0), value=NEVER)[: len(labels)] for n in (1, 2))
+                two = two.masked_fill(~may_skip, NEVER)
+                alpha = torch.stack((alpha, one, two)).logsumexp(0)
+            alpha = alpha + frame
+        total = alpha[-2:].logsumexp(0)
+        if total < NEVER / 2:
+            return torch.zeros(len(tokens), len(log_probs))
+        [occupation] = torch.autograd.grad(total, emit)
+    return occupation[:, 1::2].t().float()
 
 
 def draw_lattice(lattice: Lattice, title: str, path: Path) -> Figure:
     """Draws a lattice's occupation as PNG; returns the figure.
 
-    Above, tokens over time; below, the probability that anything is emitted in a frame, by the
-    transducer and by the CTC head, and the frames in which greedy search emitted.
+    Above, tokens over time; below, the probability that a frame has a token, by the transducer
+    and by the CTC head, and the frames in which greedy search emitted.
     """
     from matplotlib.figure import Figure
 
@@ -101,7 +137,8 @@ def draw_lattice(lattice: Lattice, title: str, path: Path) -> Figure:
     above.set_yticks([s + 0.5 for s in range(count)], lattice.pieces, fontsize=7)
     above.set_title(f"{lattice.id}, {title}: probability of each token in each frame", fontsize=9)
     times = [(t + 0.5) * seconds for t in range(frames)]
-    below.plot(times, lattice.occupation.sum(0), label="transducer")
+    label = "transducer" if lattice.has_transducer else "CTC head, of this text"
+    below.plot(times, lattice.occupation.sum(0), label=label)
     if lattice.ctc is not None:
         below.plot(times, lattice.ctc, label="CTC head")
     emitted = [(t + 0.5) * seconds for t in lattice.recognised]

@@ -18,6 +18,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.datamodule import Part
 from xlsr_transducer.model.averaging import Weights, take_into_mean
 from xlsr_transducer.model.speech_model import SpeechModel
+from xlsr_transducer.training.group_weights import GroupWeights
 from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.metrics import LossSums
 from xlsr_transducer.training.sharding import (
@@ -37,7 +38,8 @@ class Progress:
     batches: int = 0  # of this epoch, over all processes
     seconds: float = 0.0  # of audio, over all epochs
     too_large: int = 0  # batches left out, as they did not fit into memory
-    best_wer: float = float("inf")
+    best_wer: float = float("inf")  # as --best chooses: of all utterances, or a language's
+    best: str = "wer"  # the option --best that it belongs to
     # Of this epoch: the options that decided its batches, each from batch ``first`` on.
     parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     averaged: int = 0  # steps that the running mean of the weights covers
@@ -46,6 +48,12 @@ class Progress:
     num_updates: int = 0
     total_seconds: float = 0.0  # of audio in the whole training; 0: num_updates counts
     warm_step: int = -1
+
+    def use_best(self, best: str) -> None:
+        """Notes by what validations are compared; if by another rate than before, none is the
+        best so far."""
+        if best != self.best:
+            self.best, self.best_wer = best, float("inf")
 
     def use_batch_options(self, options: dict[str, Any]) -> list[Part]:
         """Notes the options that decide the epoch's batches from here on.
@@ -100,6 +108,7 @@ class TrainingState:
     mean: Weights  # float64: the running mean of the weights over all steps
     progress: Progress
     epoch_sums: LossSums  # losses of this epoch
+    group_weights: GroupWeights | None = None
 
     @classmethod
     def initial(
@@ -108,6 +117,7 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         scaler: Any,
         has_mean: bool = True,
+        group_weights: GroupWeights | None = None,
     ) -> TrainingState:
         """Before the first step. Every process has all of it, so that any of them can save it.
 
@@ -119,7 +129,7 @@ class TrainingState:
             for name, value in model.state_dict().items()
             if value.is_floating_point() and has_mean
         }
-        return cls(model, optimizer, scaler, mean, Progress(), LossSums())
+        return cls(model, optimizer, scaler, mean, Progress(), LossSums(), group_weights)
 
     def average(self) -> None:
         """Takes the weights into the running mean, for all steps since it was last done."""
@@ -141,19 +151,21 @@ class TrainingState:
             "lora": lora_state(self.model),
             "optimizer": gather(self.optimizer.state_dict(), keep),
             "scaler": self.scaler.state_dict(),
+            "group_weights": self.group_weights.content() if self.group_weights else None,
         }
 
     def load(self, content: dict[str, Any]) -> None:
         """Takes over what a checkpoint holds.
 
         Raises:
-          UserError: it has no running mean, or other LoRA, than this training.
+          UserError: it has no running mean, other LoRA or other groups than this training.
         """
         if self.mean and "model_avg" not in content:
             raise UserError(
                 "the checkpoint holds no running mean of the weights, as its training had "
                 "--average-period 0: resume with that too"
             )
+        self._load_group_weights(content.get("group_weights"))  # older files have none
         load_weights(self.model, content["model"])
         load_lora_state(self.model, content["lora"])
         load_optimizer(self.optimizer, content["optimizer"])
@@ -162,3 +174,11 @@ class TrainingState:
             value.copy_(divided_like(content["model_avg"][name], value))
         self.progress = Progress(**content["progress"])
         self.epoch_sums = LossSums(**content["epoch_sums"])
+
+    def _load_group_weights(self, content: dict[str, Any] | None) -> None:
+        if content and self.group_weights:
+            self.group_weights.load(content)
+        elif content:
+            logging.info("the groups of the checkpoint are not weighed from here on")
+        elif self.group_weights:
+            logging.info("the checkpoint has no group weights: they begin equal")

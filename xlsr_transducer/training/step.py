@@ -4,18 +4,22 @@ The gradient is that of the loss per token over all batches of the step, whichev
 them. So the step is the same for any number of processes. Each backpropagates the sum of its
 losses; processes take the mean of their gradients in the last backward of the step; how many
 tokens the step had is known only then, as some utterances cannot be read, and divides the result.
+
+Group weights (``--group-weights``) change from batch to batch, in the order of the plan: in each
+turn the processes tell each other the losses of their batches, and all replay the same changes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xlsr_transducer.core.errors import UserError, is_out_of_memory
@@ -65,6 +69,7 @@ class Stepper:
         self.engine: nn.Module | None = None  # what computes: the model, or a wrapper of it
         self.trained: list[bool] = []  # of each parameter, when ``engine`` was made
         self.prepared = -1  # the step that the model is prepared for
+        self.weights = copy.deepcopy(state.group_weights)  # as the step's batches change them
 
     def add(self, batch: Batch) -> None:
         """Adds the gradient of a batch; one without utterances adds none.
@@ -90,7 +95,7 @@ class Stepper:
             self.prepared = progress.step
         try:
             with self._engine_for(batch) as engine:
-                sums = self._backward(engine, batch, progress.step, 0.0 if is_dummy else 1.0)
+                sums = self._backward(engine, batch, progress.step, not is_dummy)
         except Exception as e:
             if has_lost_another(e):
                 raise
@@ -133,24 +138,48 @@ class Stepper:
         engine: nn.Module,
         batch: Batch,
         step: int,
-        weight: float = 1.0,
+        counts: bool = True,
         chunk: ChunkSettings | None = None,
     ) -> LossSums:
-        """Adds the gradient of the sum of a batch's losses, times ``weight``; returns its sums.
+        """Adds the gradient of the sum of a batch's losses, times the weight of its group; returns
+        its sums, without weights.
 
         Args:
-          chunk: None: the setting that is drawn for ``step``.
+          counts: False: the losses count for nothing.
+          chunk: None: the setting that is drawn for ``step``. A given one is a trial, which leaves
+            the group weights alone.
         """
         epoch, objective = self.state.progress.epoch, self.objective
         here = batch.to(self.process.device)
         losses = objective.losses(engine, here, epoch, batch.place.index, step, chunk)
         is_finite = finite(losses)
-        if weight:
+        if counts:
             self.failed.name_losses(batch, is_finite, epoch, step)
         sums = LossSums()
         sums.add(losses, is_finite, here.token_lens, batch.seconds)
-        self.state.scaler.scale(objective.total(losses, is_finite, step) * weight).backward()
+        each = objective.weighted(losses, is_finite, step)
+        factor = float(counts)
+        if self.weights and chunk is None:
+            factor *= self._weigh(batch, each, counts and bool(is_finite.any()))
+        self.state.scaler.scale(each.sum() * factor).backward()
         return sums
+
+    def _weigh(self, batch: Batch, each: Tensor, counts: bool) -> float:
+        """Takes the batches that the processes have in this turn into the group weights, in the
+        order of the plan; returns the factor of this one's losses.
+
+        Args:
+          each: (N,) losses of the batch. counts: whether there is any.
+        """
+        group = self.weights.names.index(batch.groups[0]) if counts else 0
+        loss, factor = float(each.detach().double().sum()), 1.0
+        turn = self.process.gather([float(group), loss, float(counts)])
+        for rank, (of_group, its_loss, has_loss) in enumerate(turn):
+            if has_loss:
+                self.weights.add(int(of_group), its_loss)
+            if rank == self.process.rank:
+                factor = self.weights.factor(group)
+        return factor
 
     def _leave_out(self) -> None:
         """Drops what the step has so far, as its last batch does not fit into memory."""
@@ -163,8 +192,9 @@ class Stepper:
         self._forget()
 
     def _forget(self) -> None:
-        """Drops the gradients and losses of the step."""
+        """Drops the gradients and losses of the step, and what they did to the group weights."""
         self.batches = []
+        self.weights = copy.deepcopy(self.state.group_weights)
         self.sums = LossSums(unread=self.sums.unread, too_large=self.sums.too_large)
         self.state.optimizer.zero_grad(set_to_none=True)
         if self.process.device.type == "cuda":
@@ -224,6 +254,7 @@ class Stepper:
         )
         state.optimizer.zero_grad(set_to_none=True)
         self._count_too_large(sums.too_large)
+        state.group_weights = copy.deepcopy(self.weights)
         progress.step += 1
         progress.batches += last.place.batches
         progress.seconds += sums.seconds

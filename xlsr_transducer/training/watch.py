@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent
 from xlsr_transducer.training.metrics import (
@@ -61,13 +63,16 @@ class Watch:
         used, most = gpu_memory(self.device)
         shown = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items())
         memory = f", GPU memory {used:.1f} of {most:.1f} GiB" if most else ""
+        weights = self.state.group_weights
+        groups = f", {weights.describe()}" if weights else ""
         logging.info(
             f"epoch {progress.epoch}, step {progress.step}: {self.sums.describe()}, "
-            f"grad norm {report.grad_norm:.2f}, lr {shown}, {speed:.0f} s of audio per s"
+            f"grad norm {report.grad_norm:.2f}, lr {shown}{groups}, {speed:.0f} s of audio per s"
             f"{memory}, ETA {left}"
         )
         scalars = {f"train/{name}": value for name, value in self.sums.per_token().items()}
         scalars.update({f"lr/{name}": rate for name, rate in rates.items()})
+        scalars.update({f"group_weight/{name}": q for name, q in self._group_weights().items()})
         scalars["train/grad_norm"] = report.grad_norm
         scalars["train/not_finite"] = self.sums.nonfinite
         scalars["speed/audio_seconds_per_second"] = speed
@@ -87,6 +92,11 @@ class Watch:
         )
         scalars = {f"valid/{name}": value for name, value in valid.sums.per_token().items()}
         self._add_scalars({**scalars, "valid/wer": valid.wer})
+        if valid.spread:
+            logging.info(f"step {step}: valid WER by language\n{language_table(valid)}")
+            of_each = {f"valid_wer/{name}": one.wer for name, one in valid.languages.items()}
+            scalars = {f"valid/wer_{name}": value for name, value in _spread_of(valid).items()}
+            self._add_scalars({**of_each, **scalars})
 
     def epoch(self, epoch: int, train: LossSums, valid: Validation) -> None:
         """Log line, history and pictures of an epoch."""
@@ -98,8 +108,11 @@ class Watch:
             "train": train.per_token(),
             "valid": valid.sums.per_token(),
             "wer": valid.wer,
+            **_by_language(valid),
             "not_finite": train.nonfinite,
         }
+        if self.state.group_weights:
+            record["group_weights"] = self._group_weights()
         records = append_history(self.exp_dir / "history.json", record)
         figures = {"curves": plot_history(records, self.exp_dir / "curves.png")}
         if valid.lattice:
@@ -110,6 +123,10 @@ class Watch:
             for name, figure in figures.items():
                 self.board.add_figure(name, figure, step)
 
+    def _group_weights(self) -> dict[str, float]:
+        weights = self.state.group_weights
+        return weights.by_name() if weights else {}
+
     def _add_scalars(self, scalars: dict[str, float]) -> None:
         if self.board:
             for name, value in scalars.items():
@@ -119,6 +136,32 @@ class Watch:
         """Writes out what tensorboard has not written yet."""
         if self.board:
             self.board.close()
+
+
+def language_table(valid: Validation) -> str:
+    """Returns the table of a validation of several languages."""
+    rows = [["language", "utterances", "words", "WER %"]]
+    for name, one in valid.languages.items():
+        rows.append([name, str(one.utterances), str(one.words), f"{one.wer:.2f}"])
+    rows += [[name, "", "", f"{value:.2f}"] for name, value in _spread_of(valid).items()]
+    return text_table(rows, is_right=True)
+
+
+def _spread_of(valid: Validation) -> dict[str, float]:
+    spread = valid.spread
+    return {"worst": spread.highest, "mean": spread.mean, "gap": spread.gap} if spread else {}
+
+
+def _by_language(valid: Validation) -> dict[str, Any]:
+    """Returns what the history has of a validation of several languages."""
+    if not valid.spread:
+        return {}
+    of_each = {name: one.wer for name, one in valid.languages.items()}
+    return {
+        "languages": of_each,
+        "worst_language": valid.spread.worst,
+        **{f"wer_{name}": value for name, value in _spread_of(valid).items()},
+    }
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -1,0 +1,117 @@
+"""Word and character error rates of a set, with intervals, and of the languages in it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import kaldialign
+
+NUM_RESAMPLES = 1000
+UNKNOWN = "(unknown)"  # the language of utterances whose manifest names none
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One utterance: reference words and recognised words."""
+
+    id: str
+    ref: list[str]
+    hyp: list[str]
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """Errors over a set of utterances, with a bootstrap 95 % interval of the rate."""
+
+    insertions: int
+    deletions: int
+    substitutions: int
+    num_ref: int
+    """Reference words (or characters)."""
+    percent: float
+    """Errors per 100 reference units; without any: 0 if there is no error, else infinite."""
+    low: float
+    high: float
+
+    @property
+    def errors(self) -> int:
+        """All three kinds together."""
+        return self.insertions + self.deletions + self.substitutions
+
+    def __str__(self) -> str:
+        return f"{self.percent:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Score:
+    """The error rates of one set with one setting."""
+
+    set_name: str
+    suffix: str
+    num_utterances: int
+    wer: ErrorRate
+    cer: ErrorRate
+    num_unread: int = 0  # of the utterances
+    languages: Mapping[str, Score] = field(default_factory=dict)  # of each, if any is known
+
+
+def score(
+    set_name: str, suffix: str, transcripts: Iterable[Transcript], num_unread: int = 0
+) -> Score:
+    """Returns WER and CER. Characters include one space between words."""
+    transcripts = list(transcripts)
+    words = [(t.ref, t.hyp) for t in transcripts]
+    chars = [(list(" ".join(t.ref)), list(" ".join(t.hyp))) for t in transcripts]
+    rates = error_rate(words), error_rate(chars)
+    return Score(set_name, suffix, len(transcripts), *rates, num_unread)
+
+
+def score_languages(
+    total: Score,
+    transcripts: Iterable[Transcript],
+    unread: Iterable[str],
+    languages: Mapping[str, str],
+) -> Score:
+    """Returns the score of a set with those of its languages.
+
+    Args:
+      unread: ids of the utterances that could not be read.
+      languages: of each utterance by id, as far as they are known.
+    """
+    unread, parts = set(unread), defaultdict(list)
+    for t in transcripts:
+        parts[languages.get(t.id) or UNKNOWN].append(t)
+    if set(parts) <= {UNKNOWN}:
+        return total
+    if len(parts) == 1:
+        return replace(total, languages={name: total for name in parts})
+    found = {}
+    for name, some in sorted(parts.items()):
+        count = sum(t.id in unread for t in some)
+        found[name] = score(total.set_name, total.suffix, some, count)
+    return replace(total, languages=found)
+
+
+def error_rate(
+    pairs: Sequence[tuple[list[str], list[str]]], num_resamples: int = NUM_RESAMPLES
+) -> ErrorRate:
+    """Returns the error rate of (reference, hypothesis) pairs. Same input, same interval.
+
+    The interval is the rate with 1.96 standard deviations to both sides, over sets of as many
+    utterances drawn with replacement (Bisani and Ney, "Bootstrap estimates for confidence
+    intervals in ASR performance evaluation", ICASSP 2004, as in Kaldi's compute-wer-bootci).
+    """
+    refs, hyps = [ref for ref, _ in pairs], [hyp for _, hyp in pairs]
+    counts = kaldialign.batch_error_rate(refs, hyps)
+    rate = 100.0 * counts["err_rate"]
+    low = high = rate
+    if counts["ref_len"]:
+        drawn = kaldialign.bootstrap_wer_ci(refs, hyps, replications=num_resamples)
+        # Sets with hardly any words: some that are drawn have none, and no rate.
+        around = 100.0 * drawn["ci95"] if math.isfinite(drawn["wer"]) else math.inf
+        low, high = max(rate - around, 0.0), rate + around
+    kinds = counts["ins"], counts["del"], counts["sub"]
+    return ErrorRate(*kinds, counts["ref_len"], rate, low, high)

@@ -1,0 +1,78 @@
+"""Error rates by language: of each, the worst, their mean, and the gap from worst to best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from xlsr_transducer.core.tables import text_table
+from xlsr_transducer.recognition.error_rates import UNKNOWN, Score
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How unequal the error rates of several languages are, in percent."""
+
+    worst: str  # the language with the highest rate
+    highest: float
+    mean: float  # of the languages, each counting the same
+    gap: float  # from the lowest to the highest rate
+
+    @classmethod
+    def of(cls, rates: Mapping[str, float]) -> Spread:
+        """``rates``: of each language; of equal ones the first in the alphabet is the worst."""
+        worst = max(sorted(rates), key=lambda language: rates[language])
+        highest = rates[worst]
+        gap = highest - min(rates.values())
+        return cls(worst, highest, sum(rates.values()) / len(rates), gap if gap > 0 else 0.0)
+
+    def __str__(self) -> str:
+        return f"worst {self.worst} {self.highest:.2f}, mean {self.mean:.2f}, gap {self.gap:.2f}"
+
+
+def spreads(languages: Mapping[str, Score]) -> tuple[Spread, Spread]:
+    """Returns the spread of WER and of CER over languages; utterances without one are left out."""
+    known = {name: one for name, one in languages.items() if name != UNKNOWN}
+    rates = (
+        {n: s.wer.percent for n, s in known.items()},
+        {n: s.cer.percent for n, s in known.items()},
+    )
+    return Spread.of(rates[0]), Spread.of(rates[1])
+
+
+def language_rows(set_name: str, languages: Mapping[str, Score]) -> list[tuple[str, ...]]:
+    """Returns the cells of a table: a row of each language, then worst, mean and gap."""
+    rows = [
+        (set_name, name, str(s.wer), str(s.cer), str(s.wer.num_ref), str(s.num_utterances),
+         str(s.num_unread))
+        for name, s in languages.items()
+    ]  # fmt: skip
+    both = spreads(languages)
+    rates = {
+        "worst": [f"{s.highest:.2f} {s.worst}" for s in both],
+        "mean": [f"{s.mean:.2f}" for s in both],
+        "gap": [f"{s.gap:.2f}" for s in both],
+    }
+    return [*rows, *((set_name, name, *cells, "", "", "") for name, cells in rates.items())]
+
+
+def language_table(scores: Sequence[Score]) -> str:
+    """Returns the table of every set that has several languages; '' if there is none.
+
+    Sets of one language each, all different ones, are compared as if they were one set.
+    """
+    parts = {s.set_name: s.languages for s in scores if has_several(s.languages)}
+    rest = [s.languages.items() for s in scores if not has_several(s.languages)]
+    single = [(name, s) for items in rest for name, s in items if name != UNKNOWN]
+    alone = dict(single)
+    if len(alone) == len(single) and has_several(alone):
+        parts["+".join(s.set_name for s in alone.values())] = alone
+    if not parts:
+        return ""
+    heading = ("set", "language", "WER % [95 %]", "CER % [95 %]", "words", "utts", "unread")
+    return text_table([heading, *(row for p in parts.items() for row in language_rows(*p))])
+
+
+def has_several(languages: Iterable[str]) -> bool:
+    """Returns whether there is more than one known language."""
+    return len({name for name in languages if name != UNKNOWN}) > 1

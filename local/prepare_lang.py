@@ -3,7 +3,8 @@
     python -m local.prepare_lang --data-dir data --vocab-size 2500
 
 writes DATA/lang_bpe_2500/ with bpe.model and tokens.txt. The vocabulary includes `<blk>` 0,
-`<sos/eos>` 1 and `<unk>` 2.
+`<sos/eos>` 1 and `<unk>` 2, and after these, with --language-token 1, a token of each language of
+the training lists, such as `<et>`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ import sentencepiece
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.logs import set_up_logging
-from xlsr_transducer.core.options import Number, Parser
-from xlsr_transducer.data.lm_text import texts_of
+from xlsr_transducer.core.options import Number, Parser, str2bool
+from xlsr_transducer.data.lm_text import languages_of, texts_of
 from xlsr_transducer.data.sources import note_source, text_digest
-from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, Tokenizer
+from xlsr_transducer.data.tokenizer import (
+    BLANK,
+    SOS_EOS,
+    Tokenizer,
+    is_language_token,
+    language_token,
+    read_tokens,
+)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
+def train_bpe(texts: Iterable[str], vocab_size: int, language_tokens: Sequence[str] = ()) -> bytes:
     """Returns a sentencepiece BPE model with exactly ``vocab_size`` tokens.
 
     Raises UserError if the text has too few or too many different pieces for that.
@@ -39,8 +47,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
             model_type="bpe",
             vocab_size=vocab_size,
             character_coverage=1.0,
-            # Control symbols, so that no text can spell a blank.
-            control_symbols=[BLANK, SOS_EOS],
+            # Control symbols, so that no text can spell a blank or a language.
+            control_symbols=[BLANK, SOS_EOS, *language_tokens],
             unk_id=2,
             bos_id=-1,
             eos_id=-1,
@@ -75,18 +83,32 @@ def _explain(error: RuntimeError, vocab_size: int) -> Exception:
     return error
 
 
+def has_languages(lang_dir: Path) -> bool:
+    """Returns whether a folder holds tokens of languages."""
+    path = lang_dir / "tokens.txt"
+    return path.is_file() and any(map(is_language_token, read_tokens(path)))
+
+
 def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--vocab-size", type=Number(int, at_least=4), default=2500)
+    parser.add_argument(
+        "--language-token",
+        type=str2bool,
+        help="1: a token of each training language (default: as in the folder, if it is there)",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     set_up_logging()
-    tokenizer = Tokenizer.from_bytes(train_bpe(texts_of(args.data_dir, "train"), args.vocab_size))
     lang_dir = args.data_dir / f"lang_bpe_{args.vocab_size}"
+    wanted = has_languages(lang_dir) if args.language_token is None else args.language_token
+    languages = languages_of(args.data_dir, "train") if wanted else ()
+    given = (args.vocab_size, [language_token(language) for language in languages])
+    tokenizer = Tokenizer.from_bytes(train_bpe(texts_of(args.data_dir, "train"), *given))
     with replacing(lang_dir / "bpe.model", lang_dir / "tokens.txt") as (model, tokens):
         model.write_bytes(tokenizer.to_bytes())
         tokenizer.write_tokens(tokens)

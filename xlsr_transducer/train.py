@@ -81,6 +81,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     lang_dir = args.lang_dir or find_lang_dir(args.data_dir)
     require_current(args.data_dir, source.folder, lang_dir)
     tokenizer, heads = Tokenizer.load(lang_dir), options[LossOptions].names
+    tokenizer = options[InputOptions].with_languages(tokenizer)
     of_model = (options[cls] for cls in OF_MODEL)
     config = ModelConfig(source.features, source.xlsr, *of_model, tokenizer.vocab_size, heads)
     model = build_model(config)

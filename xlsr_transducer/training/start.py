@@ -11,6 +11,7 @@ import torch
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.data.features import find_features
+from xlsr_transducer.data.tokenizer import LanguageFirst, Tokenizer
 from xlsr_transducer.model.averaging import Weights
 from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, check_features
@@ -37,6 +38,10 @@ class InputOptions(Options):
     )
     feature_dim: int | None = option(None, "checked against the features", at_least=1)
     lang_dir: Path | None = option(None, "BPE model (default: the only one in DATA)")
+    language_token: bool = option(
+        False,
+        "learn to emit the language's token first (./prepare.sh --language-token 1 makes it)",
+    )
     init_from: Path | None = option(None, "start from this checkpoint's weights")
     use_xlsr_encoder: bool = option(True, "the one encoder there is")
 
@@ -44,6 +49,21 @@ class InputOptions(Options):
         super().__post_init__()
         if not self.use_xlsr_encoder:
             raise UserError("--use-xlsr-encoder 0: this recipe has no other encoder")
+
+    def with_languages(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Returns the tokens of a training, with the language's first if that is wanted.
+
+        Raises:
+          UserError: there are no tokens of languages.
+        """
+        if not self.language_token:
+            return tokenizer
+        if not (isinstance(tokenizer, Tokenizer) and tokenizer.languages):
+            raise UserError(
+                "--language-token 1: the tokens of --lang-dir have no languages; make them with "
+                "stage 2 of ./prepare.sh and --language-token 1"
+            )
+        return LanguageFirst(tokenizer.to_bytes())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,6 +51,8 @@ class LiveOptions(LayerOptions, ChunkOptions):
             )
 
 
+# In which a stream may have hotwords of its own: of a transducer, and of CTC.
+HOTWORD_METHODS = ("modified_beam_search", "ctc_prefix_beam_search")
 OPTIONS = (CheckpointOptions, LiveOptions, SearchOptions, BiasOptions, EndpointOptions)
 
 
@@ -107,7 +109,8 @@ class LiveModel:
         """Why a stream may not bring hotwords of its own; "" if it may."""
         if self.tokenizer is not None and getattr(self.search, "bias", None) is not None:
             return ""
-        return "hotwords need --decoding-method modified_beam_search" + (
+        method = HOTWORD_METHODS[self.search.ctc_output is not None]
+        return f"hotwords need --decoding-method {method}" + (
             " and bpe.model beside the ONNX files" if self.tokenizer is None else ""
         )
 
@@ -161,6 +164,6 @@ def _bias(
     if tokenizer is None and options != BiasOptions():
         raise UserError(f"{source}: hotwords and language models need bpe.model beside it")
     loaded = options.load(tokenizer, source) if tokenizer else None
-    if loaded is None and search.method == "modified_beam_search":
+    if loaded is None and search.method in HOTWORD_METHODS:
         return Bias(len(tokens))
     return loaded

@@ -91,6 +91,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     options[EncoderOptions], options[StreamingOptions] = with_mixer(
         options[EncoderOptions], options[StreamingOptions], source.xlsr, source.features.cut
     )
+    tokenizer = options[InputOptions].with_languages(tokenizer)
     *of_model, classifier = (options[cls] for cls in OF_MODEL)
     sizes = (tokenizer.vocab_size, heads, classifier)
     config = ModelConfig(source.features, source.xlsr, *of_model, *sizes)

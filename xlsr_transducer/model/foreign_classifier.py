@@ -21,13 +21,9 @@ from xlsr_transducer.data.labels import Labels
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions
 from xlsr_transducer.model.encoder import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
+from xlsr_transducer.model.foreign import normalizes
 from xlsr_transducer.model.heads import ClassifierOptions, TransducerOptions
-from xlsr_transducer.model.xlsr_checkpoint import (
-    XlsrCheckpoint,
-    _read_weights,
-    _weight_files,
-    load_xlsr,
-)
+from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_folder, load_xlsr
 
 ARCHITECTURE = "Wav2Vec2ForSequenceClassification"
 HEAD = "heads.classifier"
@@ -72,10 +68,7 @@ def read_folder(folder: Path) -> ForeignClassifier:
     where = str(folder / "config.json")
     if values.get("adapter_attn_dim"):
         raise UserError(f"{where}: adapter_attn_dim is set; classifiers with it are not supported")
-    xlsr = load_xlsr(str(folder))
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        weights.update(_read_weights(file))
+    xlsr, weights = load_folder(folder, str(folder))
     own = _head(weights, HUGGING_FACE, str(folder), xlsr.config.hidden_size)
     is_weighted = bool(values.get("use_weighted_layer_sum"))
     if is_weighted:
@@ -87,19 +80,8 @@ def read_folder(folder: Path) -> ForeignClassifier:
         labels = [str(names[str(i)]) for i in range(count)]
     except (KeyError, TypeError) as e:
         raise UserError(f"{where}: id2label does not name the {count} labels") from e
-    normalize = "utterance" if _normalizes(folder) else "none"
+    normalize = "utterance" if normalizes(folder) else "none"
     return _classifier(where, xlsr, own, labels, normalize, is_weighted)
-
-
-def _normalizes(folder: Path) -> bool:
-    """Returns whether a folder's feature extractor normalises each utterance."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return True
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
-    except (ValueError, AttributeError) as e:
-        raise UserError(f"{path}: not valid JSON ({e})") from e
 
 
 def read_fairseq(path: Path, content: dict[str, Any]) -> ForeignClassifier:

@@ -15,6 +15,7 @@ from xlsr_transducer.core.files import locked
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.core.tensor_files import remove_unfinished, save_atomically
 from xlsr_transducer.data.datamodule import DataModule
+from xlsr_transducer.data.tokenizer import LanguageFirst
 from xlsr_transducer.model.checkpoint import BEST, model_content
 from xlsr_transducer.model.config import ModelConfig
 from xlsr_transducer.model.heads import LossOptions
@@ -33,7 +34,12 @@ from xlsr_transducer.training.memory import (
     scan_for_oom,
 )
 from xlsr_transducer.training.metrics import LossSums
-from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
+from xlsr_transducer.training.optim import (
+    OptimOptions,
+    check_weighted_layers,
+    make_optimizer,
+    set_trainable,
+)
 from xlsr_transducer.training.resume import (
     AUTO,
     check_same_model,
@@ -165,8 +171,12 @@ class Trainer:
         """
         Args:
           model: with the weights to begin with on the main process, and any on the others.
+
+        Raises:
+          UserError: options contradict each other, or the processes.
         """
         loop, optim = options.loop, options.optim
+        check_weighted_layers(config.encoder, optim)
         process.copy_from_main(p.data for p in model.parameters())
         if loop.sharding == "fsdp2":
             check_sharding(optim, loop.use_fp16, process.world_size)
@@ -195,6 +205,7 @@ class Trainer:
         """
         progress = self.state.progress
         progress.use_best(self.loop.best)
+        self.data.corpus(self.splits["val"])  # what is wrong with it is told now, not after hours
         summary = summary_of(self.data, self.splits)
         if self.process.is_main:
             summary.write_left_out(self.loop.exp_dir / "left_out.tsv")
@@ -415,6 +426,11 @@ class Trainer:
         check_same_model(path, saved, self.config)
         if content["tokens"] != self.data.tokenizer.tokens:
             raise UserError(f"{path}: was trained with another BPE model than --lang-dir has")
+        before = bool(content.get("language_token"))
+        if before != isinstance(self.data.tokenizer, LanguageFirst):
+            raise UserError(
+                f"{path}: was trained with --language-token {int(before)}: resume with that too"
+            )
         try:
             self.state.load(content)
         except UserError as e:

@@ -88,9 +88,8 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     heads = options[LossOptions].names
     lang_dir, tokenizer = units_for(heads, args.data_dir, args.lang_dir)
     require_current(args.data_dir, source.folder, lang_dir)
-    options[EncoderOptions], options[StreamingOptions] = with_mixer(
-        options[EncoderOptions], options[StreamingOptions], source.xlsr, source.features.cut
-    )
+    given = (options[cls] for cls in (EncoderOptions, StreamingOptions))
+    options.update((type(o), o) for o in with_mixer(*given, source.xlsr, source.features.cut))
     tokenizer = options[InputOptions].with_languages(tokenizer)
     *of_model, classifier = (options[cls] for cls in OF_MODEL)
     sizes = (tokenizer.vocab_size, heads, classifier)

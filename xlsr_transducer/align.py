@@ -24,6 +24,7 @@ from xlsr_transducer.recognition.decoding import (
     DecodeOptions,
     decode_device,
     load_recogniser,
+    require_languages,
     require_memory,
 )
 
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets = sets_to_align(options, args.wavs, args.text or [])
     set_up_logging(folder, "align")
     loaded = load_recogniser(checkpoint, cpu_layers=options.cpu_layers)
+    require_languages(sets, loaded.tokenizer)
     check_texts(args.text or [], loaded.tokenizer)
     chunk = options.chunk(loaded.config)
     require_memory(sets, loaded.model.encoder, chunk, decode_device())

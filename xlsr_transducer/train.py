@@ -88,6 +88,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     heads = options[LossOptions].names
     lang_dir, tokenizer = units_for(heads, args.data_dir, args.lang_dir)
     require_current(args.data_dir, source.folder, lang_dir)
+    tokenizer = options[InputOptions].with_languages(tokenizer)
     *of_model, classifier = (options[cls] for cls in OF_MODEL)
     sizes = (tokenizer.vocab_size, heads, classifier)
     config = ModelConfig(source.features, source.xlsr, *of_model, *sizes)

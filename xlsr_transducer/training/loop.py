@@ -15,6 +15,7 @@ from xlsr_transducer.core.files import locked
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.core.tensor_files import remove_unfinished, save_atomically
 from xlsr_transducer.data.datamodule import DataModule
+from xlsr_transducer.data.tokenizer import LanguageFirst
 from xlsr_transducer.model.checkpoint import BEST, model_content
 from xlsr_transducer.model.config import ModelConfig
 from xlsr_transducer.model.heads import LossOptions
@@ -204,6 +205,7 @@ class Trainer:
         """
         progress = self.state.progress
         progress.use_best(self.loop.best)
+        self.data.corpus(self.splits["val"])  # what is wrong with it is told now, not after hours
         summary = summary_of(self.data, self.splits)
         if self.process.is_main:
             summary.write_left_out(self.loop.exp_dir / "left_out.tsv")
@@ -424,6 +426,11 @@ class Trainer:
         check_same_model(path, saved, self.config)
         if content["tokens"] != self.data.tokenizer.tokens:
             raise UserError(f"{path}: was trained with another BPE model than --lang-dir has")
+        before = bool(content.get("language_token"))
+        if before != isinstance(self.data.tokenizer, LanguageFirst):
+            raise UserError(
+                f"{path}: was trained with --language-token {int(before)}: resume with that too"
+            )
         try:
             self.state.load(content)
         except UserError as e:

@@ -11,7 +11,7 @@ import torch
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.data.features import find_features
-from xlsr_transducer.data.tokenizer import LanguageFirst, Tokenizer
+from xlsr_transducer.data.tokenizer import LanguageFirst, Tokenizer, language_first
 from xlsr_transducer.model.averaging import Weights
 from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, check_features
@@ -58,12 +58,13 @@ class InputOptions(Options):
         """
         if not self.language_token:
             return tokenizer
-        if not (isinstance(tokenizer, Tokenizer) and tokenizer.languages):
+        found = language_first(tokenizer)
+        if not isinstance(found, LanguageFirst):
             raise UserError(
                 "--language-token 1: the tokens of --lang-dir have no languages; make them with "
                 "stage 2 of ./prepare.sh and --language-token 1"
             )
-        return LanguageFirst(tokenizer.to_bytes())
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

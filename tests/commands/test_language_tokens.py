@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from local import prepare_lang
+from local import prepare_lang, validate_manifests
 from local.manifests import JsonlGzWriter, read_jsonl_gz
 from tests.support.languages import in_languages
 from tests.support.tiny_recipe import run_train
@@ -129,6 +129,19 @@ def test_a_language_without_a_token_is_refused_in_training_and_decoding(
     for command in (decode, streaming_decode, align):
         with pytest.raises(UserError, match=rf"cuts_val.jsonl.gz, val_\d+: .*{message}"):
             command.main(given)
+
+
+def test_stage_4_refuses_a_training_language_without_a_token(spoken, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(spoken, data, ignore=shutil.ignore_patterns("features", "*.index"))
+    path = data / "manifests" / "cuts_train.jsonl.gz"
+    cuts = list(read_jsonl_gz(path))
+    with JsonlGzWriter(path) as writer:
+        for cut in cuts:
+            cut["supervisions"][0]["language"] = "sv"
+            writer.write(cut)
+    with pytest.raises(UserError, match="'sv' has no token"):
+        validate_manifests.main([f"--data-dir={data}", f"--lang-dir={data / 'lang_bpe_60'}"])
 
 
 def test_a_checkpoint_knows_that_its_model_tells_languages(spoken, exp, tmp_path):

@@ -96,7 +96,7 @@ def test_labels_unknown_to_the_model_count_as_wrong_and_are_named(
     log = "".join(path.read_text() for path in (exp / "classify" / "log").iterdir())
     assert "labels the model does not have, counted as wrong: 'whistle' (1)" in log
     out, err = capsys.readouterr()
-    assert "33.33 [6.15, 79.23]" in out and "1 utterances could not be read" in err
+    assert "33.33 [6.15, 79.23]" in out and "could not be read, and count as wrong: 1;" in err
     [table] = (exp / "classify").glob("accuracy-*.txt")
     assert "could not be read, and count as wrong:\nmore-1: " in table.read_text()
 

@@ -108,7 +108,8 @@ class LiveModel:
         """Why a stream may not bring hotwords of its own; "" if it may."""
         if self.tokenizer is not None and getattr(self.search, "bias", None) is not None:
             return ""
-        return f"hotwords need --decoding-method {' or '.join(FREE)}" + (
+        method = FREE[self.search.ctc_output is not None]
+        return f"hotwords need --decoding-method {method}" + (
             " and bpe.model beside the ONNX files" if self.tokenizer is None else ""
         )
 

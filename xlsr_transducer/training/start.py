@@ -18,6 +18,7 @@ from xlsr_transducer.data.tokenizer import (
     WORD_START,
     LanguageFirst,
     Tokenizer,
+    language_first,
 )
 from xlsr_transducer.model.averaging import Weights
 from xlsr_transducer.model.checkpoint import read_model
@@ -83,12 +84,13 @@ class InputOptions(Options):
         """
         if not self.language_token:
             return tokenizer
-        if not (isinstance(tokenizer, Tokenizer) and tokenizer.languages):
+        found = language_first(tokenizer)
+        if not isinstance(found, LanguageFirst):
             raise UserError(
                 "--language-token 1: the tokens of --lang-dir have no languages; make them with "
                 "stage 2 of ./prepare.sh and --language-token 1"
             )
-        return LanguageFirst(tokenizer.to_bytes())
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.recognition.accuracy import Accuracy, Outcome, by_duration, draw_confusions
+from xlsr_transducer.recognition.accuracy import Outcome, by_duration, draw_confusions
 from xlsr_transducer.recognition.audio_sets import AudioSet
 from xlsr_transducer.recognition.classifying import (
     ClassifyOptions,
@@ -29,6 +29,7 @@ from xlsr_transducer.recognition.classifying import (
     classify_set,
     logits_by_chunk,
 )
+from xlsr_transducer.recognition.share import Accuracy
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xlsr_transducer.core.tables import text_table
-from xlsr_transducer.recognition.accuracy import Accuracy
 from xlsr_transducer.recognition.error_rates import UNKNOWN, Score, Transcript
+from xlsr_transducer.recognition.share import Accuracy
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _take_weights(
     where = f"--init-from {path}"
     content = read_checkpoint(path)
     given: Weights = content["model"]
-    if model.classifier is not None and content.get("tokens") != tokens:
+    if model.classifier is not None:
         given = _with_labels(where, given, content["tokens"], model, tokens)
     elif content.get("tokens") != tokens:
         raise UserError(f"{where}: was trained with another BPE model")

@@ -62,6 +62,19 @@ def test_stored_features_frozen_layers_weighted_layers_and_masks_go_with_a_class
     assert classify.main([*given, "--split=test"]) == 0
 
 
+def test_a_classifier_begins_with_the_encoder_of_another_one_of_other_widths(
+    label_exp: Path, label_data: Path, tmp_path: Path
+) -> None:
+    init = label_exp / "epoch-3.pt"
+    run_train(label_data, tmp_path, "--num-epochs=1", f"--init-from={init}", "--base-lr=1e-9")
+    before, after = (read_checkpoint(path)["model"] for path in (init, tmp_path / "epoch-1.pt"))
+    log = "".join(path.read_text() for path in (tmp_path / "log").iterdir())
+    assert f"--init-from {init}: gives the encoder; the head is new" in log
+    for name in (n for n in before if n.startswith("encoder.")):
+        torch.testing.assert_close(after[name], before[name])
+    assert after["heads.classifier.output.weight"].shape == (3, 16)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -182,7 +182,7 @@ def _take_weights(
     where = f"--init-from {path}"
     content = read_model(path, options.language)
     given: Weights = content["model"]
-    if model.classifier is not None and content.get("tokens") != tokens:
+    if model.classifier is not None:
         given = _with_labels(where, given, content["tokens"], model, tokens)
     elif path.is_dir() and f"{CTC_OUTPUT}.weight" in given:
         given = _with_fitting_head(where, given, content["tokens"], model, tokens)

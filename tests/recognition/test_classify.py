@@ -214,7 +214,7 @@ def test_each_command_names_the_other_for_a_model_of_the_other_kind(
     label_exp: Path, label_data: Path, streaming_exp: Path
 ) -> None:
     for command in (decode, streaming_decode):
-        with pytest.raises(UserError, match="this one has a classifier: classify"):
+        with pytest.raises(UserError, match="a classifier: use xlsr_transducer.classify"):
             command.main([f"--exp-dir={label_exp}", f"--data-dir={label_data}"])
     with pytest.raises(UserError, match="has no classifier, but transducer and ctc: use decode"):
         run(streaming_exp, label_data)

@@ -66,8 +66,6 @@ def read_folder(folder: Path) -> ForeignClassifier:
     """
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     where = str(folder / "config.json")
-    if values.get("adapter_attn_dim"):
-        raise UserError(f"{where}: adapter_attn_dim is set; classifiers with it are not supported")
     xlsr, weights = load_folder(folder, str(folder))
     own = _head(weights, HUGGING_FACE, str(folder), xlsr.config.hidden_size)
     is_weighted = bool(values.get("use_weighted_layer_sum"))

@@ -94,7 +94,8 @@ def test_a_batch_of_losses_that_are_not_finite_is_kept_and_leads_to_its_module(
             kept.end_step([batch], 1, step, True, is_scaled=False)
     with pytest.raises(UserError, match="2 steps in a row .* local.replay_batch .*step-2-"):
         kept.end_step([batch], 1, 2, True, is_scaled=False)
-    with pytest.raises(UserError, match="output of heads.transducer.joiner.encoder_proj .*parameter weight"):
+    message = "output of heads.transducer.joiner.encoder_proj .*parameter weight"
+    with pytest.raises(UserError, match=message):
         replay_batch.main([str(kept.saved[0]), "--device", "cpu", "--inf-check", "1"])
 
 

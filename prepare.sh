@@ -128,8 +128,9 @@ stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 
 lang_dir=$data_dir/lang_bpe_$vocab_size
 if [[ $unit != bpe ]]; then lang_dir=$data_dir/lang_$unit; fi
-if [[ $unit == label ]] && ((stop_stage > 4)); then
-  fail "--unit label: labels have no language model, so no stage $stop_stage"
+if [[ $unit == label ]]; then
+  ((stop_stage <= 4)) || fail "--unit label: labels have no language model, so no stage $stop_stage"
+  ((!${#token_options[@]})) || fail "--language-token: labels have no tokens of languages"
 fi
 
 . "$root/local/activate.sh"

@@ -37,9 +37,10 @@ from xlsr_transducer.training.distributed import Process, ProcessOptions, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.group_weights import GroupWeightOptions
 from xlsr_transducer.training.launch import launch
-from xlsr_transducer.training.loop import LoopOptions, Trainer, TrainOptions
+from xlsr_transducer.training.loop import Trainer
 from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
+from xlsr_transducer.training.options import LoopOptions, TrainOptions
 from xlsr_transducer.training.resume import require_unused, resume_command, sole_training
 from xlsr_transducer.training.start import InputOptions, load_weights, read_input, size_of
 

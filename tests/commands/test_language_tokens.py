@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from local import prepare_lang
+from local import prepare_lang, validate_manifests
 from local.manifests import JsonlGzWriter, read_jsonl_gz
 from tests.support.languages import in_languages
 from tests.support.tiny_recipe import run_train
@@ -22,7 +22,6 @@ from xlsr_transducer.data.tokenizer import LanguageFirst, Tokenizer, targets, te
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model, read_checkpoint
 from xlsr_transducer.recognition.audio_sets import audio_sets
 from xlsr_transducer.recognition.decoding import Results
-from xlsr_transducer.recognition.languages import wilson
 from xlsr_transducer.recognition.scoring import format_table
 from xlsr_transducer.recognition.spans import timed_text
 from xlsr_transducer.search import Hypothesis
@@ -131,6 +130,19 @@ def test_a_language_without_a_token_is_refused_in_training_and_decoding(
             command.main(given)
 
 
+def test_stage_4_refuses_a_training_language_without_a_token(spoken, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(spoken, data, ignore=shutil.ignore_patterns("features", "*.index"))
+    path = data / "manifests" / "cuts_train.jsonl.gz"
+    cuts = list(read_jsonl_gz(path))
+    with JsonlGzWriter(path) as writer:
+        for cut in cuts:
+            cut["supervisions"][0]["language"] = "sv"
+            writer.write(cut)
+    with pytest.raises(UserError, match="'sv' has no token"):
+        validate_manifests.main([f"--data-dir={data}", f"--lang-dir={data / 'lang_bpe_60'}"])
+
+
 def test_a_checkpoint_knows_that_its_model_tells_languages(spoken, exp, tmp_path):
     assert isinstance(load_model(CheckpointOptions(exp_dir=exp)).tokenizer, LanguageFirst)
     assert read_checkpoint(exp / "epoch-1.pt")["language_token"] is True
@@ -171,14 +183,6 @@ def test_results_name_the_language_found_and_how_often_it_was_right(spoken, toke
         ["et", "1", "2"], ["fi", "0", "1"], ["lv", "1", "1"], ["all", "2", "4"],
     ]  # fmt: skip
     assert "LANGUAGE FOUND" in (tmp_path / "errs-val-s.txt").read_text()
-
-
-def test_the_interval_of_the_share_found_is_wilsons():
-    # The ends solve (p - 90 %)^2 = z^2 p (1 - p) / 100.
-    for end in wilson(90, 100):
-        p = end / 100
-        assert (p - 0.9) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / 100)
-    assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 100 and wilson(5, 5)[0] > 50
 
 
 def test_a_model_that_tells_languages_streams_what_it_decodes(spoken, exp, capsys):

@@ -14,7 +14,7 @@ from xlsr_transducer.model.heads import LossOptions, TransducerOptions, make_hea
 from xlsr_transducer.model.heads.ctc import consistency
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_config import XlsrConfig
-from xlsr_transducer.training.loop import LoopOptions
+from xlsr_transducer.training.options import LoopOptions
 
 VOCAB = 20
 CONFIG = XlsrConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in TINY.items()})

@@ -24,8 +24,8 @@ from xlsr_transducer.model.heads import LossOptions, TransducerOptions
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.extent import Extent
 from xlsr_transducer.training.gradient import Objective
-from xlsr_transducer.training.loop import LoopOptions
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_learning_rate
+from xlsr_transducer.training.options import LoopOptions
 from xlsr_transducer.training.state import Progress
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -108,7 +108,9 @@ def test_a_method_needs_its_own_head_and_the_error_names_it(method):
         lacking, words = CTC, f"needs a model with a transducer; .* {', '.join(CTC_METHODS)}"
     with pytest.raises(UserError, match=f"--decoding-method {method} {words}"):
         SearchOptions(method).resolved(lacking)
-    with pytest.raises(UserError, match=f"{method} needs .*; this one has a classifier: classify"):
+    with pytest.raises(
+        UserError, match=f"{method} needs .*a classifier: use xlsr_transducer.classify"
+    ):
         SearchOptions(method).resolved(Heads())
     assert SearchOptions(method).resolved(Heads(*TRANSDUCER[:2], CTC.ctc_output)).method == method
 

@@ -27,29 +27,29 @@ from xlsr_transducer.training.watch import Watch
 
 NAMES = ["et", "fi", "lv"]
 STEP_SIZE, SMOOTHING, EPSILON = 0.01, 0.2, 1e-6
-WEIGHED = ["--group-weights=ctc-dro", f"--dro-step-size={STEP_SIZE}", "--group-by=language",
+WEIGHED = ["--group-weights=ctc-dro", f"--dro-step-size={STEP_SIZE}", "--group-by=dialect",
            f"--dro-smoothing={SMOOTHING}", f"--dro-epsilon={EPSILON}"]  # fmt: skip
 SHORT = ["--num-epochs=1", "--max-duration=4", "--total-duration=9"]
 
 
 @pytest.fixture(scope="module")
-def languages(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature recipe with three languages, of 18, 8 and 4 training utterances."""
-    data = tmp_path_factory.mktemp("languages") / "data"
+def dialects(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature recipe with three dialects, of 18, 8 and 4 training utterances."""
+    data = tmp_path_factory.mktemp("dialects") / "data"
     shutil.copytree(corpus, data, ignore=shutil.ignore_patterns("*.index"))
     rewrite(data, lambda i: "et" if i < 18 else "lv" if i < 26 else "fi")
     return data
 
 
-def rewrite(data: Path, language_of) -> None:
-    """Gives the training utterance of each number a language, wherever it is listed."""
+def rewrite(data: Path, dialect_of) -> None:
+    """Gives the training utterance of each number a dialect, wherever it is listed."""
     paths = list(data.rglob("cuts_train.jsonl.gz"))
     assert len(paths) >= 2
     for path in paths:
         cuts = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
         for cut in cuts:
             number = sorted(other["id"] for other in cuts).index(cut["id"])
-            cut["supervisions"][0]["language"] = language_of(number)
+            cut["supervisions"][0]["custom"] = {"dialect": dialect_of(number)}
         path.write_bytes(gzip.compress("".join(json.dumps(c) + "\n" for c in cuts).encode()))
 
 
@@ -111,7 +111,7 @@ def check(batches: list[Noted], exp: Path, smoothing: float = SMOOTHING) -> list
 
 
 def test_each_batch_is_weighed_after_its_own_update_and_what_does_not_count_is_left_out(
-    languages: Path, tmp_path: Path, noted: list[Noted], monkeypatch: pytest.MonkeyPatch
+    dialects: Path, tmp_path: Path, noted: list[Noted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An utterance without a finite loss, a batch of such utterances, a trial before training."""
     calls: list[int] = []
@@ -124,7 +124,7 @@ def test_each_batch_is_weighed_after_its_own_update_and_what_does_not_count_is_l
 
     monkeypatch.setattr(step, "finite", finite)
     options = [*SHORT, *WEIGHED, "--heads=ctc", "--scan-for-oom-batches=1"]
-    assert run_train(languages, tmp_path, *options) == 0
+    assert run_train(dialects, tmp_path, *options) == 0
     trials = [batch for batch in noted if not batch.groups]
     assert 0 < len(trials) < 4 and all(set(batch.factors) == {1.0} for batch in trials)
     assert noted[7].losses == [0.0] * calls[7] and noted[4].losses[0] == 0.0
@@ -135,7 +135,7 @@ def test_each_batch_is_weighed_after_its_own_update_and_what_does_not_count_is_l
 
 
 def test_what_does_not_fit_into_memory_leaves_the_weights_as_before_its_step(
-    languages: Path, tmp_path: Path, noted: list[Noted], monkeypatch: pytest.MonkeyPatch
+    dialects: Path, tmp_path: Path, noted: list[Noted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Group DRO of a transducer with CTC."""
     backward = Stepper._backward
@@ -152,7 +152,7 @@ def test_what_does_not_fit_into_memory_leaves_the_weights_as_before_its_step(
 
     monkeypatch.setattr(Stepper, "_backward", failing)
     options = [*SHORT, *WEIGHED, "--max-duration=3", "--group-weights=group-dro"]
-    assert run_train(languages, tmp_path, *options) == 0
+    assert run_train(dialects, tmp_path, *options) == 0
     assert len(lost) == 2
     check([batch for i, batch in enumerate(noted) if i not in lost], tmp_path, smoothing=0.0)
     found = read_checkpoint(tmp_path / "epoch-1.pt")["group_weights"]["q"]
@@ -160,11 +160,11 @@ def test_what_does_not_fit_into_memory_leaves_the_weights_as_before_its_step(
 
 
 @pytest.fixture(scope="module")
-def resumed(languages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resumed(dialects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training ``a``, and of ``b``, which resumes after five steps of it."""
     folder = tmp_path_factory.mktemp("resumed")
     shown = ["--log-interval=1", "--tensorboard=1", "--max-duration=10", "--total-duration=20"]
-    run_and_resume(languages, folder, *WEIGHED, *shown)
+    run_and_resume(dialects, folder, *WEIGHED, *shown)
     return folder
 
 
@@ -194,9 +194,9 @@ def logged(exp: Path) -> str:
     return "".join(path.read_text() for path in (exp / "log").glob("*"))
 
 
-def test_groups_that_do_not_fit_are_named(languages: Path, resumed: Path, tmp_path: Path) -> None:
+def test_groups_that_do_not_fit_are_named(dialects: Path, resumed: Path, tmp_path: Path) -> None:
     exp, data = resumed / "b", tmp_path / "data"
-    shutil.copytree(languages, data)
+    shutil.copytree(dialects, data)
     rewrite(data, lambda i: "et" if i < 20 else "sv")
     with pytest.raises(UserError) as caught:
         run_train(data, exp, *WEIGHED, "--resume=auto")
@@ -204,8 +204,8 @@ def test_groups_that_do_not_fit_are_named(languages: Path, resumed: Path, tmp_pa
         f"{exp / 'epoch-2.pt'}: its group weights are of 3 groups (et, fi, lv), and this training "
         "has 2 groups (et, sv): resume with"
     )
-    with pytest.raises(UserError, match="30 utterances have no dialect, and so no group"):
-        run_train(data, exp, *WEIGHED, "--group-by=dialect", "--resume=auto")
+    with pytest.raises(UserError, match="30 utterances have no accent, and so no group"):
+        run_train(data, exp, *WEIGHED, "--group-by=accent", "--resume=auto")
     rewrite(data, lambda i: "et")
     with pytest.raises(UserError, match="there is only the group 'et' to train on"):
         run_train(data, tmp_path / "one", *WEIGHED)
@@ -223,13 +223,13 @@ def driven(data: Path, exp: Path, *more: str) -> tuple[list[str], dict[str, str]
 
 @needs_processes
 def test_one_two_and_four_processes_and_a_killed_one_have_the_same_weights(
-    languages: Path, tmp_path: Path
+    dialects: Path, tmp_path: Path
 ) -> None:
     """Of steps of three to five batches: four processes have dummies, two an odd one."""
     ends = {}
     for world_size in (1, 2, 4):
         exp, log = tmp_path / str(world_size), tmp_path / f"{world_size}.txt"
-        runs = [driven(languages, exp)]
+        runs = [driven(dialects, exp)]
         assert run_together(runs, world_size, log) == [0] * world_size, log.read_text()
         ends[world_size] = read_checkpoint(exp / "epoch-1.pt")
     first = ends[1]["group_weights"]
@@ -242,7 +242,7 @@ def test_one_two_and_four_processes_and_a_killed_one_have_the_same_weights(
         for key, value in ends[1]["model"].items():
             torch.testing.assert_close(other["model"][key], value, rtol=0, atol=1e-9, msg=key)
     exp, log = tmp_path / "killed", tmp_path / "killed.txt"
-    words, environment = driven(languages, exp)
+    words, environment = driven(dialects, exp)
     killed = run_together([(words, {**environment, "FAILURE": "kill 0 4"})], 1, log)
     assert killed == [-signal.SIGKILL]
     assert run_together([([*words, "--resume=auto"], environment)], 1, log) == [0], log.read_text()

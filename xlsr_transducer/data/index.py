@@ -271,8 +271,8 @@ def _make(
     with open(unfinished / LINES, "wb") as copy:
         for line, identity_of_line, cut in _read(manifest):
             digest.update(identity_of_line)
-            groups = [[s.language, s.custom] for s in cut.supervisions]
-            digest.update(json.dumps(groups, default=str).encode())
+            fields = [s.custom for s in cut.supervisions]  # any of them may decide groups
+            digest.update(json.dumps(fields, default=str).encode())
             columns.add(len(line), cut, features, tokenizer)
             if manifest.suffix == ".gz":
                 copy.write(line)

@@ -104,6 +104,12 @@ class LanguageFirst(Tokenizer):
     """The tokens of a model that learns to emit the language's token before the text."""
 
 
+def language_first(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns tokens that have languages as a ``LanguageFirst``, and others as they are."""
+    has_languages = isinstance(tokenizer, Tokenizer) and tokenizer.languages
+    return LanguageFirst(tokenizer.to_bytes()) if has_languages else tokenizer
+
+
 def targets(
     tokenizer: Tokenizer, texts: Sequence[str], languages: Sequence[str]
 ) -> list[list[int]]:

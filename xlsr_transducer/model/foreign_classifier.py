@@ -66,8 +66,6 @@ def read_folder(folder: Path) -> ForeignClassifier:
     """
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     where = str(folder / "config.json")
-    if values.get("adapter_attn_dim"):
-        raise UserError(f"{where}: adapter_attn_dim is set; classifiers with it are not supported")
     xlsr, weights = load_folder(folder, str(folder))
     own = _head(weights, HUGGING_FACE, str(folder), xlsr.config.hidden_size)
     is_weighted = bool(values.get("use_weighted_layer_sum"))
@@ -93,9 +91,8 @@ def read_fairseq(path: Path, content: dict[str, Any]) -> ForeignClassifier:
     Raises:
       UserError: it pools otherwise than by the mean, or has a layer that this project lacks.
     """
-    cfg = content.get("cfg")
-    cfg = cfg if isinstance(cfg, dict) else {}
-    model, task = cfg.get("model") or {}, cfg.get("task") or {}
+    cfg = _dict(content.get("cfg"))
+    model, task = _dict(cfg.get("model")), _dict(cfg.get("task"))
     for name, only in (("pooling", "mean"), ("activation_fn", "linear")):
         if model.get(name, only) != only:
             raise UserError(f"{path}: {name} is {model[name]!r}; only {only!r} is supported")
@@ -110,11 +107,11 @@ def read_fairseq(path: Path, content: dict[str, Any]) -> ForeignClassifier:
 
 def _fairseq_labels(path: Path, content: dict[str, Any], count: int) -> list[str]:
     """Returns the labels: of the file's dictionary, of one beside it, or else numbers."""
-    state = content.get("task_state")
-    inside = getattr(state.get("target_dictionary"), "symbols", None) if state else None
+    dictionary = _dict(content.get("task_state")).get("target_dictionary")
+    inside = getattr(dictionary, "symbols", None)
     found = [inside] if inside else []
     for file in sorted(path.parent.glob("dict.*.txt")):  # `label count` a line
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         found.append([line.rsplit(" ", 1)[0] for line in lines if line.strip()])
     for labels in found:
         if len(labels) == count:
@@ -123,6 +120,11 @@ def _fairseq_labels(path: Path, content: dict[str, Any], count: int) -> list[str
         f"{path}: no names of its {count} labels, in it or in a dict.*.txt beside it: numbers"
     )
     return [str(i) for i in range(count)]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """Returns a dictionary as it is, and an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
 
 
 def _head(

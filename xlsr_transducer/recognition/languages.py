@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +9,7 @@ from typing import Any
 
 from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.recognition.error_rates import UNKNOWN, Score, Transcript
-
-Z_95 = 1.959964
+from xlsr_transducer.recognition.share import Accuracy
 
 
 @dataclass(frozen=True)
@@ -114,16 +112,7 @@ def identified_table(scores: Sequence[Score]) -> str:
         if len(counts) > 1:
             counts["all"] = tuple(map(sum, zip(*counts.values())))
         for name, (right, total) in counts.items():
-            low, high = wilson(right, total)
+            low, high = Accuracy(right, total).interval
             percent = f"{100 * right / total:.2f} [{low:.2f}, {high:.2f}]"
             rows.append((score.set_name, name, percent, str(right), str(total)))
     return text_table(rows) if len(rows) > 1 else ""
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Returns the 95 % interval of 100 right / total, which holds near 0 and 100 too."""
-    p, z2 = right / total, Z_95**2
-    spread = Z_95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
-    ends = ((p + z2 / (2 * total) + sign * spread) / (1 + z2 / total) for sign in (-1, 1))
-    low, high = ends
-    return 100 * max(low, 0.0), 100 * min(high, 1.0)

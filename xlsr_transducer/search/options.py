@@ -161,8 +161,8 @@ class SearchOptions(Options):
         method = self.decoding_method or default
         if not has_transducer and not has_ctc:
             raise UserError(
-                f"--decoding-method {method} needs a model with a transducer or a CTC head; this "
-                "one has a classifier: classify"
+                f"--decoding-method {method} needs a model that recognises words; this one is a "
+                "classifier: use xlsr_transducer.classify"
             )
         if method in CTC_METHODS and not has_ctc:
             raise UserError(

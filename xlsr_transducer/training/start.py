@@ -19,6 +19,7 @@ from xlsr_transducer.data.tokenizer import (
     WORD_START,
     LanguageFirst,
     Tokenizer,
+    language_first,
 )
 from xlsr_transducer.model.averaging import Weights
 from xlsr_transducer.model.checkpoint import read_model
@@ -85,12 +86,13 @@ class InputOptions(Options):
         """
         if not self.language_token:
             return tokenizer
-        if not (isinstance(tokenizer, Tokenizer) and tokenizer.languages):
+        found = language_first(tokenizer)
+        if not isinstance(found, LanguageFirst):
             raise UserError(
                 "--language-token 1: the tokens of --lang-dir have no languages; make them with "
                 "stage 2 of ./prepare.sh and --language-token 1"
             )
-        return LanguageFirst(tokenizer.to_bytes())
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +192,7 @@ def _take_weights(
     where = f"--init-from {path}"
     content = read_model(path, options.language)
     given: Weights = content["model"]
-    if model.classifier is not None and content.get("tokens") != tokens:
+    if model.classifier is not None:
         given = _with_labels(where, given, content["tokens"], model, tokens)
     elif path.is_dir() and f"{CTC_OUTPUT}.weight" in given:
         given = _with_fitting_head(where, given, content["tokens"], model, tokens)

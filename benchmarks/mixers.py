@@ -33,7 +33,8 @@ from xlsr_transducer.core.geometry import HOP, OVERLAP, SAMPLING_RATE
 from xlsr_transducer.core.options import Number, Parser
 from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.state import state_bytes
 
 FULL, LEFT, SINKS = ChunkSettings(), 2, 4

@@ -26,7 +26,7 @@ from xlsr_transducer.data.sources import require_current
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.model.checkpoint import save_below_cut
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model, with_mixer
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import (
     ClassifierOptions,
     LossOptions,

@@ -9,7 +9,8 @@ import torch
 
 from tests.support.noise_corpus import TINY
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import LossOptions, TransducerOptions, make_heads
 from xlsr_transducer.model.heads.ctc import consistency
 from xlsr_transducer.model.speech_model import SpeechModel

@@ -18,7 +18,7 @@ from xlsr_transducer.core.options import from_args
 from xlsr_transducer.core.presets import parse_with_preset, read_preset
 from xlsr_transducer.data.datamodule import DataOptions, SplitSummary
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import LossOptions, TransducerOptions
 from xlsr_transducer.model.speech_model import SpeechModel

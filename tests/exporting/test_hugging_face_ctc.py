@@ -32,7 +32,7 @@ from xlsr_transducer.exporting.parity import built_in_audio
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model, model_content
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import TransducerOptions
 from xlsr_transducer.model.xlsr_config import XlsrConfig

@@ -13,7 +13,8 @@ from tests.support.stream_driver import TINY, serve, speech
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import StreamingOptions, with_mixer
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, mamba_layers
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions, mamba_layers
 from xlsr_transducer.model.mamba2 import BiMamba2, Mamba2, scan
 from xlsr_transducer.model.state import state_bytes
 from xlsr_transducer.model.xlsr_config import XlsrConfig

@@ -17,7 +17,8 @@ from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.microphone import get_parser
 from xlsr_transducer.model.checkpoint import BEST, CheckpointOptions, load_model, read_checkpoint
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.pretrained import main as pretrained
 from xlsr_transducer.recognition.alignment_sets import align_batch
 from xlsr_transducer.recognition.decoding import DecodeOptions, batches

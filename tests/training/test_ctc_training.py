@@ -17,7 +17,8 @@ from tests.support.tiny_recipe import run_train
 from xlsr_transducer import decode, streaming_decode
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.checkpoint import read_checkpoint
-from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import LossOptions, TransducerOptions, make_heads
 from xlsr_transducer.model.heads.ctc import CtcHead
 from xlsr_transducer.model.speech_model import SpeechModel

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from xlsr_transducer.core.compat import gelu
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.geometry import FRAME_SHIFT, SUBSAMPLING
-from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.model.chunking import ChunkSettings, grow, roll, shrink
+from xlsr_transducer.model.encoder_options import EncoderOptions, mamba_layers
 from xlsr_transducer.model.masking import draw_spans
 from xlsr_transducer.model.normalize import check_mode
 from xlsr_transducer.model.state import EncoderState, with_cache
@@ -28,107 +28,6 @@ from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 LONGEST_WHOLE = 3000  # XLSR frames (60 s) that ``encode`` computes at once
 BLOCK_FRAMES = 1024  # of longer utterances, where the left context is limited
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderOptions(Options):
-    """Encoder."""
-
-    encoder_dim: int = option(512, "width of the encoder output", at_least=1, at_most=65536)
-    adapter: str = option(
-        "conv",
-        "between XLSR and the heads: conv: pairs of frames, projected, and a causal convolution; "
-        "none: XLSR's 20 ms frames as they are",
-        ("conv", "none"),
-    )
-    adapter_kernel: int = option(
-        5, "kernel of the adapter's causal convolution, in 40 ms frames", at_least=1, at_most=1024
-    )
-    dropout: float = option(
-        0.1, "dropout of the adapter and the decoder output", at_least=0, below=1
-    )
-    feature_dropout: float = option(
-        0.0,
-        "dropout of the features that enter the adapter, or the heads without one",
-        at_least=0,
-        below=1,
-    )
-    mixer: str = option(
-        "attention",
-        "what mixes the frames in XLSR's layers: its attention, or Mamba-2 both ways",
-        ("attention", "bimamba2"),
-    )
-    mixer_layers: str = option(
-        "all", "layers with --mixer bimamba2, from 0: all, or numbers and ranges such as 0,12-23"
-    )
-    weighted_layers: bool = option(
-        False,
-        "sum all layers of XLSR, weighted by a softmax that is learnt, instead of the last alone",
-    )
-    xlsr_dropout: float = option(
-        0.1, "dropout inside the trained part of XLSR", at_least=0, below=1
-    )
-    activation_dropout: float | None = option(
-        None,
-        "dropout inside XLSR's feed-forward layers (default: as its configuration has it)",
-        at_least=0,
-        below=1,
-    )
-    layerdrop: float = option(
-        0.0, "probability to skip a trained XLSR layer in training", at_least=0, at_most=1
-    )
-    time_mask_prob: float = option(
-        0.05,
-        "share of frames hidden from XLSR in training, if no two masks overlap; 0: none",
-        at_least=0,
-        at_most=1,
-    )
-    time_mask_length: int = option(10, "longest time mask, in XLSR frames", at_least=1)
-    channel_mask_prob: float = option(
-        0.0,
-        "share of XLSR's input channels hidden in training, if no two masks overlap; 0: none",
-        at_least=0,
-        at_most=1,
-    )
-    channel_mask_length: int = option(64, "longest block of hidden channels", at_least=1)
-    mask_lengths: str = option(
-        "drawn",
-        "of masks of frames and channels: drawn: from 1 to the longest; fixed: all the longest, "
-        "as wav2vec 2.0 was trained",
-        ("drawn", "fixed"),
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mixer == "attention" and self.mixer_layers != "all":
-            raise UserError(f"--mixer-layers {self.mixer_layers} needs --mixer bimamba2")
-
-
-def mamba_layers(options: EncoderOptions, num_layers: int, first: int = 0) -> list[int]:
-    """Returns the layers that have Mamba-2 in the place of attention.
-
-    Args:
-      first: the lowest layer that may.
-
-    Raises:
-      UserError: there is no such layer.
-    """
-    if options.mixer == "attention":
-        return []
-    if options.mixer_layers == "all":
-        return list(range(first, num_layers))
-    found: set[int] = set()
-    for part in options.mixer_layers.split(","):
-        low, _, high = part.strip().partition("-")
-        high = high or low
-        is_range = low.isdigit() and high.isdigit() and int(low) <= int(high)
-        if not is_range or int(low) < first or int(high) >= num_layers:
-            raise UserError(
-                f"--mixer-layers {options.mixer_layers}: {part.strip() or repr(part)} must be a "
-                f"layer, or a range such as 12-23, within {first} to {num_layers - 1}"
-            )
-        found.update(range(int(low), int(high) + 1))
-    return sorted(found)
 
 
 class Adapter(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.labels import Labels
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.foreign import normalizes
 from xlsr_transducer.model.heads import ClassifierOptions, TransducerOptions

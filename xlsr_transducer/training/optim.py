@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xlsr_transducer.core.compat import fused_adamw
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.lora import add_lora
 from xlsr_transducer.training.scaled_adam import ScaledAdam

@@ -1,4 +1,4 @@
-"""Trains a transducer on an XLSR encoder: ``python -m xlsr_transducer.train --help``."""
+"""Trains a transducer, CTC or a classifier on XLSR: ``python -m xlsr_transducer.train --help``."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.model.checkpoint import save_below_cut
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model, with_mixer
 from xlsr_transducer.model.encoder_options import EncoderOptions
-from xlsr_transducer.model.heads import (
-    ClassifierOptions,
-    LossOptions,
-    TransducerOptions,
-    describe_heads,
-)
+from xlsr_transducer.model.heads import ClassifierOptions, LossOptions, TransducerOptions
 from xlsr_transducer.training.distributed import Process, ProcessOptions, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.group_weights import GroupWeightOptions
@@ -103,7 +98,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     work_dir, subsampling = args.exp_dir / "plan", model.encoder.subsampling_factor
     is_weighed = options[GroupWeightOptions].is_on
     data = DataModule(*given, config.has_ctc, work_dir, subsampling, matched=is_weighed)
-    logging.info(f"{process.describe()}, {size_of(model)}; {describe_heads(model.heads)}")
+    logging.info(f"{process.describe()}, {size_of(model)}; {model.describe()}")
     settings = TrainOptions(*(options[cls] for cls in OF_TRAINER))
     trainer = Trainer(model, config, data, load_splits(args.data_dir), settings, process)
     trainer.resume()

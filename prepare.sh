@@ -31,6 +31,8 @@ begin where you stand, those in a list in its folder.
   --unit bpe|char|label  tokens: BPE, in DATA/lang_bpe_N (default), letters, in DATA/lang_char, or
                          whole texts, the labels of a classifier, as they are, in DATA/lang_label
   --vocab-size N         BPE tokens (default: 2500)
+  --language-token 1|0   1: a token of each training language, for train.sh --language-token 1
+                         (default: as it was when stage 2 ran before, or 0)
   --lang CODE            language of lists without LANG=, and of --lm-text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
   --lower-case 1|0       (default: 1)
@@ -67,6 +69,7 @@ unit=bpe
 vocab_size=2500
 lang=et
 max_rejected=1
+token_options=()
 text_options=()
 lm_text=()
 ngram_options=()
@@ -92,6 +95,7 @@ set_option() {
     --train-list) train_lists+=("$name" "$value") ;;
     --val-list) val_lists+=("$name" "$value") ;;
     --test-list) test_lists+=("$name" "$value") ;;
+    --language-token) token_options+=("$name" "$value") ;;
     --audio-root) audio_root=$value ;;
     --data-dir) data_dir=$value ;;
     --lang) lang=$value ;;
@@ -124,8 +128,9 @@ stop_stage=${stop_stage:-$((stage > 4 ? stage : 4))}
 
 lang_dir=$data_dir/lang_bpe_$vocab_size
 if [[ $unit != bpe ]]; then lang_dir=$data_dir/lang_$unit; fi
-if [[ $unit == label ]] && ((stop_stage > 4)); then
-  fail "--unit label: labels have no language model, so no stage $stop_stage"
+if [[ $unit == label ]]; then
+  ((stop_stage <= 4)) || fail "--unit label: labels have no language model, so no stage $stop_stage"
+  ((!${#token_options[@]})) || fail "--language-token: labels have no tokens of languages"
 fi
 
 . "$root/local/activate.sh"
@@ -192,7 +197,7 @@ elif runs 2; then
     ${text_options[@]+"${text_options[@]}"}
   if ((!${#only_tests[@]})); then
     run python -m local.prepare_lang --data-dir "$data_dir" --unit "$unit" \
-      --vocab-size "$vocab_size"
+      --vocab-size "$vocab_size" ${token_options[@]+"${token_options[@]}"}
   fi
 fi
 

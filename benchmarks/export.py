@@ -46,7 +46,7 @@ from xlsr_transducer.model.checkpoint import LoadedModel
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import TransducerOptions
 from xlsr_transducer.model.speech_model import SpeechModel

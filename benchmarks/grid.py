@@ -27,7 +27,8 @@ from xlsr_transducer.evaluation.options import GRIDS, EvaluateOptions
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 
 NETWORKS = {"300m": SIZES["300m"], "toy": SHAPE}
 

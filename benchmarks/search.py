@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
@@ -38,14 +38,16 @@ K2_SWAPPED = f"{K2}, our layers"
 Run = Callable[[], list[list[int]]]  # token sequences of one pass over the batch
 
 
-def make_networks(args: argparse.Namespace) -> tuple[Decoder, Joiner]:
-    """Random networks, moved to the device."""
+def make_networks(args: argparse.Namespace) -> tuple[Decoder, Joiner, nn.Linear]:
+    """Random networks, the last a CTC head, moved to the device."""
     torch.manual_seed(args.seed)
     decoder = Decoder(args.vocab_size, args.dim).eval()
     joiner = Joiner(args.dim, args.dim, args.dim, args.vocab_size).eval()
+    ctc_output = nn.Linear(args.dim, args.vocab_size).eval()
     with torch.no_grad():
         joiner.output_linear.weight *= args.sharpness
-    return decoder.to(args.device), joiner.to(args.device)
+        ctc_output.weight *= args.sharpness
+    return decoder.to(args.device), joiner.to(args.device), ctc_output.to(args.device)
 
 
 def run_search(search: Search, x: Tensor, lens: Tensor, piece: int) -> list[list[int]]:
@@ -58,28 +60,32 @@ def run_search(search: Search, x: Tensor, lens: Tensor, piece: int) -> list[list
     return [h.tokens for h in search.results(state)]
 
 
-def set_blank_bias(
-    decoder: Decoder, joiner: Joiner, x: Tensor, lens: Tensor, tokens: int
-) -> float:
-    """Bisects the bias of blank until greedy search finds ``tokens`` per utterance."""
+def set_blank_bias(heads: Heads, bias: Tensor, x: Tensor, lens: Tensor, tokens: int) -> float:
+    """Bisects the bias of blank until greedy search over ``heads`` finds ``tokens`` per utterance.
+
+    Args:
+      bias: (V,) that of the layer which these heads end in.
+    """
     low, high, mean = 0.0, 100.0, 0.0
-    search = make_search(SearchOptions(), Heads(decoder, joiner))
+    search = make_search(SearchOptions(), heads)
     for _ in range(14):
-        bias = (low + high) / 2
+        middle = (low + high) / 2
         with torch.no_grad():
-            joiner.output_linear.bias[decoder.blank_id] = bias
+            bias[search.blank_id] = middle
         found = run_search(search, x[:8], lens[:8], 0)
         mean = sum(map(len, found)) / len(found)
         if abs(mean - tokens) < 1:
             break
-        low, high = (bias, high) if mean > tokens else (low, bias)
+        low, high = (middle, high) if mean > tokens else (low, middle)
     return mean
 
 
 def contenders(args: argparse.Namespace, x: Tensor, lens: Tensor) -> tuple[dict[str, Run], float]:
     """What is measured, by name, and the mean number of tokens that greedy search finds."""
-    decoder, joiner = make_networks(args)
-    mean = set_blank_bias(decoder, joiner, x, lens, args.tokens)
+    decoder, joiner, ctc_output = make_networks(args)
+    given = (x, lens, args.tokens)
+    mean = set_blank_bias(Heads(decoder, joiner), joiner.output_linear.bias, *given)
+    set_blank_bias(Heads(ctc_output=ctc_output), ctc_output.bias, *given)
     chosen = {
         "greedy_search": SearchOptions(),
         f"modified_beam_search {args.beam_size}": SearchOptions(
@@ -89,11 +95,17 @@ def contenders(args: argparse.Namespace, x: Tensor, lens: Tensor) -> tuple[dict[
         f"{FAST} strict": SearchOptions(
             decoding_method="fast_beam_search", fast_beam_flavour="strict"
         ),
+        "ctc_greedy_search": SearchOptions(decoding_method="ctc_greedy_search"),
+        f"ctc_prefix_beam_search {args.beam_size}": SearchOptions(
+            decoding_method="ctc_prefix_beam_search", beam_size=args.beam_size
+        ),
     }
     runs: dict[str, Run] = {}
-    fast_decoder, fast_joiner = (prepare_for_cpu(deepcopy(m)) for m in (decoder, joiner))
+    fast_decoder, fast_joiner, fast_ctc = (
+        prepare_for_cpu(deepcopy(m)) for m in (decoder, joiner, ctc_output)
+    )
     for name, options in chosen.items():
-        search = make_search(options, Heads(fast_decoder, fast_joiner))
+        search = make_search(options, Heads(fast_decoder, fast_joiner, fast_ctc))
         runs[name] = lambda search=search: run_search(search, x, lens, args.streaming)
     networks = {K2: (decoder, joiner), K2_SWAPPED: (fast_decoder, fast_joiner)}
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 from local.demo.make_toy_xlsr import SHAPE
 from xlsr_transducer.core.geometry import ENCODER_FRAME, SAMPLING_RATE
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import TransducerOptions
 from xlsr_transducer.model.speech_model import SpeechModel

@@ -36,7 +36,8 @@ from xlsr_transducer.core.geometry import HOP, OVERLAP, SAMPLING_RATE
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.cpu_choice import AUTO, CPU_LAYERS
 from xlsr_transducer.model.cpu_inference import prepare_for_cpu
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.state import EncoderState, state_bytes
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 

@@ -24,7 +24,8 @@ from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.options import Parser
 from xlsr_transducer.model.chunking import ChunkSettings, cache_mask, chunk_mask
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.wav2vec2_layers import PositionalConv
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 

@@ -28,6 +28,7 @@ from xlsr_transducer.data.features import INFO_FILE, cuts_path
 from xlsr_transducer.data.labels import Units, load_units
 from xlsr_transducer.data.sources import stale_features, stale_text
 from xlsr_transducer.data.splits import load_splits
+from xlsr_transducer.data.tokenizer import language_first
 from xlsr_transducer.model.feature_info import FeatureInfo
 
 _SHOWN_PER_KIND = 5
@@ -171,7 +172,8 @@ def check_left_out(data_dir: Path, splits: Sequence[str], tokenizer: Units) -> N
     """Counts what a training would leave out, and names all of it in tables."""
     folders = [path.parent for path in sorted((data_dir / "features").glob(f"*/{INFO_FILE}"))]
     for folder in folders or [None]:
-        data = DataModule(DataOptions(data_dir=data_dir), folder, tokenizer)
+        # A training with the tokens of languages needs a frame for them too.
+        data = DataModule(DataOptions(data_dir=data_dir), folder, language_first(tokenizer))
         for split in splits:
             if folder is None or cuts_path(folder, split).is_file():
                 path = data_dir / f"left_out_{split}_{folder.name if folder else 'waveform'}.tsv"

@@ -24,6 +24,7 @@ from xlsr_transducer.recognition.decoding import (
     DecodeOptions,
     decode_device,
     load_recogniser,
+    require_languages,
     require_memory,
 )
 
@@ -35,7 +36,9 @@ def get_parser() -> Parser:
     parser.add_argument("wavs", nargs="*", type=Path, help="audio files to align")
     parser.add_argument("--text", action="append", help="text of a file, once for each of them")
     parser.add_argument(
-        "--method", choices=METHODS, default=METHODS[0], help="whose lattice: the CTC head's too"
+        "--method",
+        choices=METHODS,
+        help="whose lattice (default: the transducer's, or CTC's of a model without one)",
     )
     parser.add_argument(
         "--rnnt-type", choices=RNNT_TYPES, default="regular", help="topology, as in training"
@@ -59,16 +62,20 @@ def report(audio: AudioSet, left_out: Sequence[Unread]) -> int:
     return complain(f"{audio.name}: {len(left_out)} utterances not aligned; the log names them")
 
 
-def _topology(method: str, rnnt_type: str, has_ctc: bool) -> str:
-    if method == "transducer":
-        return rnnt_type
-    if rnnt_type != "regular":
-        raise UserError(f"--rnnt-type {rnnt_type} works with --method transducer only")
-    if not has_ctc:
+def _topology(method: str | None, rnnt_type: str, heads: Sequence[str]) -> str:
+    """Returns `ctc`, or the type of the transducer's lattice.
+
+    Raises:
+      UserError: the model has no such head, or the type belongs to another method.
+    """
+    method = method or next((name for name in METHODS if name in heads), METHODS[0])
+    if method not in heads:
         raise UserError(
-            "--method ctc needs a model with a CTC head: train it with --ctc-loss-scale above 0"
+            f"--method {method} needs a model with that head; this one has {', '.join(heads)}"
         )
-    return "ctc"
+    if method == "ctc" and rnnt_type != "regular":
+        raise UserError(f"--rnnt-type {rnnt_type} works with --method transducer only")
+    return method if method == "ctc" else rnnt_type
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,10 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets = sets_to_align(options, args.wavs, args.text or [])
     set_up_logging(folder, "align")
     loaded = load_recogniser(checkpoint, cpu_layers=options.cpu_layers)
+    require_languages(sets, loaded.tokenizer)
     check_texts(args.text or [], loaded.tokenizer)
     chunk = options.chunk(loaded.config)
     require_memory(sets, loaded.model.encoder, chunk, decode_device())
-    topology = _topology(args.method, args.rnnt_type, loaded.config.has_ctc)
+    topology = _topology(args.method, args.rnnt_type, loaded.config.heads)
     settings, status = f"{checkpoint.describe()}-{chunk.describe()}-{topology}", 0
     for audio in sets:
         own_name = audio.name if audio.files else name_in_results(audio, checkpoint.exp_dir)

@@ -27,6 +27,7 @@ from xlsr_transducer.recognition.decoding import (
     closest,
     decode_device,
     load_recogniser,
+    require_languages,
     require_memory,
     status_of,
     suffix,
@@ -52,11 +53,7 @@ def get_parser() -> Parser:
 
 @torch.no_grad()
 def decode_set(
-    audio: AudioSet,
-    loader: DataLoader,
-    loaded: LoadedModel,
-    search: Search,
-    chunk: ChunkSettings,
+    audio: AudioSet, loader: DataLoader, loaded: LoadedModel, search: Search, chunk: ChunkSettings
 ) -> Results:
     """Recognises every utterance of a set, in the batches of ``loader``."""
     model, results = loaded.model, Results(audio, frame=loaded.model.encoder.frame_seconds)
@@ -96,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.wavs:
         set_up_logging(folder, "decode")
     chunk = options.chunk(loaded.config)
+    require_languages(sets, loaded.tokenizer)
     require_memory(sets, loaded.model.encoder, chunk, decode_device())
     bias = bias_options.load(loaded.tokenizer, checkpoint.source)
     lg = bias_options.load_lg(loaded.tokenizer)

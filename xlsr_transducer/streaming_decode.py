@@ -18,6 +18,7 @@ from xlsr_transducer.recognition.audio_sets import name_in_results
 from xlsr_transducer.recognition.decoding import (
     DecodeOptions,
     load_recogniser,
+    require_languages,
     status_of,
     suffix,
 )
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = checkpoint.exp_dir / "streaming" / search_options.method
     if not args.wavs:
         set_up_logging(folder, "streaming-decode")
+    require_languages(sets, loaded.tokenizer)
     chunk = options.chunk(loaded.config).require_streaming()
     model = loaded.model
     model.encoder.set_chunk(chunk)

@@ -1,4 +1,4 @@
-"""Trains a transducer on an XLSR encoder: ``python -m xlsr_transducer.train --help``."""
+"""Trains a transducer, CTC or a classifier on XLSR: ``python -m xlsr_transducer.train --help``."""
 
 from __future__ import annotations
 
@@ -26,20 +26,16 @@ from xlsr_transducer.data.sources import require_current
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.model.checkpoint import save_below_cut
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
-from xlsr_transducer.model.encoder import EncoderOptions
-from xlsr_transducer.model.heads import (
-    ClassifierOptions,
-    LossOptions,
-    TransducerOptions,
-    describe_heads,
-)
+from xlsr_transducer.model.encoder_options import EncoderOptions
+from xlsr_transducer.model.heads import ClassifierOptions, LossOptions, TransducerOptions
 from xlsr_transducer.training.distributed import Process, ProcessOptions, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.group_weights import GroupWeightOptions
 from xlsr_transducer.training.launch import launch
-from xlsr_transducer.training.loop import LoopOptions, Trainer, TrainOptions
+from xlsr_transducer.training.loop import Trainer
 from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
+from xlsr_transducer.training.options import LoopOptions, TrainOptions
 from xlsr_transducer.training.resume import require_unused, resume_command, sole_training
 from xlsr_transducer.training.start import InputOptions, load_weights, read_input, size_of
 
@@ -88,6 +84,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     heads = options[LossOptions].names
     lang_dir, tokenizer = units_for(heads, args.data_dir, args.lang_dir)
     require_current(args.data_dir, source.folder, lang_dir)
+    tokenizer = options[InputOptions].with_languages(tokenizer)
     *of_model, classifier = (options[cls] for cls in OF_MODEL)
     sizes = (tokenizer.vocab_size, heads, classifier)
     config = ModelConfig(source.features, source.xlsr, *of_model, *sizes)
@@ -99,7 +96,7 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     work_dir, subsampling = args.exp_dir / "plan", model.encoder.subsampling_factor
     is_weighed = options[GroupWeightOptions].is_on
     data = DataModule(*given, config.has_ctc, work_dir, subsampling, matched=is_weighed)
-    logging.info(f"{process.describe()}, {size_of(model)}; {describe_heads(model.heads)}")
+    logging.info(f"{process.describe()}, {size_of(model)}; {model.describe()}")
     settings = TrainOptions(*(options[cls] for cls in OF_TRAINER))
     trainer = Trainer(model, config, data, load_splits(args.data_dir), settings, process)
     trainer.resume()

@@ -19,7 +19,7 @@ from xlsr_transducer.core.options import (
     str2bool,
 )
 from xlsr_transducer.model.config import StreamingOptions
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 
 
 @dataclasses.dataclass(frozen=True)

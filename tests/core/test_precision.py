@@ -9,12 +9,13 @@ import torch
 
 from tests.support.noise_corpus import TINY
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import LossOptions, TransducerOptions, make_heads
 from xlsr_transducer.model.heads.ctc import consistency
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_config import XlsrConfig
-from xlsr_transducer.training.loop import LoopOptions
+from xlsr_transducer.training.options import LoopOptions
 
 VOCAB = 20
 CONFIG = XlsrConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in TINY.items()})

@@ -18,14 +18,14 @@ from xlsr_transducer.core.options import from_args
 from xlsr_transducer.core.presets import parse_with_preset, read_preset
 from xlsr_transducer.data.datamodule import DataOptions, SplitSummary
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import LossOptions, TransducerOptions
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.extent import Extent
 from xlsr_transducer.training.gradient import Objective
-from xlsr_transducer.training.loop import LoopOptions
 from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_learning_rate
+from xlsr_transducer.training.options import LoopOptions
 from xlsr_transducer.training.state import Progress
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,17 @@ def test_the_heads_decide_which_units_a_data_folder_must_have(tmp_path: Path) ->
     (data / "lang_label" / "sources.json").write_text('{"labels.txt": "another"}')
     with pytest.raises(UserError, match="labels.txt was not made from .*--unit label"):
         require_current(data, None, folder)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--unit", "label", "--stage", "5"], "--unit label: labels have no language model"),
+        (["--unit", "word"], "--unit word: must be bpe"),
+    ],
+)
+def test_prepare_sh_refuses_other_units_and_stages(options: list[str], message: str) -> None:
+    script = Path(__file__).resolve().parents[2] / "prepare.sh"
+    done = subprocess.run(["bash", script, *options], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1

@@ -18,7 +18,8 @@ from xlsr_transducer.evaluation.attention import (
     watched,
 )
 from xlsr_transducer.model.chunking import ChunkSettings, chunk_mask
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
 
 VIEWS = [ChunkSettings(8, 2, 4), ChunkSettings(16, 1, 0), ChunkSettings()]

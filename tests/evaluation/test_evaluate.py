@@ -19,6 +19,7 @@ pytest.importorskip("starlette")  # which the support of servers needs
 from tests.support.decodes import tokens
 from tests.support.live_server import write_checkpoint
 from tests.support.noise_sets import write_set
+from tests.support.random_models import write_random_model
 from xlsr_transducer import decode, evaluate
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.evaluation import experiment as experiments
@@ -77,10 +78,10 @@ def word_errors(ref: list[str], hyp: list[str]) -> int:
     return before[-1]
 
 
-def recomputed(folder: Path, setting: str) -> float:
+def recomputed(folder: Path, setting: str, method: str = "greedy") -> float:
     """Returns the WER of all sets from the files that name the recognised words."""
     errors = words = 0
-    for path in folder.glob(f"recogs-*-pretrained-{setting}-greedy*.txt"):
+    for path in folder.glob(f"recogs-*-pretrained-{setting}-{method}*.txt"):
         lines = path.read_text().splitlines()
         for ref, hyp in zip(lines[::2], lines[1::2]):
             ref, hyp = (ast.literal_eval(line.split("=", 1)[1]) for line in (ref, hyp))
@@ -263,6 +264,31 @@ def test_a_model_trained_in_full_context_is_evaluated_in_it_alone(
     assert [row["chunk_size"] for row in found] == ["-1"]
     assert found[0]["wer"] == rows(exp)[0]["wer"]
     assert "not trained for streaming" in (tmp_path / "full/report/index.html").read_text()
+
+
+def test_a_model_with_ctc_alone_has_a_report_in_frames_of_20_ms(
+    data: Path, tmp_path: Path
+) -> None:
+    exp = tmp_path / "ctc"
+    exp.mkdir()
+    write_random_model(exp / "pretrained.pt", ("ctc",), adapter="none")
+    assert run(exp, data, "--verify=2", "--attention=1") == 0
+    found = rows(exp)
+    assert len(found) == NUM_SETTINGS and len({row["wer"] for row in found}) > 1
+    for row in found:
+        assert float(row["wer"]) == pytest.approx(
+            recomputed(exp / "report" / "results", name_of(row), "ctc_greedy_search"), abs=1e-9
+        )
+    streamed = [row for row in found if row["chunk_size"] != "-1"]
+    assert all((row["streamed"], row["differing"]) == ("4", "0") for row in streamed)
+    # Words are aligned by CTC, and their delays told.
+    assert int(streamed[0]["timed_words"]) > 0
+    given = [f"--exp-dir={exp}", f"--checkpoint={exp / 'pretrained.pt'}", f"--data-dir={data}"]
+    decode.main([*given, "--split=one", "--cpu-layers=pytorch", "--num-workers=0"])
+    name = "one-pretrained-chunk-16-left-2-sink-4"
+    expected = tokens(exp / "ctc_greedy_search", name)
+    assert tokens(exp / "report" / "results", name) == expected
+    assert any(frame % 2 for _, frames in expected.values() for frame in frames)
 
 
 def test_two_experiments_stand_side_by_side(exp: Path, data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from xlsr_transducer.exporting import hugging_face_classifier, pretrained
 from xlsr_transducer.exporting.formats import FormatOptions, Job
 from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel, load_model
 from xlsr_transducer.model.config import StreamingOptions
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow

@@ -16,7 +16,8 @@ from xlsr_transducer.exporting.scripted import (
     unpack_states,
 )
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import HEADS, TransducerOptions, make_heads
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.recognition.exported import encode_chunks

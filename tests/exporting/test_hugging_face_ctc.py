@@ -32,7 +32,7 @@ from xlsr_transducer.exporting.parity import built_in_audio
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model, model_content
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import TransducerOptions
 from xlsr_transducer.model.xlsr_config import XlsrConfig
@@ -150,6 +150,7 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
     require_expressible(loaded, is_full_context=True)
     config = loaded.config
     pieces, bar = Tokenizer(train_bpe(TEXTS, 45)), Tokenizer(train_letters(["a|b"]))
+    languages = Tokenizer(train_letters(TEXTS, ["<et>", "<lv>"]))
 
     def encoder(**options: Any) -> ModelConfig:
         return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **options))
@@ -163,6 +164,7 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
             "no --normalize cumulative",
         ),
         ({"tokenizer": pieces}, "no BPE pieces: train on letters, made by prepare.sh --unit char"),
+        ({"tokenizer": languages}, "no language tokens, which it would print: train with"),
         ({"tokenizer": bar}, "no letter .*, its boundary of words: prepare texts with"),
     ):
         with pytest.raises(UserError, match=message):

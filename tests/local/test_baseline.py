@@ -14,7 +14,12 @@ pytest.importorskip("transformers", minversion="4.45")
 
 from local import baseline
 from tests.support.noise_sets import write_set
-from tests.support.tiny_hugging_face import write_ctc, write_encoder_decoder, write_whisper
+from tests.support.tiny_hugging_face import (
+    write_ctc,
+    write_encoder_decoder,
+    write_translator,
+    write_whisper,
+)
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.evaluation.baseline import Baseline, BaselineOptions
@@ -46,7 +51,7 @@ def run(model: Path, data: Path, out: Path, *more: str) -> int:
     return baseline.main([f"--model={model}", f"--data-dir={data}", f"--out={out}", *more])
 
 
-def expected(folder: Path, kind: str, paths: list[str]) -> list[str]:
+def expected(folder: Path, kind: str, paths: list[str], language: str = "") -> list[str]:
     """The texts by the model's own classes, one utterance at a time, without the pipeline."""
     import torch
     from transformers import (
@@ -68,6 +73,8 @@ def expected(folder: Path, kind: str, paths: list[str]) -> list[str]:
                 ids = model(**inputs).logits.argmax(-1)
             else:
                 task = {"task": "transcribe"} if kind == "whisper" else {}
+                if language:
+                    task = {"forced_bos_token_id": tokenizer.convert_tokens_to_ids(language)}
                 ids = model.generate(**inputs, **task)
         # CTC's blank is a special token too, and parts letters that are the same.
         texts.append(tokenizer.decode(ids[0], skip_special_tokens=kind != "ctc"))
@@ -115,6 +122,28 @@ def test_bleu_is_told_of_texts_as_they_are(
     model = write_encoder_decoder(tmp_path / "model")
     assert run(model, data, tmp_path / "out", "--metric=bleu") == 0
     assert "one: BLEU" in (told := capsys.readouterr().out) and "case:mixed" in told
+
+
+@pytest.mark.parametrize("language", ["", "de_DE", "et_EE"])
+def test_a_translator_writes_the_language_that_is_asked_for(
+    language: str, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("sacrebleu")
+    model, out = write_translator(tmp_path / "model"), tmp_path / "out"
+    given = [f"--language={language}"] if language else []
+    assert run(model, data, out, "--metric=bleu", *given) == 0
+    [files] = find_results(out)
+    records = files.read(Normalizer.parse("none"))
+    theirs = expected(model, "seq2seq", [r.audio for r in records], language)
+    assert [r.hyp for r in records] == theirs and all(theirs)
+    plain = expected(model, "seq2seq", [r.audio for r in records])
+    assert (theirs == plain) == (not language), "a random decoder writes by what it begins with"
+
+
+def test_a_language_that_a_translator_lacks_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    model = write_translator(tmp_path / "model")
+    with pytest.raises(UserError, match="--language german: --model .*model has no such token"):
+        run(model, data, tmp_path / "out", "--language=german")
 
 
 def test_an_utterance_that_cannot_be_read_counts_as_deleted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,10 @@ def test_an_n_gram_model_of_letters_is_made(data: Path) -> None:
 def test_no_text_is_one_line() -> None:
     with pytest.raises(UserError, match="the training text is empty"):
         prepare_lang.train_letters([])
+
+
+def test_an_unknown_unit_is_one_line() -> None:
+    script = Path(__file__).resolve().parents[2] / "prepare.sh"
+    done = subprocess.run([script, "--unit", "word"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --unit word: must be bpe")
+    assert len(done.stderr.splitlines()) == 1

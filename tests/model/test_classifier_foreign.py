@@ -119,7 +119,6 @@ def test_classify_scores_a_foreign_folder_and_a_training_goes_on_from_it(
     [
         ({"id2label": {"0": "a", "2": "b"}}, "id2label does not name the 3 labels"),
         ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "the label 'a' occurs twice"),
-        ({"adapter_attn_dim": 8}, "adapter_attn_dim is set"),
         ({"add_adapter": True}, "add_adapter is set"),
     ],
 )

@@ -22,7 +22,8 @@ from tests.model.test_streaming_encoder import (
 from tests.support.stream_driver import TINY, padded, serve, speech
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.state import state_bytes
 
 __all__ = ["one_thread"]  # a fixture, used by every test

@@ -14,7 +14,8 @@ from tests.support.tiny_recipe import run_and_resume, run_train
 from xlsr_transducer import decode
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
-from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import TransducerOptions, make_heads
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.lora import LoraLinear, load_lora_state, lora_state

@@ -14,7 +14,8 @@ from tests.support.noise_corpus import TINY
 from tests.support.tiny_recipe import run_train
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.checkpoint import read_checkpoint
-from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.masking import draw_spans, drop_layers
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_config import XlsrConfig

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.stream_driver import TINY, padded, serve, speech, tiny_encoder
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.state import cat_states, select_states, state_bytes
 from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 

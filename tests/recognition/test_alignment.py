@@ -246,5 +246,9 @@ def test_what_the_ctc_lattice_lacks_is_refused_by_name(corpus: Path, streaming_e
     arguments = [f"--exp-dir={streaming_exp}", f"--data-dir={corpus}", "--method=ctc"]
     with pytest.raises(UserError, match="--rnnt-type modified works with --method transducer"):
         command.main([*arguments, "--rnnt-type=modified"])
-    with pytest.raises(UserError, match="--method ctc needs a model with a CTC head"):
-        command._topology("ctc", "regular", has_ctc=False)
+    for method, has in (("ctc", "transducer"), ("transducer", "ctc")):
+        with pytest.raises(UserError, match=f"--method {method} needs .*; this one has {has}"):
+            command._topology(method, "regular", [has])
+    with pytest.raises(UserError, match="needs a model with that head; this one has classifier"):
+        command._topology(None, "regular", ["classifier"])
+    assert command._topology(None, "modified", ["transducer", "ctc"]) == "modified"

@@ -21,7 +21,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.recognition.accuracy import Accuracy, Outcome, by_duration, draw_confusions
+from xlsr_transducer.recognition.accuracy import Outcome, by_duration, draw_confusions
 from xlsr_transducer.recognition.audio_sets import AudioSet
 from xlsr_transducer.recognition.classifying import (
     ClassifyOptions,
@@ -29,6 +29,7 @@ from xlsr_transducer.recognition.classifying import (
     classify_set,
     logits_by_chunk,
 )
+from xlsr_transducer.recognition.share import Accuracy
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +97,7 @@ def test_labels_unknown_to_the_model_count_as_wrong_and_are_named(
     log = "".join(path.read_text() for path in (exp / "classify" / "log").iterdir())
     assert "labels the model does not have, counted as wrong: 'whistle' (1)" in log
     out, err = capsys.readouterr()
-    assert "33.33 [6.15, 79.23]" in out and "1 utterances could not be read" in err
+    assert "33.33 [6.15, 79.23]" in out and "could not be read, and count as wrong: 1;" in err
     [table] = (exp / "classify").glob("accuracy-*.txt")
     assert "could not be read, and count as wrong:\nmore-1: " in table.read_text()
 
@@ -213,7 +214,7 @@ def test_each_command_names_the_other_for_a_model_of_the_other_kind(
     label_exp: Path, label_data: Path, streaming_exp: Path
 ) -> None:
     for command in (decode, streaming_decode):
-        with pytest.raises(UserError, match="this one has a classifier: classify"):
+        with pytest.raises(UserError, match="a classifier: use xlsr_transducer.classify"):
             command.main([f"--exp-dir={label_exp}", f"--data-dir={label_data}"])
     with pytest.raises(UserError, match="has no classifier, but transducer and ctc: use decode"):
         run(streaming_exp, label_data)

@@ -232,6 +232,17 @@ def test_frames_are_those_of_forced_alignment():
             assert h.frames == frames[0].tolist()
 
 
+def test_all_tokens_of_a_single_prefix_are_stable_at_once():
+    search = prefix_search(beam_size=1)
+    x, lens = speech([25])
+    state = search.init_state(1)
+    for frame in x.split(1, dim=1):
+        state = search.advance(frame, torch.tensor([1]), state)
+        [best] = search.tails(state)
+        assert best.num_stable == len(best.tokens)
+    assert len(best.tokens) > 10
+
+
 def test_long_streams_lose_no_precision_and_their_state_stays_small(monkeypatch):
     monkeypatch.setattr(history.History.settle, "__defaults__", (16,))
     search = prefix_search(beam_size=3)

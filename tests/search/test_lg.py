@@ -6,6 +6,7 @@ Runs only where k2 imports (requirements-k2.txt).
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 
@@ -24,7 +25,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import WORD_START, Tokenizer
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import Heads, SearchOptions, make_search
+from xlsr_transducer.search import Heads, Hypothesis, SearchOptions, make_search
 from xlsr_transducer.search.k2.lattices import read_lg, write_lg
 from xlsr_transducer.search.lm.ngram import read_arpa
 
@@ -199,6 +200,60 @@ def test_batches_change_nothing_and_only_words_are_found(lg_file, method):
     assert sum(len(hyps[0].tokens) for hyps in together) > 20
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("is_along_lg", [False, True])
+def test_ctc_finds_the_best_alignment_of_all_or_of_whole_words(lg_file, is_along_lg):
+    torch.manual_seed(7)
+    head, lens = torch.nn.Linear(8, VOCAB).double(), torch.tensor([1, 4, 0, 3])
+    head.weight *= 3
+    x = torch.randn(4, 4, 8, dtype=torch.float64)
+    graph = read_lg(lg_file[0], TOKENS, 0.5) if is_along_lg else None
+    options = SearchOptions("ctc_LG" if is_along_lg else "ctc_decoding", beam=1e3)
+    search = make_search(options, Heads(ctc_output=head), lg=graph)
+    found = nbest(search, x, lens)
+    weights, grammar = {}, lg_file[1]
+    assert found[2] == [Hypothesis()]  # no frame
+    for n, [best] in enumerate(found):
+        if not lens[n]:
+            continue
+        log_probs, alignments = head(x[n, : lens[n]]).log_softmax(-1), []
+        for labels in itertools.product(range(VOCAB), repeat=int(lens[n])):
+            begins = [t for t, k in enumerate(labels) if k and (t == 0 or labels[t - 1] != k)]
+            tokens = tuple(labels[t] for t in begins)
+            if is_along_lg:
+                words = words_in(list(tokens))
+                if words is None:
+                    continue
+                if tokens not in weights:  # which the end of the sentence belongs to
+                    weights[tokens] = 0.5 * grammar.free(words)
+            score = sum(float(log_probs[t, k]) for t, k in enumerate(labels))
+            alignments.append((score + weights.get(tokens, 0.0), tokens, begins))
+        score, tokens, frames = max(alignments)
+        assert (tuple(best.tokens), best.frames) == (tokens, frames)
+        assert best.score == pytest.approx(score, abs=1e-4)
+        probs = [float(log_probs[t, k]) for t, k in zip(frames, tokens)]
+        assert best.log_probs == pytest.approx(probs, abs=1e-5)
+    state = search.init_state(4)
+    for at in range(4):
+        state = search.advance(x[:, at : at + 1], (lens - at).clamp(0, 1), state)
+    assert_same([h for [h] in search.nbest(search.select(state, [3, 1]), 1)],
+                [found[3][0], found[1][0]])  # fmt: skip
+
+
+def test_ctc_along_lg_has_no_result_where_no_word_ends(lg_file):
+    # Of the tokens only those within words are likely.
+    head = torch.nn.Linear(VOCAB, VOCAB).double()
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(VOCAB))
+        head.bias.zero_()
+    x = torch.full((1, 2, VOCAB), -200.0, dtype=torch.float64)
+    x[0, 0, 3], x[0, 1, 6] = 0.0, 0.0  # the beginning of word 9
+    graph = read_lg(lg_file[0], TOKENS, 0.5)
+    search = make_search(SearchOptions("ctc_LG", beam=5.0), Heads(ctc_output=head), lg=graph)
+    [[found]] = nbest(search, x, torch.tensor([2]))
+    assert found.tokens == [] and found.score == -math.inf
+
+
 def test_a_file_of_another_kind_or_for_other_tokens_is_refused(lg_file, tmp_path):
     content = torch.load(lg_file[0])
     assert content.keys() == {"arcs", "tokens"} and content["arcs"].dtype == torch.int32
@@ -211,15 +266,16 @@ def test_a_file_of_another_kind_or_for_other_tokens_is_refused(lg_file, tmp_path
         read_lg(tmp_path / "LG.pt", TOKENS, 1.0)
 
 
-def test_stage_7_and_the_four_methods_of_decode(corpus, streaming_exp, capsys):
+def test_stage_7_and_the_methods_of_decode_along_lattices(corpus, streaming_exp, capsys):
     lang_dir = corpus / "lang_bpe_60"
     make_ngram.main([f"--data-dir={corpus}", f"--lang-dir={lang_dir}", "--unit=word"])
     make_lg.main([f"--lang-dir={lang_dir}"])
     lg = [f"--ngram-lm={lang_dir / 'LG.pt'}"]
     common = ["--split=test_seen", "--blank-penalty=4", "--num-workers=0", "--decode-chunk-len=-1"]
     errors = {}
-    for method in ("nbest", "nbest_oracle", "LG", "nbest_LG"):
-        name = f"fast_beam_search_{method}"
+    fast = [f"fast_beam_search_{name}" for name in ("nbest", "nbest_oracle", "LG", "nbest_LG")]
+    for name in (*fast, "ctc_decoding", "ctc_LG"):
+        method = name.replace("fast_beam_search_", "")
         options = [f"--decoding-method={name}", *common, *(lg if "LG" in method else [])]
         run(decode, corpus, streaming_exp, *options)
         [path] = (streaming_exp / name).glob("errs-test_seen-*")
@@ -230,10 +286,10 @@ def test_stage_7_and_the_four_methods_of_decode(corpus, streaming_exp, capsys):
 
     words = set(read_arpa(lang_dir / "word_ngram_3.arpa")[0])
     tokenizer = Tokenizer.load(lang_dir)
-    for method, is_free in (("LG", False), ("nbest_LG", False), ("nbest", True)):
-        found = tokens_of(streaming_exp / f"fast_beam_search_{method}", "test_seen").values()
+    for method in (*fast[:1], *fast[2:], "ctc_decoding", "ctc_LG"):
+        found = tokens_of(streaming_exp / method, "test_seen").values()
         emitted = {word for row, _ in found for word in tokenizer.decode(row).split()}
-        assert emitted and bool(emitted - words) == is_free
+        assert emitted and bool(emitted - words) != method.endswith("LG")
 
     with pytest.raises(UserError, match="belongs to other tokens"):
         read_lg(lang_dir / "LG.pt", TOKENS, 1.0)

@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 
+from tests.support import golden_files
 from tests.support.random_searches import WIDE, all_paths, assert_same, nbest
 from xlsr_transducer.core.compat import import_k2
 from xlsr_transducer.core.errors import UserError
@@ -107,7 +108,7 @@ def test_many_paths_are_ranked_different_and_none_better_than_the_best(seed):
 def test_batches_and_pieces_change_nothing(method):
     options, decoder, joiner, _, _ = random_case(8)
     kind = NbestSearch if "nbest" in method else LatticeSearch
-    search = kind(SearchOptions(method, **options), Heads(decoder, joiner))
+    search = kind(SearchOptions(method, **options), decoder, joiner)
     lens = torch.tensor([17, 0, 1, 30, 8])
     width = joiner.encoder_proj.in_features
     x = torch.randn(5, 30, width, dtype=torch.float64)
@@ -124,6 +125,24 @@ def test_batches_and_pieces_change_nothing(method):
     for a, b in zip(search.nbest(state, 1000), [expected[n] for n in (3, 4, 0, 1, 2)]):
         assert_same(a, b)
     assert sum(len(hyps[0].tokens) for hyps in expected) > 20
+
+
+def test_ctc_decoding_finds_what_greedy_search_and_the_golden_file_have():
+    entry = golden_files.manifest()["ctc"]
+    z = golden_files.arrays(entry["file"])
+    logits, lens = (golden_files.tensor(z[f"in.{name}"]) for name in ("logits", "lens"))
+    head = torch.nn.Linear(logits.shape[2], logits.shape[2])
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(logits.shape[2]))
+        head.bias.zero_()
+    order = [2, 0, 1]  # not the longest first
+    search, greedy = (
+        make_search(SearchOptions(method), Heads(ctc_output=head))
+        for method in ("ctc_decoding", "ctc_greedy_search")
+    )
+    found = [hyps[0] for hyps in nbest(search, logits[order], lens[order])]
+    assert [h.tokens for h in found] == [entry["one_best"][n] for n in order]
+    assert_same(found, [hyps[0] for hyps in nbest(greedy, logits[order], lens[order])])
 
 
 def tiny_case() -> tuple[Decoder, Joiner, torch.Tensor, torch.Tensor]:

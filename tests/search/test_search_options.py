@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import pytest
+from torch import nn
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import add_options, from_args
 from xlsr_transducer.model.decoder import Decoder
 from xlsr_transducer.model.joiner import Joiner
-from xlsr_transducer.search import Heads, SearchOptions, make_search
+from xlsr_transducer.search import BiasOptions, Heads, SearchOptions, make_search
+from xlsr_transducer.search.options import CTC_METHODS, METHODS
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,9 @@ def test_the_suffix_differs_for_every_setting_that_matters_and_no_other():
         "greedy_search": [dict(max_sym_per_frame=3)],
         "beam_search": [dict(beam_size=9)],
         "ctc_greedy_search": [],
+        "ctc_prefix_beam_search": [dict(beam_size=9)],
+        "ctc_decoding": [dict(beam=4.0)],
+        "ctc_LG": [dict(beam=4.0)],
         "modified_beam_search": [dict(beam_size=9)],
         "fast_beam_search": [
             dict(beam=4.0),
@@ -71,18 +77,65 @@ def test_the_suffix_differs_for_every_setting_that_matters_and_no_other():
     assert all("/" not in s and " " not in s for s in seen)
     assert suffix("greedy_search", beam_size=9, beam=1.0) == suffix("greedy_search")
     assert suffix("ctc_greedy_search", beam_size=9) == suffix("ctc_greedy_search")
+    assert suffix("ctc_decoding", beam_size=9) == suffix("ctc_decoding")
     assert suffix("modified_beam_search") == "modified_beam_search-beam-size-4"
 
 
-@pytest.mark.parametrize("method", ["LG", "nbest", "nbest_oracle", "nbest_LG"])
+LATTICES = ["LG", "nbest", "nbest_oracle", "nbest_LG"]
+
+
+@pytest.mark.parametrize(
+    "method", [*(f"fast_beam_search_{name}" for name in LATTICES), "ctc_decoding", "ctc_LG"]
+)
 def test_searches_over_lattices_do_not_stream_and_need_k2(method, monkeypatch):
-    options = SearchOptions(decoding_method=f"fast_beam_search_{method}")
+    options = SearchOptions(decoding_method=method)
     with pytest.raises(UserError, match=f"{method} needs whole utterances"):
         options.require_streaming()
     monkeypatch.setitem(sys.modules, "k2", None)
     lg = object() if method.endswith("LG") else None
     with pytest.raises(UserError, match=f"{method}: k2 does not import .*; install"):
-        make_search(options, Heads(Decoder(5, 4), Joiner(4, 4, 4, 5)), lg=lg)
+        make_search(options, Heads(Decoder(5, 4), Joiner(4, 4, 4, 5), nn.Linear(4, 5)), lg=lg)
+
+
+TRANSDUCER = Heads(Decoder(5, 4), Joiner(4, 4, 4, 5))
+CTC = Heads(ctc_output=nn.Linear(4, 5))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_needs_its_own_head_and_the_error_names_it(method):
+    lacking, words = TRANSDUCER, "needs a model with a CTC head: train it with --heads"
+    if method not in CTC_METHODS:
+        lacking, words = CTC, f"needs a model with a transducer; .* {', '.join(CTC_METHODS)}"
+    with pytest.raises(UserError, match=f"--decoding-method {method} {words}"):
+        SearchOptions(method).resolved(lacking)
+    with pytest.raises(
+        UserError, match=f"{method} needs .*a classifier: use xlsr_transducer.classify"
+    ):
+        SearchOptions(method).resolved(Heads())
+    assert SearchOptions(method).resolved(Heads(*TRANSDUCER[:2], CTC.ctc_output)).method == method
+
+
+def test_the_default_is_greedy_search_of_the_head_that_there_is():
+    assert SearchOptions().resolved(CTC).method == "ctc_greedy_search"
+    assert SearchOptions().resolved(TRANSDUCER).method == "greedy_search"
+    with pytest.raises(UserError, match="max-sym-per-frame 2 .* not with ctc_greedy_search"):
+        SearchOptions(max_sym_per_frame=2).resolved(CTC)
+
+
+@pytest.mark.parametrize(
+    "method, given, words",
+    [
+        ("ctc_greedy_search", dict(context_file=Path("x")), "not with ctc_greedy_search"),
+        ("ctc_decoding", dict(ngram_lm=Path("x.arpa")), "not with ctc_decoding"),
+        ("ctc_decoding", dict(ngram_lm=Path("LG.pt")), "ctc_LG only, not with ctc_decoding"),
+        ("ctc_prefix_beam_search", dict(ngram_lm=Path("LG.pt")), "not with ctc_prefix_beam"),
+        ("ctc_LG", dict(), "ctc_LG needs --ngram-lm .*LG.pt, which stage 7"),
+        ("ctc_LG", dict(lm_exp_dir=Path("x")), "ctc_LG needs --ngram-lm"),
+    ],
+)
+def test_what_a_ctc_method_cannot_use_is_refused_by_name(method, given, words):
+    with pytest.raises(UserError, match=words):
+        BiasOptions(**given).require_supported(SearchOptions(method))
 
 
 def test_the_command_line_has_icefalls_names_and_defaults():

@@ -15,6 +15,7 @@ from tests.support.live_server import ENDPOINT, expected, load_live, serving, te
 from tests.support.random_models import RATE, closest_ctc, encoded, write_random_model
 from tests.support.stream_driver import speech
 from xlsr_transducer import transcribe
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Parser
 from xlsr_transducer.export import load_job
 from xlsr_transducer.exporting import onnx_format, onnx_graphs
@@ -58,7 +59,7 @@ async def recognise_all(address: str, waves: list[torch.Tensor]) -> list[list[tu
     return await asyncio.gather(*(recognise(address, wave) for wave in waves))
 
 
-def onnx_live(checkpoint: Path, folder: Path) -> LiveModel:
+def onnx_live(checkpoint: Path, folder: Path, *options: str) -> LiveModel:
     """The model of an ONNX export, as ``serve --onnx`` loads it."""
     job = load_job(CheckpointOptions(checkpoint=checkpoint), ChunkOptions(), FormatOptions())
     about = onnx_format.describe(job)
@@ -68,7 +69,7 @@ def onnx_live(checkpoint: Path, folder: Path) -> LiveModel:
     (folder / "bpe.model").write_bytes(job.loaded.tokenizer.to_bytes())
     parser = Parser()
     add_live_options(parser)
-    return LiveModel.from_args(parser.parse_args(["--onnx", str(folder / name), *ENDPOINT]))
+    return LiveModel.from_args(parser.parse_args(["--onnx", str(folder / name), *options]))
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "onnx"])
@@ -77,13 +78,27 @@ def test_callers_get_the_segments_that_each_stream_has_alone(checkpoint, audio, 
     wanted = [texts_of(expected(own, wave)) for wave in audio]
     if kind == "onnx":
         pytest.importorskip("onnx")
-        own = onnx_live(checkpoint, tmp_path)
+        own = onnx_live(checkpoint, tmp_path, *ENDPOINT)
     with serving(own) as address:
         assert asyncio.run(recognise_all(address, audio)) == wanted
     times = [time for found in wanted for _, _, times in found for time in times]
     assert any(round(time / 0.02) % 2 for time in times)
     # Rule 2, 0.4 s of blanks: the silence ends a segment in each of them.
     assert len(audio) == 3 and all(len(found) > 1 for found in wanted)
+
+
+def test_a_caller_brings_hotwords_with_prefix_search(checkpoint, audio, tmp_path):
+    pytest.importorskip("onnx")
+    hotwords = ["sone :3", "tela :4"]
+    prefix = ("--decoding-method", "ctc_prefix_beam_search", *ENDPOINT)
+    own = load_live(checkpoint, *prefix)
+    plain, biased = (texts_of(expected(own, audio[0], words)) for words in ((), hotwords))
+    assert biased != plain
+    exported = onnx_live(checkpoint, tmp_path, *prefix)
+    assert texts_of(expected(exported, audio[0], hotwords)) == biased
+    greedy = load_live(checkpoint)
+    with pytest.raises(UserError, match="need --decoding-method .*ctc_prefix_beam_search"):
+        greedy.hotwords(hotwords)
 
 
 def test_recordings_are_transcribed_with_times_of_20_ms(checkpoint, audio, tmp_path):

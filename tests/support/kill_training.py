@@ -1,8 +1,9 @@
 """Kills a training at 20 random moments, resumes it each time, and compares its end.
 
-``python -m tests.support.kill_training DATA_DIR WORK_DIR``: DATA_DIR with features (a few
-utterances are enough). It takes minutes, so that it is run by hand. The training saves after every
-step, so that many of the kills hit a checkpoint that is being written.
+``python -m tests.support.kill_training DATA_DIR WORK_DIR [OPTIONS]``: DATA_DIR with features (a
+few utterances are enough); OPTIONS of the training, such as ``--group-weights=ctc-dro``. It takes
+minutes, so that it is run by hand. The training saves after every step, so that many of the kills
+hit a checkpoint that is being written.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def start(data: Path, exp: Path) -> subprocess.Popen:
         f"--data-dir={data}",
         f"--exp-dir={exp}",
     ]
+    options = [*OPTIONS, *sys.argv[3:]]
     with open(exp / "stderr.txt", "a") as log:
         environment = {**os.environ, "TRACE": str(exp)}
-        return subprocess.Popen([*command, *OPTIONS], env=environment, stderr=log)
+        return subprocess.Popen([*command, *options], env=environment, stderr=log)
 
 
 def wait_for_a_step(exp: Path, process: subprocess.Popen) -> None:
@@ -63,10 +65,10 @@ def main() -> None:
         print(f"kill {i + 1} after step {read_trace(killed)[-1][0]}", flush=True)
     assert start(data, killed).wait() == 0 and straight.wait() == 0
     assert "passed over" not in (killed / "stderr.txt").read_text()
-    ends = [
-        read_checkpoint(f / f"epoch-{EPOCHS}.pt")["model"] for f in (killed, work / "straight")
-    ]
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    ends = [read_checkpoint(f / f"epoch-{EPOCHS}.pt") for f in (killed, work / "straight")]
+    models = [end["model"] for end in ends]
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+    assert ends[0]["group_weights"] == ends[1]["group_weights"]
     print(f"{KILLS} kills, {half_written} of them while a file was written: the same weights")
 
 

@@ -17,10 +17,11 @@ from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import model_content
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import TransducerOptions
 from xlsr_transducer.model.speech_model import SpeechModel
+from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 RATE = 16000
 CHUNK = ChunkSettings(16, 2, 4)
@@ -42,6 +43,7 @@ def write_random_model(
     adapter: str = "conv",
     chunk: ChunkSettings = CHUNK,
     normalize: str = "cumulative",
+    xlsr: XlsrConfig = TINY,
     **encoder: object,
 ) -> Path:
     """Writes a checkpoint; returns its path.
@@ -54,7 +56,7 @@ def write_random_model(
     is_streaming = not chunk.is_full_context
     config = ModelConfig(
         features=FeatureInfo("random", "0" * 64, "waveform", normalize, 1),
-        xlsr=TINY,
+        xlsr=xlsr,
         encoder=EncoderOptions(encoder_dim=32, adapter=adapter, **encoder),
         transducer=TransducerOptions(decoder_dim=16, joiner_dim=32),
         streaming=StreamingOptions(is_streaming, *map(str, chunk if is_streaming else ("",) * 3)),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from xlsr_transducer.data.stream_buffer import AudioBuffer
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.state import EncoderState, cat_states, select_states
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 

@@ -77,6 +77,41 @@ def write_encoder_decoder(folder: Path) -> Path:
     return folder
 
 
+def write_translator(folder: Path) -> Path:
+    """Writes a wav2vec 2.0 encoder with an mBART decoder, whose first token is the language."""
+    from transformers import (
+        MBart50Tokenizer,
+        MBartConfig,
+        MBartForCausalLM,
+        SpeechEncoderDecoderModel,
+        Wav2Vec2Config,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2Model,
+    )
+
+    words = ["\u2581one", "\u2581two", "\u2581eins", "\u2581zwei", "\u2581drei", "!"]
+    tokenizer = MBart50Tokenizer(vocab=[(w, -1.0) for w in ["<unk>", "<s>", "</s>", *words]])
+    torch.manual_seed(0)
+    decoder = MBartConfig(
+        vocab_size=len(tokenizer), d_model=16, decoder_layers=2, decoder_attention_heads=2,
+        decoder_ffn_dim=16, max_position_embeddings=64, is_decoder=True, init_std=1.0,
+        add_cross_attention=True)  # fmt: skip
+    model = SpeechEncoderDecoderModel(
+        encoder=Wav2Vec2Model(Wav2Vec2Config(**ENCODER)), decoder=MBartForCausalLM(decoder)
+    )
+    given = dict(decoder_start_token_id=2, pad_token_id=1, eos_token_id=2, bos_token_id=0)
+    for config in (model.config, model.generation_config):
+        for name, value in given.items():
+            setattr(config, name, value)
+    model.generation_config.max_length = 24
+    model.generation_config.forced_eos_token_id = None
+    model.generation_config.suppress_tokens = [0, 1, 2, 3]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
 def write_whisper(folder: Path) -> Path:
     """Writes a Whisper."""
     from transformers import (

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from local import extract_features
 from tests.support.label_corpus import CHUNKS, LABELS, run_train
+from xlsr_transducer import classify
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model, read_checkpoint
 
@@ -42,17 +44,35 @@ def test_a_resumed_training_ends_with_the_same_weights(
                   "--classifier-dim=8")  # fmt: skip
 
 
-def test_adapter_frozen_layers_weighted_layers_and_masks_go_with_a_classifier(
+def test_stored_features_frozen_layers_weighted_layers_and_masks_go_with_a_classifier(
     label_data: Path, tmp_path: Path
 ) -> None:
+    extract_features.main([f"--data-dir={label_data}", f"--xlsr={label_data / 'xlsr'}",
+                           "--single-process"])  # fmt: skip
     options = ("--weighted-layers=1", "--trainable-layers=0", "--classifier-dim=8",
-               "--time-mask-prob=0.3", "--channel-mask-prob=0.1")  # fmt: skip
+               "--time-mask-prob=0.3", "--channel-mask-prob=0.1", "--cut=frontend")  # fmt: skip
     run_train(label_data, tmp_path, "--num-epochs=1", *options)
     weights = read_checkpoint(tmp_path / "epoch-1.pt")["model"]
     assert weights["heads.classifier.projection.weight"].shape == (8, 16)
     assert weights["encoder.layer_weights"].abs().sum() > 0
     history = json.loads((tmp_path / "history.json").read_text())
     assert 0 < history[0]["train"]["classifier"] < 3
+    # From the waveform, with the part of XLSR that made the features.
+    given = [f"--exp-dir={tmp_path}", f"--data-dir={label_data}", "--num-workers=0"]
+    assert classify.main([*given, "--split=test"]) == 0
+
+
+def test_a_classifier_begins_with_the_encoder_of_another_one_of_other_widths(
+    label_exp: Path, label_data: Path, tmp_path: Path
+) -> None:
+    init = label_exp / "epoch-3.pt"
+    run_train(label_data, tmp_path, "--num-epochs=1", f"--init-from={init}", "--base-lr=1e-9")
+    before, after = (read_checkpoint(path)["model"] for path in (init, tmp_path / "epoch-1.pt"))
+    log = "".join(path.read_text() for path in (tmp_path / "log").iterdir())
+    assert f"--init-from {init}: gives the encoder; the head is new" in log
+    for name in (n for n in before if n.startswith("encoder.")):
+        torch.testing.assert_close(after[name], before[name])
+    assert after["heads.classifier.output.weight"].shape == (3, 16)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ def test_a_batch_of_losses_that_are_not_finite_is_kept_and_leads_to_its_module(
             kept.end_step([batch], 1, step, True, is_scaled=False)
     with pytest.raises(UserError, match="2 steps in a row .* local.replay_batch .*step-2-"):
         kept.end_step([batch], 1, 2, True, is_scaled=False)
-    with pytest.raises(UserError, match="output of joiner.encoder_proj .*parameter weight"):
+    message = "output of heads.transducer.joiner.encoder_proj .*parameter weight"
+    with pytest.raises(UserError, match=message):
         replay_batch.main([str(kept.saved[0]), "--device", "cpu", "--inf-check", "1"])
 
 
@@ -105,7 +106,7 @@ def test_a_few_bad_losses_are_named_and_do_not_fail_the_batch(
     value = torch.ones(len(batch.ids))
     simple = value.clone()
     simple[1] = float("inf")
-    is_finite = finite(Losses(simple, value, value, value))
+    is_finite = finite(Losses(simple, value, value, value, value))
     assert is_finite.tolist() == [i != 1 for i in range(len(batch.ids))]
     kept.name_losses(batch, is_finite, 1, 1)
     assert batch.ids[1] in caplog.text and batch.ids[0] not in caplog.text

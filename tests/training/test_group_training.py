@@ -23,32 +23,33 @@ from xlsr_transducer.training import step
 from xlsr_transducer.training.gradient import Objective
 from xlsr_transducer.training.metrics import plot_history
 from xlsr_transducer.training.step import Stepper
+from xlsr_transducer.training.watch import Watch
 
 NAMES = ["et", "fi", "lv"]
 STEP_SIZE, SMOOTHING, EPSILON = 0.01, 0.2, 1e-6
-WEIGHED = ["--group-weights=ctc-dro", f"--dro-step-size={STEP_SIZE}", "--group-by=language",
+WEIGHED = ["--group-weights=ctc-dro", f"--dro-step-size={STEP_SIZE}", "--group-by=dialect",
            f"--dro-smoothing={SMOOTHING}", f"--dro-epsilon={EPSILON}"]  # fmt: skip
 SHORT = ["--num-epochs=1", "--max-duration=4", "--total-duration=9"]
 
 
 @pytest.fixture(scope="module")
-def languages(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature recipe with three languages, of 18, 8 and 4 training utterances."""
-    data = tmp_path_factory.mktemp("languages") / "data"
+def dialects(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature recipe with three dialects, of 18, 8 and 4 training utterances."""
+    data = tmp_path_factory.mktemp("dialects") / "data"
     shutil.copytree(corpus, data, ignore=shutil.ignore_patterns("*.index"))
     rewrite(data, lambda i: "et" if i < 18 else "lv" if i < 26 else "fi")
     return data
 
 
-def rewrite(data: Path, language_of) -> None:
-    """Gives the training utterance of each number a language, wherever it is listed."""
+def rewrite(data: Path, dialect_of) -> None:
+    """Gives the training utterance of each number a dialect, wherever it is listed."""
     paths = list(data.rglob("cuts_train.jsonl.gz"))
     assert len(paths) >= 2
     for path in paths:
         cuts = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
         for cut in cuts:
             number = sorted(other["id"] for other in cuts).index(cut["id"])
-            cut["supervisions"][0]["language"] = language_of(number)
+            cut["supervisions"][0]["custom"] = {"dialect": dialect_of(number)}
         path.write_bytes(gzip.compress("".join(json.dumps(c) + "\n" for c in cuts).encode()))
 
 
@@ -80,6 +81,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[Noted]:
 
     monkeypatch.setattr(Objective, "weighted", noting)
     monkeypatch.setattr(Stepper, "_weigh", with_groups)
+    monkeypatch.setattr(Watch, "epoch", lambda *args: None)  # pictures take as long as the rest
     return found
 
 
@@ -108,83 +110,76 @@ def check(batches: list[Noted], exp: Path, smoothing: float = SMOOTHING) -> list
     return q
 
 
-@pytest.mark.parametrize(
-    "options", [["--heads=ctc"], ["--heads=transducer,ctc", "--group-weights=group-dro"]]
-)
-def test_each_batch_is_weighed_after_its_own_update_and_lost_utterances_do_not_count(
-    languages: Path, tmp_path: Path, noted: list[Noted], monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-) -> None:  # fmt: skip
+def test_each_batch_is_weighed_after_its_own_update_and_what_does_not_count_is_left_out(
+    dialects: Path, tmp_path: Path, noted: list[Noted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An utterance without a finite loss, a batch of such utterances, a trial before training."""
     calls: list[int] = []
 
     def finite(losses) -> torch.Tensor:
         calls.append(len(losses.ctc))
         kept = torch.ones(len(losses.ctc), dtype=torch.bool)
-        kept[: {2: 1, 4: 100}.get(len(calls), 0)] = False  # one of a batch; all of a batch
+        kept[: {5: 1, 8: 100}.get(len(calls), 0)] = False
         return kept
 
     monkeypatch.setattr(step, "finite", finite)
-    assert run_train(languages, tmp_path, *SHORT, *WEIGHED, *options) == 0
-    assert noted[3].losses == [0.0] * calls[3] and noted[1].losses[0] == 0.0
-    q = check(noted, tmp_path, 0.0 if len(options) > 1 else SMOOTHING)
-    assert len(noted) > 12 and max(q) > 1.1 * min(q)
-    assert {name for batch in noted for name in batch.groups} == set(NAMES)
+    options = [*SHORT, *WEIGHED, "--heads=ctc", "--scan-for-oom-batches=1"]
+    assert run_train(dialects, tmp_path, *options) == 0
+    trials = [batch for batch in noted if not batch.groups]
+    assert 0 < len(trials) < 4 and all(set(batch.factors) == {1.0} for batch in trials)
+    assert noted[7].losses == [0.0] * calls[7] and noted[4].losses[0] == 0.0
+    batches = noted[len(trials) :]
+    q = check(batches, tmp_path, SMOOTHING)
+    assert len(batches) > 12 and max(q) > 1.1 * min(q)
+    assert {name for batch in batches for name in batch.groups} == set(NAMES)
 
 
 def test_what_does_not_fit_into_memory_leaves_the_weights_as_before_its_step(
-    languages: Path, tmp_path: Path, noted: list[Noted], monkeypatch: pytest.MonkeyPatch
+    dialects: Path, tmp_path: Path, noted: list[Noted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Group DRO of a transducer with CTC."""
     backward = Stepper._backward
-    calls: list[int] = []
+    steps: list[int] = []  # of each batch
+    lost: list[int] = []  # batches
 
-    def failing(self, *args, **more):
-        sums = backward(self, *args, **more)
-        calls.append(self.state.progress.step)
-        if len(calls) > 3 and calls[-1] == calls[-2] and failing.left:
-            failing.left -= 1
-            lost.update(i for i, s in enumerate(calls) if s == calls[-1])
+    def failing(self, *args):
+        sums = backward(self, *args)
+        steps.append(self.state.progress.step)
+        if not lost and len(steps) > 3 and steps[-1] == steps[-2]:
+            lost.extend(i for i, of_batch in enumerate(steps) if of_batch == steps[-1])
             raise torch.cuda.OutOfMemoryError("CUDA out of memory (this is a test)")
         return sums
 
-    failing.left, lost = 1, set()
     monkeypatch.setattr(Stepper, "_backward", failing)
-    assert run_train(languages, tmp_path, *SHORT, *WEIGHED, "--max-duration=3") == 0
+    options = [*SHORT, *WEIGHED, "--max-duration=3", "--group-weights=group-dro"]
+    assert run_train(dialects, tmp_path, *options) == 0
     assert len(lost) == 2
-    kept = [batch for i, batch in enumerate(noted) if i not in lost]
-    q, _ = replayed(kept, SMOOTHING)
-    found = read_checkpoint(tmp_path / "epoch-1.pt")["group_weights"]
-    assert found["q"] == pytest.approx(q, rel=1e-6)
-    assert found["q"] != pytest.approx(replayed(noted, SMOOTHING)[0], rel=1e-6)
+    check([batch for i, batch in enumerate(noted) if i not in lost], tmp_path, smoothing=0.0)
+    found = read_checkpoint(tmp_path / "epoch-1.pt")["group_weights"]["q"]
+    assert found != pytest.approx(replayed(noted, 0.0)[0], rel=1e-6)
 
 
-def test_a_trial_of_the_largest_batches_changes_no_weight(
-    languages: Path, tmp_path: Path, noted: list[Noted]
-) -> None:
-    options = [*SHORT, *WEIGHED, "--scan-for-oom-batches=1"]
-    assert run_train(languages, tmp_path, *options) == 0
-    trials = [batch for batch in noted if not batch.groups]
-    assert trials and all(set(batch.factors) == {1.0} for batch in trials)
-    check([batch for batch in noted if batch.groups], tmp_path)
+@pytest.fixture(scope="module")
+def resumed(dialects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training ``a``, and of ``b``, which resumes after five steps of it."""
+    folder = tmp_path_factory.mktemp("resumed")
+    shown = ["--log-interval=1", "--tensorboard=1", "--max-duration=10", "--total-duration=20"]
+    run_and_resume(dialects, folder, *WEIGHED, *shown)
+    return folder
 
 
-def test_a_training_that_resumes_has_the_same_weights_to_the_last_bit(
-    languages: Path, tmp_path: Path
-) -> None:
-    shown = ["--log-interval=1", "--tensorboard=1"]
-    straight, resumed = run_and_resume(languages, tmp_path, *WEIGHED, *SHORT[1:], *shown)
-    assert straight["group_weights"] == resumed["group_weights"]
-    middle = read_checkpoint(tmp_path / "a" / "checkpoint-5.pt")["group_weights"]
-    assert sum(middle["counts"]) > 0 and middle["q"] != straight["group_weights"]["q"]
-    for name, value in straight["model"].items():
-        assert torch.equal(value, resumed["model"][name]), name
-    _check_reports(tmp_path / "a", straight["group_weights"]["q"])
-    with pytest.raises(UserError) as caught:
-        run_train(languages, tmp_path / "a", *WEIGHED, "--group-by=speaker", "--resume=auto")
-    assert "have no speaker, and so no group" in str(caught.value)
+def test_a_training_that_resumes_has_the_same_weights_to_the_last_bit(resumed: Path) -> None:
+    ends = [read_checkpoint(resumed / name / "epoch-2.pt") for name in "ab"]
+    assert ends[0]["group_weights"] == ends[1]["group_weights"]
+    middle = read_checkpoint(resumed / "a" / "checkpoint-5.pt")["group_weights"]
+    assert sum(middle["counts"]) > 0 and middle["q"] != ends[0]["group_weights"]["q"]
+    for name, value in ends[0]["model"].items():
+        assert torch.equal(value, ends[1]["model"][name]), name
 
 
-def _check_reports(exp: Path, q: list[float]) -> None:
-    """The weights are in history, curves, tensorboard and log."""
+def test_weights_are_in_history_curves_tensorboard_and_log(resumed: Path) -> None:
+    exp = resumed / "a"
+    q = read_checkpoint(exp / "epoch-2.pt")["group_weights"]["q"]
     records = json.loads((exp / "history.json").read_text())
     assert records[-1]["group_weights"] == dict(zip(NAMES, q))
     axes = plot_history(records, exp / "curves.png").axes
@@ -199,46 +194,46 @@ def logged(exp: Path) -> str:
     return "".join(path.read_text() for path in (exp / "log").glob("*"))
 
 
-def test_other_groups_than_the_checkpoints_are_named(languages: Path, tmp_path: Path) -> None:
-    exp, data = tmp_path / "exp", tmp_path / "data"
-    run_train(languages, exp, "--num-epochs=1", "--max-duration=20", *WEIGHED)
-    shutil.copytree(languages, data)
+def test_groups_that_do_not_fit_are_named(dialects: Path, resumed: Path, tmp_path: Path) -> None:
+    exp, data = resumed / "b", tmp_path / "data"
+    shutil.copytree(dialects, data)
     rewrite(data, lambda i: "et" if i < 20 else "sv")
-    resume = ["--num-epochs=2", "--resume=auto"]
     with pytest.raises(UserError) as caught:
-        run_train(data, exp, *WEIGHED, *resume)
+        run_train(data, exp, *WEIGHED, "--resume=auto")
     assert str(caught.value).startswith(
-        f"{exp / 'epoch-1.pt'}: its group weights are of 3 groups (et, fi, lv), and this training "
+        f"{exp / 'epoch-2.pt'}: its group weights are of 3 groups (et, fi, lv), and this training "
         "has 2 groups (et, sv): resume with"
     )
+    with pytest.raises(UserError, match="30 utterances have no accent, and so no group"):
+        run_train(data, exp, *WEIGHED, "--group-by=accent", "--resume=auto")
     rewrite(data, lambda i: "et")
     with pytest.raises(UserError, match="there is only the group 'et' to train on"):
         run_train(data, tmp_path / "one", *WEIGHED)
-    assert run_train(data, exp, "--max-duration=20", *resume) == 0
+    assert run_train(data, exp, "--resume=auto") == 0  # has no epoch left to train
     assert "the groups of the checkpoint are not weighed from here on" in logged(exp)
-    assert read_checkpoint(exp / "epoch-2.pt")["group_weights"] is None
 
 
 def driven(data: Path, exp: Path, *more: str) -> tuple[list[str], dict[str, str]]:
     """The options and the environment of a training in float64."""
     words = ["--data-dir", str(data), "--exp-dir", str(exp), *SMALL, *STEADY, *WEIGHED,
-             "--num-epochs=1", "--save-every-n=3", *more]  # fmt: skip
+             "--num-epochs=1", "--save-every-n=3", "--heads=ctc", "--max-duration=8",
+             "--total-duration=16", *more]  # fmt: skip
     return words, {"TRACE": str(exp), "FLOAT64": "1"}
 
 
 @needs_processes
 def test_one_two_and_four_processes_and_a_killed_one_have_the_same_weights(
-    languages: Path, tmp_path: Path
+    dialects: Path, tmp_path: Path
 ) -> None:
-    """Of steps of three or four batches, four processes have dummies, two an odd one."""
+    """Of steps of three to five batches: four processes have dummies, two an odd one."""
     ends = {}
     for world_size in (1, 2, 4):
         exp, log = tmp_path / str(world_size), tmp_path / f"{world_size}.txt"
-        runs = [driven(languages, exp)]
+        runs = [driven(dialects, exp)]
         assert run_together(runs, world_size, log) == [0] * world_size, log.read_text()
         ends[world_size] = read_checkpoint(exp / "epoch-1.pt")
     first = ends[1]["group_weights"]
-    assert max(first["q"]) > 1.2 * min(first["q"]) and ends[1]["step"] >= 8
+    assert max(first["q"]) > 1.2 * min(first["q"]) and ends[1]["step"] >= 5
     for other in (ends[2], ends[4]):
         assert other["step"] == ends[1]["step"]
         assert other["group_weights"]["counts"] == first["counts"]
@@ -247,8 +242,8 @@ def test_one_two_and_four_processes_and_a_killed_one_have_the_same_weights(
         for key, value in ends[1]["model"].items():
             torch.testing.assert_close(other["model"][key], value, rtol=0, atol=1e-9, msg=key)
     exp, log = tmp_path / "killed", tmp_path / "killed.txt"
-    words, environment = driven(languages, exp)
-    killed = run_together([(words, {**environment, "FAILURE": "kill 0 5"})], 1, log)
+    words, environment = driven(dialects, exp)
+    killed = run_together([(words, {**environment, "FAILURE": "kill 0 4"})], 1, log)
     assert killed == [-signal.SIGKILL]
     assert run_together([([*words, "--resume=auto"], environment)], 1, log) == [0], log.read_text()
     assert read_checkpoint(exp / "epoch-1.pt")["group_weights"] == first

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import LossOptions, TransducerOptions, make_heads
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_config import XlsrConfig

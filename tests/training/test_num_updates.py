@@ -18,8 +18,8 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.checkpoint import read_checkpoint
 from xlsr_transducer.model.heads import LossOptions
 from xlsr_transducer.training.extent import Extent, note_changes, with_warm_step
-from xlsr_transducer.training.loop import LoopOptions
 from xlsr_transducer.training.optim import OptimOptions
+from xlsr_transducer.training.options import LoopOptions
 from xlsr_transducer.training.state import Progress
 
 SHORT = ["--num-epochs=0", "--max-duration=9", "--log-interval=1", "--save-every-n=4"]

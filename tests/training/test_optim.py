@@ -17,7 +17,8 @@ from tests.support.stream_driver import TINY
 from tests.support.tiny_recipe import run_and_resume
 from xlsr_transducer.core.compat import load_tensors
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.model.encoder import EncoderOptions, XLSREncoder
+from xlsr_transducer.model.encoder import XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import TransducerOptions, make_heads
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.optim import (

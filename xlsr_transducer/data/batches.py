@@ -22,7 +22,7 @@ from xlsr_transducer.data.cuts import group_of
 from xlsr_transducer.data.features import read_features
 from xlsr_transducer.data.flaws import Unread
 from xlsr_transducer.data.steps import Place, Planned
-from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.data.tokenizer import Tokenizer, targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +103,16 @@ class SpeechDataset(Dataset):
         if not kept:
             return Batch(*[torch.zeros(0)] * 4, [], [], 0.0, skipped, [], planned.place)
         texts = [c.supervisions[0].text for c in kept]
-        tokens = [torch.tensor(t, dtype=torch.int64) for t in self.tokenizer.encode(texts)]
+        languages = [c.supervisions[0].language or "" for c in kept]
+        ids = targets(self.tokenizer, texts, languages)
+        tokens = [torch.tensor(t, dtype=torch.int64) for t in ids]
         return Batch(
             inputs=pad_sequence(rows, batch_first=True).float(),
             input_lens=torch.tensor([len(r) for r in rows]),
             tokens=pad_sequence([t if len(t) else t.new_zeros(1) for t in tokens], True),
             token_lens=torch.tensor([len(t) for t in tokens]),
             texts=texts,
-            languages=[c.supervisions[0].language or "" for c in kept],
+            languages=languages,
             ids=[c.id for c in kept],
             seconds=seconds,
             skipped=skipped,

@@ -51,7 +51,7 @@ from xlsr_transducer.data.flaws import damage_named, flaw
 from xlsr_transducer.data.plan import Utterances, load_array
 from xlsr_transducer.data.shar import tar_of
 from xlsr_transducer.data.sources import utterance_bytes
-from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.data.tokenizer import LanguageFirst, Tokenizer, require_language, targets
 
 VERSION = 3
 ABOUT, LINES = "about.json", "cuts.jsonl"
@@ -208,7 +208,8 @@ def open_index(
     Raises:
       UserError: the manifest is damaged, or the index can be written nowhere.
     """
-    tokens = f"tokens-{_short_hash(tokenizer.to_bytes())}.npy"
+    kind = b"language" if isinstance(tokenizer, LanguageFirst) else b""
+    tokens = f"tokens-{_short_hash(tokenizer.to_bytes() + kind)}.npy"
     groups = f"groups-{_short_hash(group_by.encode())}.npy" if group_by else GROUPS
     name = manifest.name.split(".")[0] + ".index"
     folders = [manifest.parent / name, *([spare / name] if spare else [])]
@@ -270,8 +271,8 @@ def _make(
     with open(unfinished / LINES, "wb") as copy:
         for line, identity_of_line, cut in _read(manifest):
             digest.update(identity_of_line)
-            groups = [[s.language, s.custom] for s in cut.supervisions]
-            digest.update(json.dumps(groups, default=str).encode())
+            fields = [s.custom for s in cut.supervisions]  # any of them may decide groups
+            digest.update(json.dumps(fields, default=str).encode())
             columns.add(len(line), cut, features, tokenizer)
             if manifest.suffix == ".gz":
                 copy.write(line)
@@ -314,7 +315,7 @@ class _Columns:
         group, tokens, tar = _group_of(cut), [], ""
         if not reason:
             [supervision] = cut.supervisions
-            tokens = tokenizer.encode([supervision.text])[0]
+            tokens = _tokens_of(cut, tokenizer)
             tar = tar_of(cut)
         if tar and tar != self._tar:
             self._tar, self._shard = tar, self._shard + 1
@@ -343,6 +344,15 @@ def _group_of(cut: Cut, group_by: str = "") -> str:
     return group_of(cut.supervisions[0], group_by) if len(cut.supervisions) == 1 else ""
 
 
+def _tokens_of(cut: Cut, tokenizer: Tokenizer) -> list[int]:
+    """Returns what a model learns to emit. Raises UserError if it is to know the language, and
+    has no token of it."""
+    [supervision] = cut.supervisions
+    language = supervision.language or ""
+    require_language(tokenizer, language, cut.id)
+    return targets(tokenizer, [supervision.text], [language])[0]
+
+
 def _frames_of_ctc(tokens: list[int]) -> int:
     """Returns how many frames CTC needs: one for each token, and blanks between equal ones."""
     return len(tokens) + sum(map(eq, tokens, tokens[1:]))
@@ -352,7 +362,7 @@ def _count_tokens(index: Index, path: Path, tokenizer: Tokenizer) -> None:
     """Writes the numbers of tokens of another tokenizer."""
     counts = np.zeros((2, len(index)), dtype=np.int32)
     for row in np.flatnonzero(index.arrays["reasons"] == 0):
-        tokens = tokenizer.encode([index[row].supervisions[0].text])[0]
+        tokens = _tokens_of(index[row], tokenizer)
         counts[:, row] = len(tokens), _frames_of_ctc(tokens)
     with replacing(path) as [temporary], open(temporary, "wb") as f:
         np.save(f, counts)

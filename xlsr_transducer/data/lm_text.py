@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lhotse import SupervisionSegment
 from torch import Tensor
 from tqdm import tqdm
 
@@ -44,13 +45,33 @@ def read_texts(path: Path, normalizer: TextNormalizer) -> Iterator[str]:
 
 def texts_of(data_dir: Path, role: str) -> Iterator[str]:
     """The normalized texts of the splits of a role, ``train`` or ``val``."""
+    for supervision in _supervisions(data_dir, role):
+        yield supervision.text
+
+
+def languages_of(data_dir: Path, role: str) -> list[str]:
+    """Returns the languages of the splits of a role, in alphabetical order.
+
+    Raises:
+      UserError: an utterance has none.
+    """
+    found = {supervision.language or "" for supervision in _supervisions(data_dir, role)}
+    if "" in found:
+        raise UserError(
+            f"{data_dir}: utterances of {role} have no language: run ./prepare.sh from stage 1 "
+            "with lists given as LANG=FILE"
+        )
+    return sorted(found)
+
+
+def _supervisions(data_dir: Path, role: str) -> Iterator[SupervisionSegment]:
     for split in load_splits(data_dir)[role]:
         path = data_dir / "manifests" / f"cuts_{split}.jsonl.gz"
         if not path.is_file():
             raise UserError(f"{path} is missing: stage 2 of ./prepare.sh makes it")
         for cut in load_cuts(path):
             if not flaw(cut, from_waveform=True):
-                yield cut.supervisions[0].text
+                yield cut.supervisions[0]
 
 
 @dataclasses.dataclass(frozen=True)

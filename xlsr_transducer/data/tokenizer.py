@@ -1,11 +1,13 @@
 """Tokens of the model, BPE pieces or letters: text to token ids and back, by sentencepiece.
 
-Ids 0, 1 and 2 are `<blk>`, `<sos/eos>` and `<unk>`; tokens.txt has one `token id` a line.
+Ids 0, 1 and 2 are `<blk>`, `<sos/eos>` and `<unk>`; tokens.txt has one `token id` a line. Tokens
+of languages follow, such as `<et>`, if there are any: control symbols, which no text spells.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from xlsr_transducer.core.errors import UserError
 BLANK, SOS_EOS, UNK = "<blk>", "<sos/eos>", "<unk>"
 WORD_START = "\u2581"  # sentencepiece writes a word's leading space as this
 UNK_TEXT = " \u2047 "  # and an unknown token in texts as this
+_LANGUAGE = re.compile(r"<([A-Za-z][A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*)>")
 
 
 class Tokenizer:
@@ -42,6 +45,11 @@ class Tokenizer:
             )
         # Whether a token begins a word: what word boundaries and biasing need.
         self.word_starts: list[bool] = [token.startswith(WORD_START) for token in self.tokens]
+        self.languages: dict[str, int] = {}  # code -> id of its token
+        for i in range(3, self.vocab_size):
+            if not (self._model.is_control(i) and is_language_token(self.tokens[i])):
+                break
+            self.languages[self.tokens[i][1:-1]] = i
 
     @classmethod
     def load(cls, lang_dir: str | Path) -> Tokenizer:
@@ -77,13 +85,73 @@ class Tokenizer:
         return [self._model.encode(text, out_type=int) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of token ids. Blank and sos/eos are left out, unk becomes U+2047."""
+        """Returns the text of token ids. Blank, sos/eos and languages are left out, unk becomes
+        U+2047."""
         return " ".join(self._model.decode([int(i) for i in ids]).split())
+
+    def language_of(self, ids: Iterable[int]) -> str:
+        """Returns the first language among token ids, '' without any."""
+        codes = {i: code for code, i in self.languages.items()}
+        return next((codes[i] for i in ids if i in codes), "")
 
     def write_tokens(self, path: str | Path) -> None:
         """Writes tokens.txt."""
         lines = [f"{token} {i}\n" for i, token in enumerate(self.tokens)]
         Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+class LanguageFirst(Tokenizer):
+    """The tokens of a model that learns to emit the language's token before the text."""
+
+
+def language_first(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns tokens that have languages as a ``LanguageFirst``, and others as they are."""
+    has_languages = isinstance(tokenizer, Tokenizer) and tokenizer.languages
+    return LanguageFirst(tokenizer.to_bytes()) if has_languages else tokenizer
+
+
+def targets(
+    tokenizer: Tokenizer, texts: Sequence[str], languages: Sequence[str]
+) -> list[list[int]]:
+    """Returns the token ids that a model learns to emit for each text.
+
+    Args:
+      languages: of each text; one without a token, or '', leaves the text as it is.
+    """
+    ids = tokenizer.encode(texts)
+    if not isinstance(tokenizer, LanguageFirst):
+        return ids
+    first = [
+        [tokenizer.languages[code]] if code in tokenizer.languages else [] for code in languages
+    ]
+    return [before + one for before, one in zip(first, ids)]
+
+
+def require_language(tokenizer: Tokenizer, language: str, where: str) -> None:
+    """Raises UserError, which says ``where``, if a model learns languages but not this one."""
+    if isinstance(tokenizer, LanguageFirst) and language not in tokenizer.languages:
+        known = ", ".join(tokenizer.languages)
+        unknown = f"the language {language!r} has no token" if language else "has no language"
+        raise UserError(
+            f"{where}: {unknown}; those of the model are {known}: give its list as LANG=FILE to "
+            "./prepare.sh, or make tokens with this language and train with them"
+        )
+
+
+def language_token(language: str) -> str:
+    """Returns the token of a language, `<et>`. Raises UserError if its code cannot be one."""
+    token = f"<{language}>"
+    if not is_language_token(token):
+        raise UserError(
+            f"the language {language!r} can have no token: a code of two or more letters and "
+            "digits is needed, such as et, est or zh-TW"
+        )
+    return token
+
+
+def is_language_token(token: str) -> bool:
+    """Returns whether a token, by its spelling, stands for a language."""
+    return bool(_LANGUAGE.fullmatch(token)) and token not in (BLANK, UNK)
 
 
 def hash_of_tokens(tokens: Sequence[str]) -> str:
@@ -93,7 +161,7 @@ def hash_of_tokens(tokens: Sequence[str]) -> str:
 
 def text_of(tokens: Iterable[str]) -> str:
     """``Tokenizer.decode`` without a BPE model, from the tokens themselves."""
-    kept = [t for t in tokens if t not in (BLANK, SOS_EOS)]
+    kept = [t for t in tokens if t not in (BLANK, SOS_EOS) and not is_language_token(t)]
     pieces = [UNK_TEXT if t == UNK else t for t in kept]
     return " ".join("".join(pieces).replace(WORD_START, " ").split())
 

@@ -41,7 +41,11 @@ class BaselineOptions(Options):
     """The baseline."""
 
     model: str = option("", "name at Hugging Face, or a folder with a model of transformers")
-    language: str = option("", "language code that is given to a Whisper model; '': it detects it")
+    language: str = option(
+        "",
+        "language code that is given to a Whisper model ('': it detects it), or the token of the "
+        "language that an encoder with a text decoder writes, such as de_DE",
+    )
     task: str = option(
         "transcribe", "what a Whisper model does", choices=("transcribe", "translate")
     )
@@ -99,6 +103,7 @@ class Baseline:
                 f"({reason})"
             ) from e
         self.is_whisper = self.pipe.type == "seq2seq_whisper"
+        self.language_token = self._language_token()
         self.about = {
             "model": options.model,
             "type": self.pipe.type,
@@ -106,6 +111,23 @@ class Baseline:
             "transformers": transformers.__version__,
             "parameters": sum(p.numel() for p in self.pipe.model.parameters()),
         }
+
+    def _language_token(self) -> int | None:
+        """The token that begins what an encoder with a text decoder writes, if one is asked for.
+
+        Raises:
+          UserError: its tokenizer has no such token.
+        """
+        language, tokenizer = self.options.language, self.pipe.tokenizer
+        if self.pipe.type != "seq2seq" or not language:
+            return None
+        token = tokenizer.convert_tokens_to_ids(language)
+        if token in (None, tokenizer.unk_token_id):
+            raise UserError(
+                f"--language {language}: --model {self.options.model} has no such token; XLS-R's "
+                "translators have de_DE, for example"
+            )
+        return token
 
     @torch.no_grad()
     def texts(self, waves: Sequence[Any]) -> list[str]:
@@ -132,6 +154,8 @@ class Baseline:
                 generate.update(
                     {"language": self.options.language} if self.options.language else {}
                 )
+        if self.language_token is not None:
+            generate["forced_bos_token_id"] = self.language_token
         if self.pipe.type.startswith("seq2seq"):
             more["generate_kwargs"] = generate
         try:

@@ -33,7 +33,11 @@ class FormatOptions:
         False,
         "write wav2vec2_ctc.pt, which stock sherpa serves; a transducer's has the search inside",
     )
-    hf: Path | None = option(None, "write XLSR into this folder, as Hugging Face has it")
+    hf: Path | None = option(
+        None,
+        "write into this folder what Hugging Face's classes load: a CTC model of letters or a "
+        "classifier; of a transducer its XLSR",
+    )
     onnx: bool = option(
         False, "write encoder, decoder and joiner, or a CTC model, as ONNX files, and model.onnx"
     )

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.geometry import RECEPTIVE_FIELD, SAMPLING_RATE
 from xlsr_transducer.exporting.classifier import output_of, outputs
 from xlsr_transducer.exporting.formats import Artifact, Job
-from xlsr_transducer.exporting.hugging_face import (
-    FILES,
-    HUGGING_FACE_CONFIG,
+from xlsr_transducer.exporting.hugging_face import FILES
+from xlsr_transducer.exporting.hugging_face_files import (
     PREPROCESSOR_CONFIG,
     TOLERANCE,
+    config_of,
     hugging_face_weights,
+    write_files,
 )
 from xlsr_transducer.model.foreign_classifier import ARCHITECTURE, HUGGING_FACE
 from xlsr_transducer.model.heads import ClassifierHead
@@ -54,15 +52,18 @@ def write(job: Job, folder: Path) -> list[Artifact]:
     encoder, head = loaded.model.encoder, loaded.model.classifier
     weights = {f"wav2vec2.{n}": w for n, w in hugging_face_weights(encoder.xlsr).items()}
     weights.update(_head(head))
-    values: dict[str, Any] = {**HUGGING_FACE_CONFIG, **loaded.config.xlsr.to_dict()}
-    values["architectures"] = [ARCHITECTURE]
-    values["num_feat_extract_layers"] = len(loaded.config.xlsr.conv_dim)
-    values["classifier_proj_size"] = len(weights[f"{HUGGING_FACE[0]}.bias"])
     labels = loaded.tokenizer.tokens
-    values["id2label"] = {str(i): label for i, label in enumerate(labels)}
-    values["label2id"] = {label: i for i, label in enumerate(labels)}
+    values = config_of(
+        loaded.config.xlsr,
+        architectures=[ARCHITECTURE],
+        classifier_proj_size=len(weights[f"{HUGGING_FACE[0]}.bias"]),
+        id2label={str(i): label for i, label in enumerate(labels)},
+        label2id={label: i for i, label in enumerate(labels)},
+    )
     normalizes = loaded.config.features.normalize == "utterance"
-    _write_files(folder, values, weights, {**PREPROCESSOR_CONFIG, "do_normalize": normalizes}, job)
+    preprocessor = {**PREPROCESSOR_CONFIG, "do_normalize": normalizes}
+    files = {"preprocessor_config.json": preprocessor, "config.json": values}
+    write_files(folder, weights, _card(job), files)
     # Audio shorter than a frame has none, with which Hugging Face's class stops.
     return [
         Artifact(
@@ -111,33 +112,16 @@ def _head(head: ClassifierHead) -> dict[str, Tensor]:
     }
 
 
-def _write_files(
-    folder: Path,
-    config: dict[str, Any],
-    weights: dict[str, Tensor],
-    preprocessor: dict[str, Any],
-    job: Job,
-) -> None:
-    from safetensors.torch import save
-
+def _card(job: Job) -> str:
     labels = job.loaded.tokenizer.tokens
     more = ", ..." if len(labels) > MOST_NAMED else ""
-    card = CARD.format(
+    return CARD.format(
         count=len(labels),
         source=Path(job.loaded.config.features.xlsr).name,
         architecture=ARCHITECTURE,
         name=job.name,
         labels=", ".join(labels[:MOST_NAMED]) + more,
     )
-    contents = (
-        save(weights, metadata={"format": "pt"}),
-        (json.dumps(preprocessor, indent=2) + "\n").encode(),
-        card.encode(),
-        (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(),
-    )
-    with replacing(*(folder / name for name in FILES)) as temporary:
-        for path, content in zip(temporary, contents):
-            path.write_bytes(content)
 
 
 def run(files: Sequence[Path], waves: Sequence[Tensor]) -> list[Output]:

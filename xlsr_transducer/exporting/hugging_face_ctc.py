@@ -93,6 +93,9 @@ def require_expressible(loaded: LoadedModel, is_full_context: bool) -> None:
         "BPE pieces: train on letters, made by prepare.sh --unit char": any(
             WORD_START in letter for letter in letters
         ),
+        "language tokens, which it would print: train with --language-token 0": bool(
+            loaded.tokenizer.languages
+        ),
         # transformers 5.23 reads no other delimiter from a folder.
         f"letter {DELIMITER}, its boundary of words: prepare texts with --punctuation drop": (
             DELIMITER in letters

@@ -201,7 +201,7 @@ def traceable(model: SpeechModel) -> Iterator[None]:
         with torch.no_grad():
             adapter.conv.product = _as_linear(adapter.conv)
     for layer in xlsr.feature_extractor.conv_layers[1:]:
-        if layer.norm == "layer":
+        if layer.has_layer_norm:
             changed[layer] = _layer_by_product
             with torch.no_grad():
                 layer.product = _as_linear(layer.conv)

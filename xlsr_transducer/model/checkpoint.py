@@ -20,6 +20,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.core.tensor_files import load_verified, save_atomically
 from xlsr_transducer.data.labels import Units, units_from_bytes
+from xlsr_transducer.data.tokenizer import LanguageFirst
 from xlsr_transducer.model.averaging import Weights, covered_steps, mean_between, mean_of
 from xlsr_transducer.model.config import ModelConfig, build_model
 from xlsr_transducer.model.foreign import read_foreign
@@ -118,6 +119,7 @@ def model_content(config: ModelConfig, tokenizer: Units, weights: Weights) -> di
         "format": FORMAT,
         "config": config.to_dict(),
         "tokens": tokenizer.tokens,
+        "language_token": isinstance(tokenizer, LanguageFirst),
         "bpe_model": bpe,
         "model": weights,
     }
@@ -229,6 +231,8 @@ def load_model(options: CheckpointOptions, streaming: bool | None = None) -> Loa
         tokenizer = units_from_bytes(bytes(content["bpe_model"].tolist()))
     except UserError as e:
         raise UserError(f"{path}: its BPE model is damaged ({e}); use another checkpoint") from e
+    if content.get("language_token"):
+        tokenizer = LanguageFirst(tokenizer.to_bytes())
     return LoadedModel(model.eval(), config, tokenizer)
 
 

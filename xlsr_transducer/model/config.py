@@ -11,7 +11,8 @@ from typing import Any
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Number, flag_of, numbers_of, option
 from xlsr_transducer.model.chunking import ChunkSettings
-from xlsr_transducer.model.encoder import EncoderOptions, StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import HEADS, ClassifierOptions, TransducerOptions, make_heads
 from xlsr_transducer.model.speech_model import SpeechModel

@@ -14,7 +14,7 @@ from torch import Tensor
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.foreign_letters import letters_of
 from xlsr_transducer.model.heads import TransducerOptions

@@ -19,15 +19,11 @@ from torch import Tensor
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.labels import Labels
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions
-from xlsr_transducer.model.encoder import EncoderOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.feature_info import FeatureInfo
+from xlsr_transducer.model.foreign import normalizes
 from xlsr_transducer.model.heads import ClassifierOptions, TransducerOptions
-from xlsr_transducer.model.xlsr_checkpoint import (
-    XlsrCheckpoint,
-    _read_weights,
-    _weight_files,
-    load_xlsr,
-)
+from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_folder, load_xlsr
 
 ARCHITECTURE = "Wav2Vec2ForSequenceClassification"
 HEAD = "heads.classifier"
@@ -70,12 +66,7 @@ def read_folder(folder: Path) -> ForeignClassifier:
     """
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     where = str(folder / "config.json")
-    if values.get("adapter_attn_dim"):
-        raise UserError(f"{where}: adapter_attn_dim is set; classifiers with it are not supported")
-    xlsr = load_xlsr(str(folder))
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        weights.update(_read_weights(file))
+    xlsr, weights = load_folder(folder, str(folder))
     own = _head(weights, HUGGING_FACE, str(folder), xlsr.config.hidden_size)
     is_weighted = bool(values.get("use_weighted_layer_sum"))
     if is_weighted:
@@ -87,19 +78,8 @@ def read_folder(folder: Path) -> ForeignClassifier:
         labels = [str(names[str(i)]) for i in range(count)]
     except (KeyError, TypeError) as e:
         raise UserError(f"{where}: id2label does not name the {count} labels") from e
-    normalize = "utterance" if _normalizes(folder) else "none"
+    normalize = "utterance" if normalizes(folder) else "none"
     return _classifier(where, xlsr, own, labels, normalize, is_weighted)
-
-
-def _normalizes(folder: Path) -> bool:
-    """Returns whether a folder's feature extractor normalises each utterance."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return True
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("do_normalize", True))
-    except (ValueError, AttributeError) as e:
-        raise UserError(f"{path}: not valid JSON ({e})") from e
 
 
 def read_fairseq(path: Path, content: dict[str, Any]) -> ForeignClassifier:
@@ -111,9 +91,8 @@ def read_fairseq(path: Path, content: dict[str, Any]) -> ForeignClassifier:
     Raises:
       UserError: it pools otherwise than by the mean, or has a layer that this project lacks.
     """
-    cfg = content.get("cfg")
-    cfg = cfg if isinstance(cfg, dict) else {}
-    model, task = cfg.get("model") or {}, cfg.get("task") or {}
+    cfg = _dict(content.get("cfg"))
+    model, task = _dict(cfg.get("model")), _dict(cfg.get("task"))
     for name, only in (("pooling", "mean"), ("activation_fn", "linear")):
         if model.get(name, only) != only:
             raise UserError(f"{path}: {name} is {model[name]!r}; only {only!r} is supported")
@@ -128,11 +107,11 @@ def read_fairseq(path: Path, content: dict[str, Any]) -> ForeignClassifier:
 
 def _fairseq_labels(path: Path, content: dict[str, Any], count: int) -> list[str]:
     """Returns the labels: of the file's dictionary, of one beside it, or else numbers."""
-    state = content.get("task_state")
-    inside = getattr(state.get("target_dictionary"), "symbols", None) if state else None
+    dictionary = _dict(content.get("task_state")).get("target_dictionary")
+    inside = getattr(dictionary, "symbols", None)
     found = [inside] if inside else []
     for file in sorted(path.parent.glob("dict.*.txt")):  # `label count` a line
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         found.append([line.rsplit(" ", 1)[0] for line in lines if line.strip()])
     for labels in found:
         if len(labels) == count:
@@ -141,6 +120,11 @@ def _fairseq_labels(path: Path, content: dict[str, Any], count: int) -> list[str
         f"{path}: no names of its {count} labels, in it or in a dict.*.txt beside it: numbers"
     )
     return [str(i) for i in range(count)]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """Returns a dictionary as it is, and an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
 
 
 def _head(

@@ -47,6 +47,10 @@ class SpeechModel(nn.Module):
         """The classifier."""
         return self.heads["classifier"] if "classifier" in self.heads else None
 
+    def describe(self) -> str:
+        """Returns the heads in words, for the log."""
+        return ", ".join(head.describe() for head in self.heads.values())
+
     def forward(
         self,
         x: Tensor,

@@ -25,6 +25,8 @@ from xlsr_transducer.model.xlsr_config import XlsrConfig
 class ConvLayer(nn.Module):
     """One convolution of the front end, with the norm that its place asks for."""
 
+    __constants__ = ["has_layer_norm", "has_group_norm"]  # TorchScript compiles the norm there is
+
     def __init__(self, config: XlsrConfig, index: int):
         super().__init__()
         width_in = config.conv_dim[index - 1] if index else 1
@@ -36,11 +38,11 @@ class ConvLayer(nn.Module):
             stride=config.conv_stride[index],
             bias=config.conv_bias,
         )
-        self.norm = config.feat_extract_norm if index == 0 else "none"
-        if config.feat_extract_norm == "layer":
-            self.norm = "layer"
+        self.has_layer_norm = config.feat_extract_norm == "layer"
+        self.has_group_norm = config.feat_extract_norm == "group" and index == 0
+        if self.has_layer_norm:
             self.layer_norm = nn.LayerNorm(width, eps=1e-5)
-        elif self.norm == "group":
+        elif self.has_group_norm:
             self.layer_norm = nn.GroupNorm(width, width)
         else:
             self.layer_norm = nn.Identity()
@@ -50,9 +52,9 @@ class ConvLayer(nn.Module):
         x = self.conv(x)
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         lens = (torch.div(lens - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
-        if self.norm == "layer":
+        if self.has_layer_norm:
             x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
-        elif self.norm == "group":
+        elif self.has_group_norm:
             x = _masked_group_norm(x, lens, self.layer_norm.weight, self.layer_norm.bias)
         return gelu(x), lens
 

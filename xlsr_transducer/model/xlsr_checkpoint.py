@@ -73,7 +73,7 @@ def load_xlsr(source: str, language: str | None = None) -> XlsrCheckpoint:
     Args:
       source: a folder in Hugging Face's format, a fairseq ``.pt`` file, or a name on the
         Hugging Face hub such as ``facebook/wav2vec2-xls-r-300m``.
-      language: whose adapters of MMS are wanted, such as ``est``; None: those of the main file.
+      language: whose adapters of MMS are wanted, such as ``fra``; None: those of the main file.
 
     Raises:
       UserError: nothing usable there; the message says what is missing.

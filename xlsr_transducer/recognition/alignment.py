@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xlsr_transducer.model.heads.ctc import BLANK_ID
 from xlsr_transducer.model.speech_model import SpeechModel
+from xlsr_transducer.search.base import CTC_NORM
 from xlsr_transducer.search.hypothesis import Hypothesis
 
 # Elements of logits made at a time.
@@ -56,18 +58,17 @@ def align(
 def align_ctc(
     model: SpeechModel, encoder_out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
 ) -> list[Hypothesis]:
-    """Returns the same as ``align`` by the CTC head, which the model has to have.
+    """Returns the same as ``align`` by the CTC head, which the model has to have; a transducer
+    it may lack.
 
     A token's frame is the first one that has it as its label.
     """
-    blank_id = model.decoder.blank_id
-    tokens = _without_padding(tokens, token_lens, blank_id)
+    tokens = _without_padding(tokens, token_lens, BLANK_ID)
     logits = model.ctc_output(encoder_out[:, : int(lens.max())])
     log_probs = logits.double().log_softmax(-1)
-    score, frames = ctc_best_path(log_probs, lens, tokens, token_lens, blank_id)
+    score, frames = ctc_best_path(log_probs, lens, tokens, token_lens, BLANK_ID)
     emit = log_probs.gather(2, tokens.unsqueeze(1).expand(-1, log_probs.shape[1], -1))
-    norm = model.decoder.context_size
-    return _hypotheses(tokens, token_lens, score, frames, emit, norm)
+    return _hypotheses(tokens, token_lens, score, frames, emit, CTC_NORM)
 
 
 def _without_padding(tokens: Tensor, token_lens: Tensor, blank_id: int) -> Tensor:

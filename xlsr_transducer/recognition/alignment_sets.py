@@ -24,6 +24,7 @@ from xlsr_transducer.recognition.alignment_files import Aligned
 from xlsr_transducer.recognition.audio_sets import AudioSet
 from xlsr_transducer.recognition.decoding import DecodeOptions, batches
 from xlsr_transducer.recognition.spans import token_spans, word_spans
+from xlsr_transducer.search import Hypothesis
 
 
 def sets_to_align(options: DecodeOptions, wavs: list[Path], texts: list[str]) -> list[AudioSet]:
@@ -96,6 +97,17 @@ def align_set(
     return sorted(found, key=lambda a: (place.get(a.id), a.id)), left_out
 
 
+def without_language(path: Hypothesis, tokenizer: Tokenizer) -> Hypothesis:
+    """Returns an alignment without the token of the language, which is no part of the text."""
+    languages = set(tokenizer.languages.values())
+    kept = [i for i, token in enumerate(path.tokens) if token not in languages]
+    if len(kept) == len(path.tokens):
+        return path
+    lists = ([values[i] for i in kept] for values in (path.tokens, path.frames, path.log_probs))
+    tokens, frames, log_probs = lists
+    return dataclasses.replace(path, tokens=tokens, frames=frames, log_probs=log_probs)
+
+
 def align_batch(
     audio: AudioSet,
     batch: Batch,
@@ -103,16 +115,17 @@ def align_batch(
     lens: Tensor,
     model: SpeechModel,
     tokenizer: Tokenizer,
-    topology: str = "regular",
+    topology: str | None = None,
 ) -> tuple[list[Aligned], list[Unread]]:
     """Aligns a batch of a set whose encoder output (N, T, E) with lengths (N,) is there.
 
     Args:
-      topology: as in ``align_set``.
+      topology: as in ``align_set``; by default `regular`, or `ctc` without a transducer.
 
     Returns:
       The alignments; what has no path.
     """
+    topology = topology or ("ctc" if model.joiner is None else "regular")
     given = (model, out, lens, batch.tokens, batch.token_lens)
     paths = align_ctc(*given) if topology == "ctc" else align(*given, topology)
     found, left_out, frame = [], [], model.encoder.frame_seconds
@@ -123,6 +136,7 @@ def align_batch(
             reason = f"{audio.shown(name)}: {reason}" if audio.files else reason
             left_out.append(Unread(name, text, reason))
             continue
+        path = without_language(path, tokenizer)
         tokens = token_spans(path, tokenizer.tokens, frame)
         starts = [tokenizer.word_starts[t] for t in path.tokens]
         words = word_spans(tokens, starts, text.split())

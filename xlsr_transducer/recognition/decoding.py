@@ -18,7 +18,7 @@ from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.data.batches import Batch, Change
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.flaws import Unread
-from xlsr_transducer.data.tokenizer import Tokenizer
+from xlsr_transducer.data.tokenizer import Tokenizer, require_language
 from xlsr_transducer.model.checkpoint import CheckpointOptions, LoadedModel, load_model
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import ModelConfig
@@ -165,6 +165,14 @@ def require_memory(
             whole.check(longest.id, longest.duration, device)
 
 
+def require_languages(sets: list[AudioSet], tokenizer: Tokenizer) -> None:
+    """Raises UserError if a model that emits languages does not know one of a manifest's."""
+    for audio in sets:
+        for cut in audio.cuts if not audio.files else ():
+            where = f"{audio.manifest}, {cut.id}"
+            require_language(tokenizer, cut.supervisions[0].language or "", where)
+
+
 def closest(
     nbest: list[list[Hypothesis]], texts: list[str], tokenizer: Tokenizer
 ) -> list[Hypothesis]:
@@ -228,6 +236,9 @@ class Results:
         """
         reasons = {i: unread.reason for i, unread in self.unread.items()}
         facts = {cut.id: facts_of(cut) for cut in self.audio.cuts}
+        if tokenizer.languages:
+            for i, hypothesis in self.hypotheses.items():
+                facts[i]["language_found"] = tokenizer.language_of(hypothesis.tokens)
         words = {
             i: timed_text(h, tokenizer.tokens, self.frame).words
             for i, h in self.hypotheses.items()

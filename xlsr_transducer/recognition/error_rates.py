@@ -56,6 +56,7 @@ class Score:
     cer: ErrorRate
     num_unread: int = 0  # of the utterances
     languages: Mapping[str, Score] = field(default_factory=dict)  # of each, if any is known
+    num_identified: int | None = None  # utterances whose language was found; None: not sought
 
 
 def score(

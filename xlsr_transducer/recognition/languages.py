@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from xlsr_transducer.core.tables import text_table
-from xlsr_transducer.recognition.error_rates import UNKNOWN, Score
+from xlsr_transducer.recognition.error_rates import UNKNOWN, Score, Transcript
+from xlsr_transducer.recognition.share import Accuracy
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,40 @@ def language_table(scores: Sequence[Score]) -> str:
 def has_several(languages: Iterable[str]) -> bool:
     """Returns whether there is more than one known language."""
     return len({name for name in languages if name != UNKNOWN}) > 1
+
+
+def with_identified(
+    total: Score, transcripts: Iterable[Transcript], facts: Mapping[str, Mapping[str, Any]]
+) -> Score:
+    """Returns the score of a set with how many utterances the model named the language of.
+
+    A model that names none in the whole set does not seek languages. An utterance that could not
+    be read is not identified; of those without a language in the manifest nothing is known.
+    """
+    if not any(known.get("language_found") for known in facts.values()):
+        return total
+    right: Counter[str] = Counter()
+    for known in (facts.get(t.id, {}) for t in transcripts):
+        language = known.get("language") or UNKNOWN
+        right[language] += known.get("language_found") == language
+    parts = {name: replace(s, num_identified=right[name]) for name, s in total.languages.items()}
+    return replace(total, languages=parts)
+
+
+def identified_table(scores: Sequence[Score]) -> str:
+    """Returns in how many utterances of each set and language the language was found, with a 95 %
+    interval (E. B. Wilson, 1927); '' if no model sought it."""
+    rows = [("set", "language", "found % [95 %]", "found", "utts")]
+    for score in scores:
+        counts = {
+            name: (s.num_identified, s.num_utterances)
+            for name, s in score.languages.items()
+            if name != UNKNOWN and s.num_identified is not None
+        }
+        if len(counts) > 1:
+            counts["all"] = tuple(map(sum, zip(*counts.values())))
+        for name, (right, total) in counts.items():
+            low, high = Accuracy(right, total).interval
+            percent = f"{100 * right / total:.2f} [{low:.2f}, {high:.2f}]"
+            rows.append((score.set_name, name, percent, str(right), str(total)))
+    return text_table(rows) if len(rows) > 1 else ""

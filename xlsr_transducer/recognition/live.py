@@ -28,6 +28,7 @@ from xlsr_transducer.search import (
     SearchOptions,
     make_search,
 )
+from xlsr_transducer.search.bias import FREE
 from xlsr_transducer.search.context_graph import context_graph, phrase_tokens
 from xlsr_transducer.search.token_graph import TokenGraph
 
@@ -107,7 +108,8 @@ class LiveModel:
         """Why a stream may not bring hotwords of its own; "" if it may."""
         if self.tokenizer is not None and getattr(self.search, "bias", None) is not None:
             return ""
-        return "hotwords need --decoding-method modified_beam_search" + (
+        method = FREE[self.search.ctc_output is not None]
+        return f"hotwords need --decoding-method {method}" + (
             " and bpe.model beside the ONNX files" if self.tokenizer is None else ""
         )
 
@@ -161,6 +163,6 @@ def _bias(
     if tokenizer is None and options != BiasOptions():
         raise UserError(f"{source}: hotwords and language models need bpe.model beside it")
     loaded = options.load(tokenizer, source) if tokenizer else None
-    if loaded is None and search.method == "modified_beam_search":
+    if loaded is None and search.method in FREE:
         return Bias(len(tokens))
     return loaded

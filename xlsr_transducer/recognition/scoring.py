@@ -6,8 +6,9 @@ For a test set and a suffix that names the settings, ``write_results`` leaves
     errs-<set>-<suffix>.txt         the rate, alignments, confusions, counts per word; rates by
                                     language where there are several
     wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances; then the same by language
-    utterances-<set>-<suffix>.jsonl one JSON object per utterance: texts, speaker, language,
-                                    seconds, custom fields, place of the audio
+    utterances-<set>-<suffix>.jsonl one JSON object per utterance: texts, speaker, language (and
+                                    language_found by a model that tells it), seconds, custom
+                                    fields, place of the audio
     tokens-<set>-<suffix>.jsonl     one JSON object per utterance with token ids, their encoder
                                     frames and log-probs (read by local/compare_decodes.py), words
                                     with start, end and confidence, speaker and custom fields
@@ -39,9 +40,11 @@ from xlsr_transducer.recognition.error_rates import (
 )
 from xlsr_transducer.recognition.languages import (
     has_several,
+    identified_table,
     language_rows,
     language_table,
     spreads,
+    with_identified,
 )
 from xlsr_transducer.recognition.spans import Span
 from xlsr_transducer.search.hypothesis import Hypothesis
@@ -100,6 +103,7 @@ def write_results(
     languages = {i: known.get("language", "") for i, known in facts.items()}
     result = score(set_name, suffix, transcripts, len(unread))
     result = score_languages(result, transcripts, unread, languages)
+    result = with_identified(result, transcripts, facts)
     name = f"{set_name}-{suffix}"
     files = {
         f"recogs-{name}.txt": _recogs(transcripts),
@@ -118,14 +122,15 @@ def write_results(
 
 def format_table(scores: Sequence[Score]) -> str:
     """Returns a plain text table, one line per score; then one of the languages, if there are
-    several."""
+    several, and one of how often they were found, if they were sought."""
     rates = ("WER % [95 %]", "CER % [95 %]")
     rows = [("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread")]
     for s in scores:
         kinds = f"{s.wer.insertions}/{s.wer.deletions}/{s.wer.substitutions}"
         cells = (s.set_name, s.suffix, str(s.wer), str(s.cer), str(s.wer.num_ref), kinds)
         rows.append((*cells, str(s.num_utterances), str(s.num_unread)))
-    return "\n\n".join(filter(None, [text_table(rows), language_table(scores)]))
+    tables = (text_table(rows), language_table(scores), identified_table(scores))
+    return "\n\n".join(filter(None, tables))
 
 
 def _summary(result: Score) -> str:
@@ -234,6 +239,8 @@ def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str,
         sections.append(
             ["BY LANGUAGE: rates, the worst, their mean, and the gap", text_table(rows)]
         )
+    if identified := identified_table([result]):
+        sections.append(["LANGUAGE FOUND: in how many utterances", identified])
     if unread:
         lines = [f"{i}: {' '.join(reason.split())}" for i, reason in sorted(unread.items())]
         sections.append(["UNREAD: utterance: reason", *lines])

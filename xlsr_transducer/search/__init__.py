@@ -13,6 +13,7 @@ from xlsr_transducer.search.ctc_prefix import CtcPrefixBeamSearch
 from xlsr_transducer.search.fast_beam import FastBeamSearch
 from xlsr_transducer.search.greedy import GreedySearch
 from xlsr_transducer.search.hypothesis import Hypothesis
+from xlsr_transducer.search.k2.ctc import CtcLatticeSearch
 from xlsr_transducer.search.k2.lattices import LatticeSearch, NbestSearch
 from xlsr_transducer.search.lm.rescore import LmRescoreSearch
 from xlsr_transducer.search.modified_beam import ModifiedBeamSearch
@@ -29,6 +30,8 @@ __all__ = ["Bias", "BiasOptions", "Heads", "Hypothesis", "Search", "SearchOption
 
 SEARCHES = {
     "beam_search": BeamSearch,
+    "ctc_LG": CtcLatticeSearch,
+    "ctc_decoding": CtcLatticeSearch,
     "ctc_greedy_search": CtcGreedySearch,
     "ctc_prefix_beam_search": CtcPrefixBeamSearch,
     "fast_beam_search": FastBeamSearch,

@@ -26,6 +26,9 @@ from xlsr_transducer.search.options import SearchOptions
 
 State = TypeVar("State")
 
+# ``norm_score`` of CTC is per token, with one more for the end.
+CTC_NORM = 1
+
 
 class Search(ABC):
     """Offline: ``init_state``, one ``advance`` over everything, ``results``.
@@ -177,7 +180,7 @@ class CtcSearch(Search):
         self.decoder = self.joiner = None
         self.ctc_output = ctc_output
         self.blank_id = BLANK_ID
-        self.context_size = 1  # ``norm_score`` is per token, with one more for the end
+        self.context_size = CTC_NORM
 
     def _device(self) -> torch.device:
         return next(self.ctc_output.parameters()).device

@@ -22,7 +22,8 @@ class Hypothesis:
     log_probs: list[float] = field(default_factory=list)
     """Log-prob of each token where it came, the basis of its confidence."""
     norm_score: float = 0.0
-    """``score`` divided by the number of tokens plus the context size: n-best order."""
+    """``score`` divided by the number of tokens plus the context size: the n-best order of most
+    searches (fast_beam_search and those of CTC order by ``score``)."""
     num_stable: int = field(default=0, compare=False)
     """How many of its first tokens all live hypotheses of a stream share, so that no later frame
     can change them; 0 where nobody counted."""

@@ -25,16 +25,24 @@ METHODS = (
     "fast_beam_search_nbest",
     "fast_beam_search_nbest_oracle",
     "fast_beam_search_nbest_LG",
+    "ctc_decoding",
+    "ctc_LG",
 )
 # They need a neural language model.
 LM_METHODS = tuple(method for method in METHODS if method.startswith("modified_beam_search_"))
 FAST_METHODS = tuple(method for method in METHODS if method.startswith("fast_beam_search"))
+LATTICE_CTC_METHODS = ("ctc_decoding", "ctc_LG")
 NBEST_METHODS = tuple(method for method in METHODS if "nbest" in method)
 # They walk along a graph of words, LG.
 LG_METHODS = tuple(method for method in METHODS if method.endswith("_LG"))
 ORACLE = "fast_beam_search_nbest_oracle"
 # Their results are made at the end of an utterance.
-OFFLINE_METHODS = ("modified_beam_search_lm_rescore", "fast_beam_search_LG", *NBEST_METHODS)
+OFFLINE_METHODS = (
+    "modified_beam_search_lm_rescore",
+    "fast_beam_search_LG",
+    *NBEST_METHODS,
+    *LATTICE_CTC_METHODS,
+)
 # They need nothing beside the model: no language model, graph of words, k2 or reference.
 SELF_CONTAINED = tuple(
     method for method in METHODS if method not in (*LM_METHODS, *OFFLINE_METHODS)
@@ -77,7 +85,9 @@ class SearchOptions(Options):
         at_least=1,
     )
     beam: float = option(
-        20.0, "fast_beam_search*: log-prob below the best at which to prune", above=0
+        20.0,
+        "fast_beam_search*, ctc_decoding, ctc_LG: log-prob below the best at which to prune",
+        above=0,
     )
     max_contexts: int = option(
         8, "fast_beam_search*: contexts kept per stream and frame", at_least=1
@@ -149,6 +159,11 @@ class SearchOptions(Options):
         has_transducer, has_ctc = model.joiner is not None, model.ctc_output is not None
         default = "greedy_search" if has_transducer or not has_ctc else "ctc_greedy_search"
         method = self.decoding_method or default
+        if not has_transducer and not has_ctc:
+            raise UserError(
+                f"--decoding-method {method} needs a model that recognises words; this one is a "
+                "classifier: use xlsr_transducer.classify"
+            )
         if method in CTC_METHODS and not has_ctc:
             raise UserError(
                 f"--decoding-method {method} needs a model with a CTC head: train it with "
@@ -156,8 +171,8 @@ class SearchOptions(Options):
             )
         if method not in CTC_METHODS and not has_transducer:
             raise UserError(
-                f"--decoding-method {method} needs a model with a transducer; this one has "
-                + (f"CTC alone: {', '.join(CTC_METHODS)}" if has_ctc else "a classifier: classify")
+                f"--decoding-method {method} needs a model with a transducer; this one has CTC "
+                f"alone: {', '.join(CTC_METHODS)}"
             )
         return dataclasses.replace(self, decoding_method=method)
 
@@ -166,7 +181,8 @@ class SearchOptions(Options):
         if self.decoding_method in OFFLINE_METHODS:
             raise UserError(
                 f"--decoding-method {self.decoding_method} needs whole utterances: it does not "
-                "stream; fast_beam_search and modified_beam_search_lm_shallow_fusion do"
+                "stream; fast_beam_search, modified_beam_search_lm_shallow_fusion and "
+                "ctc_prefix_beam_search do"
             )
 
     def suffix(self) -> str:
@@ -181,6 +197,8 @@ class SearchOptions(Options):
                 parts.append(f"num-paths-{self.num_paths}-nbest-scale-{self.nbest_scale}")
             if self.fast_beam_flavour != "whole":
                 parts.append(self.fast_beam_flavour)
+        elif self.method in LATTICE_CTC_METHODS:
+            parts.append(f"beam-{self.beam}")
         elif self.method != "ctc_greedy_search":
             parts.append(f"beam-size-{self.beam_size}")
         if self.blank_penalty != 0:

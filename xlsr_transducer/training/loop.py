@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,142 +11,43 @@ import torch
 from xlsr_transducer.core.compat import grad_scaler
 from xlsr_transducer.core.errors import UserError, is_out_of_memory
 from xlsr_transducer.core.files import locked
-from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.core.tensor_files import remove_unfinished, save_atomically
 from xlsr_transducer.data.datamodule import DataModule
+from xlsr_transducer.data.tokenizer import LanguageFirst
 from xlsr_transducer.model.checkpoint import BEST, model_content
 from xlsr_transducer.model.config import ModelConfig
-from xlsr_transducer.model.heads import LossOptions
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.extent import Extent, note_changes, summary_of, with_warm_step
-from xlsr_transducer.training.failed_batch import FailedBatches, FailureOptions
+from xlsr_transducer.training.failed_batch import FailedBatches
 from xlsr_transducer.training.gradient import Objective
-from xlsr_transducer.training.group_weights import GroupWeightOptions
 from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.interrupt import Interrupt
 from xlsr_transducer.training.memory import (
-    MemoryOptions,
     OutOfMemory,
     recompute_layers,
     scan_for_oom,
 )
 from xlsr_transducer.training.metrics import LossSums
-from xlsr_transducer.training.optim import OptimOptions, make_optimizer, set_trainable
+from xlsr_transducer.training.optim import (
+    check_weighted_layers,
+    make_optimizer,
+    set_trainable,
+)
+from xlsr_transducer.training.options import TrainOptions
 from xlsr_transducer.training.resume import (
-    AUTO,
     check_same_model,
     newest_checkpoint,
     read_resumable,
 )
 from xlsr_transducer.training.retention import remove_old
-from xlsr_transducer.training.sharding import SHARDING, check_sharding, is_sharded, shard, whole
+from xlsr_transducer.training.sharding import check_sharding, is_sharded, shard, whole
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import Stepper, StepReport
 from xlsr_transducer.training.validate import Validation, validate
 from xlsr_transducer.training.watch import Watch
 
 SAVING = "saving.lock"
-NUM_EPOCHS = 30
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopOptions(Options):
-    """Training run."""
-
-    exp_dir: Path = option(Path("exp"), "where checkpoints, logs and curves go")
-    num_epochs: int | None = option(
-        None,
-        "last epoch to train (default: 30; with --num-updates as many as that takes: 0)",
-        at_least=0,
-    )
-    num_updates: int = option(
-        0, "optimizer steps to train, in place of --num-epochs; 0: epochs decide", at_least=0
-    )
-    resume: str | None = option(
-        None, "auto: continue from the newest intact checkpoint in --exp-dir, if any", (AUTO,)
-    )
-    start_epoch: int = option(
-        1, "epoch to start with; above 1 it loads the epoch before", at_least=1
-    )
-    start_batch: int = option(
-        0, "if above 0: load checkpoint-N.pt and continue after step N", at_least=0
-    )
-    save_every_n: int = option(
-        4000, "steps between checkpoints within an epoch; 0: none", at_least=0
-    )
-    keep_last_k: int = option(30, "of those checkpoints, how many are kept; 0: all", at_least=0)
-    keep_last_epochs: int = option(
-        20,
-        "of the epochs' checkpoints, how many are kept, one more than --avg needs; 0: all",
-        at_least=0,
-    )
-    keep_gigabytes: float = option(
-        60.0,
-        "size of all these checkpoints in GB, beyond which the oldest are removed; 0: no bound",
-        at_least=0,
-    )
-    valid_interval: int = option(
-        0, "steps between validations within an epoch; 0: at its end only", at_least=0
-    )
-    best: str = option(
-        "wer",
-        "which validation is the best, whose weights are kept: that with the lowest WER of all, "
-        "or of its worst language",
-        choices=("wer", "worst-language"),
-    )
-    average_period: int = option(
-        100, "steps between updates of the running mean of the weights; 0: no mean", at_least=0
-    )
-    log_interval: int = option(50, "steps between log lines; 0: none", at_least=0)
-    seed: int = option(
-        42, "seed of weights, order of data, dropout and chunk settings", at_least=0
-    )
-    use_fp16: bool = option(False, "float16 for the encoder, with loss scaling (GPU)")
-    use_bf16: bool | None = option(
-        None, "bfloat16 for the encoder (default: on a GPU that has it, unless --use-fp16)"
-    )
-    tensorboard: bool = option(True, "write tensorboard files")
-    sharding: str = option(
-        "none", "fsdp2: divide parameters and optimizer state among the processes", SHARDING
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.use_fp16 and self.use_bf16:
-            raise UserError("--use-fp16 contradicts --use-bf16: give one")
-        if self.num_epochs is None:
-            object.__setattr__(self, "num_epochs", 0 if self.num_updates else NUM_EPOCHS)
-        if self.num_epochs and self.num_updates:
-            raise UserError(
-                f"--num-epochs {self.num_epochs} contradicts --num-updates {self.num_updates}: "
-                "give one, or 0 for the one that does not count"
-            )
-        if not self.num_epochs and not self.num_updates:
-            raise UserError("--num-epochs 0 needs --num-updates, the steps to train")
-
-    def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
-        """The precision of the encoder's matrix products; None: float32."""
-        if self.use_fp16:
-            if device.type != "cuda":
-                raise UserError("--use-fp16 1 needs a GPU; on a CPU there is --use-bf16 1")
-            return torch.float16
-        # From compute capability 8 on; PyTorch would emulate it, slowly, on older ones.
-        has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-        wants_bf16 = has_bf16 if self.use_bf16 is None else self.use_bf16
-        return torch.bfloat16 if wants_bf16 else None
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """The options of a training beside those of model and data."""
-
-    loop: LoopOptions
-    optim: OptimOptions
-    loss: LossOptions
-    failure: FailureOptions
-    memory: MemoryOptions
-    groups: GroupWeightOptions
 
 
 class Trainer:
@@ -165,8 +65,12 @@ class Trainer:
         """
         Args:
           model: with the weights to begin with on the main process, and any on the others.
+
+        Raises:
+          UserError: options contradict each other, or the processes.
         """
         loop, optim = options.loop, options.optim
+        check_weighted_layers(config.encoder, optim)
         process.copy_from_main(p.data for p in model.parameters())
         if loop.sharding == "fsdp2":
             check_sharding(optim, loop.use_fp16, process.world_size)
@@ -195,6 +99,7 @@ class Trainer:
         """
         progress = self.state.progress
         progress.use_best(self.loop.best)
+        self.data.corpus(self.splits["val"])  # what is wrong with it is told now, not after hours
         summary = summary_of(self.data, self.splits)
         if self.process.is_main:
             summary.write_left_out(self.loop.exp_dir / "left_out.tsv")
@@ -415,6 +320,11 @@ class Trainer:
         check_same_model(path, saved, self.config)
         if content["tokens"] != self.data.tokenizer.tokens:
             raise UserError(f"{path}: was trained with another BPE model than --lang-dir has")
+        before = bool(content.get("language_token"))
+        if before != isinstance(self.data.tokenizer, LanguageFirst):
+            raise UserError(
+                f"{path}: was trained with --language-token {int(before)}: resume with that too"
+            )
         try:
             self.state.load(content)
         except UserError as e:

@@ -67,7 +67,8 @@ class LossSums:
 
     def describe(self) -> str:
         """``simple 1.20, pruned 0.90 per token``, and what went wrong, if anything did."""
-        text = ", ".join(f"{k} {v:.4f}" for k, v in self.per_token().items()) + " per token"
+        text = ", ".join(f"{k} {v:.4f}" for k, v in self.per_token().items())
+        text += " per utterance" if self.classifier else " per token"  # a label is a token
         if self.unread:
             text += f", {self.unread} utterances not read"
         if self.too_large:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xlsr_transducer.core.compat import fused_adamw
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
+from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.lora import add_lora
 from xlsr_transducer.training.scaled_adam import ScaledAdam
@@ -132,6 +133,27 @@ class OptimOptions(Options):
                 progress, self.warmup_fraction, self.lr_batches_fraction, self.lr_epochs_fraction
             )
         return tri_stage(progress, self.warmup_fraction, self.hold_fraction, num_updates)
+
+
+def check_weighted_layers(encoder: EncoderOptions, options: OptimOptions) -> None:
+    """Refuses options that train XLSR beside ``--weighted-layers 1``, which keeps it frozen.
+
+    Raises:
+      UserError: names the option.
+    """
+    if not encoder.weighted_layers:
+        return
+    trained = {
+        "--trainable-layers": max(options.trainable_layers, 0),
+        "--lora-rank": options.lora_rank,
+        "--layerdrop": encoder.layerdrop,
+    }
+    for flag, value in trained.items():
+        if value:
+            raise UserError(
+                f"--weighted-layers 1 contradicts {flag} {value}: it weighs the layers of a "
+                "frozen XLSR; leave one of them out"
+            )
 
 
 def set_trainable(model: SpeechModel, options: OptimOptions, step: int) -> None:

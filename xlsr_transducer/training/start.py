@@ -11,7 +11,15 @@ import torch
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
 from xlsr_transducer.data.features import find_features
-from xlsr_transducer.data.tokenizer import BLANK, SOS_EOS, UNK, WORD_START
+from xlsr_transducer.data.tokenizer import (
+    BLANK,
+    SOS_EOS,
+    UNK,
+    WORD_START,
+    LanguageFirst,
+    Tokenizer,
+    language_first,
+)
 from xlsr_transducer.model.averaging import Weights
 from xlsr_transducer.model.checkpoint import read_model
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, check_features
@@ -40,6 +48,10 @@ class InputOptions(Options):
     )
     feature_dim: int | None = option(None, "checked against the features", at_least=1)
     lang_dir: Path | None = option(None, "BPE model (default: the only one in DATA)")
+    language_token: bool = option(
+        False,
+        "learn to emit the language's token first (./prepare.sh --language-token 1 makes it)",
+    )
     init_from: Path | None = option(
         None,
         "start from the weights of this checkpoint, or of a folder of Hugging Face's "
@@ -63,6 +75,22 @@ class InputOptions(Options):
         """The pretrained network: ``xlsr``, or else the folder to start from."""
         is_folder = self.init_from is not None and self.init_from.is_dir()
         return self.xlsr or (str(self.init_from) if is_folder else None)
+
+    def with_languages(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Returns the tokens of a training, with the language's first if that is wanted.
+
+        Raises:
+          UserError: there are no tokens of languages.
+        """
+        if not self.language_token:
+            return tokenizer
+        found = language_first(tokenizer)
+        if not isinstance(found, LanguageFirst):
+            raise UserError(
+                "--language-token 1: the tokens of --lang-dir have no languages; make them with "
+                "stage 2 of ./prepare.sh and --language-token 1"
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +182,9 @@ def _take_weights(
     where = f"--init-from {path}"
     content = read_model(path, options.language)
     given: Weights = content["model"]
-    if model.classifier is not None and content.get("tokens") != tokens:
+    if model.classifier is not None:
         given = _with_labels(where, given, content["tokens"], model, tokens)
-    elif path.is_dir():
+    elif path.is_dir() and f"{CTC_OUTPUT}.weight" in given:
         given = _with_fitting_head(where, given, content["tokens"], model, tokens)
     elif content.get("tokens") != tokens:
         raise UserError(f"{where}: was trained with other tokens than --lang-dir has")

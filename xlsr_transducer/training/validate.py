@@ -112,7 +112,7 @@ def validate(
             transcripts.append(Transcript(name, words_of(data.tokenizer, text), words))
         for language, transcript in zip(batch.languages, transcripts[-len(batch.ids) :]):
             by_language[language].append(transcript)
-        if lattice is None and model.joiner is not None and int(batch.token_lens[0]):
+        if lattice is None and search is not None and int(batch.token_lens[0]):
             name, tokens = batch.ids[0], batch.tokens[0, : batch.token_lens[0]].tolist()
             frames, pieces = out[0, : lens[0]], data.tokenizer.tokens
             lattice = lattice_of(model, name, frames, tokens, results[0], pieces, loss.rnnt_type)

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from xlsr_transducer.model.heads.base import HEADS, Head, Losses, LossOptions
 from xlsr_transducer.model.heads.classifier import ClassifierHead, ClassifierOptions
 from xlsr_transducer.model.heads.ctc import CtcHead
@@ -20,7 +18,6 @@ __all__ = [
     "Losses",
     "LossOptions",
     "TransducerOptions",
-    "describe_heads",
     "make_heads",
 ]
 
@@ -46,8 +43,3 @@ def make_heads(
         "classifier": lambda: ClassifierHead(width, vocab_size, classifier),
     }
     return {name: makers[name]() for name in HEADS if name in names}
-
-
-def describe_heads(heads: nn.ModuleDict) -> str:
-    """Returns the heads in words, for the log."""
-    return ", ".join(head.describe() for head in heads.values())

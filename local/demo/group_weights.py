@@ -4,9 +4,9 @@
 
 makes the corpus of local.demo.make_languages, the toy network and its features, each once. It
 trains a CTC model plainly, with group DRO and with CTC-DRO (and with its batches but equal
-weights), three times each and with the same number of updates, and prints the character error rates of the test sets: of each language, of the
-worst one, and their mean, each with the standard deviation over the trainings. The table is kept
-in EXP/seed-N/group_weights.txt.
+weights), three times each and with the same number of updates. It prints the character error rates
+of the test sets: of each language, of the worst one, and their mean, each with the standard
+deviation over the trainings. The table is kept in EXP/seed-N/group_weights.txt.
 
     python -m local.demo.group_weights --choose 1 [--seed N]
 

@@ -114,7 +114,7 @@ def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out-dir", type=Path, default=Path("data/demo_languages/audio"))
     for split, default, of in (
-        ("train", 20.0, "the largest language in training"),
+        ("train", 45.0, "the largest language in training"),
         ("val", 1.5, "each language in validation"),
         ("test", 3.0, "each language in test"),
     ):

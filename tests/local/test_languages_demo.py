@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from local.demo.group_weights import mean_and_spread, rates_of
+from local.demo.languages import once
 from local.demo.make_languages import LANGUAGES, SPEAKERS, make_sentence
 from local.demo.speech import VOICES
+from xlsr_transducer.core.errors import UserError
 
 pytest.importorskip("espeakng_loader")
 CODES = [language.code for language in LANGUAGES]
@@ -85,3 +89,29 @@ def test_every_language_has_words_enough_and_each_once():
         assert all(w.isalpha() and w == w.lower() for w in language.words)
         sentence = make_sentence(language.words, np.random.default_rng(0)).split()
         assert 3 <= len(sentence) <= 6 and set(sentence) <= set(language.words)
+
+
+def test_the_experiments_table_has_the_error_rate_of_each_language(tmp_path):
+    lines = [
+        json.dumps({"id": f"test_{code}_0000", "ref": "abcd efg", "hyp": hyp}) + "\n"
+        for code, hyp in zip(CODES, ("abcd efg", "abcd ef", "xx cd efg", ""))
+    ]
+    (tmp_path / "utterances-test_a-best.jsonl").write_text("".join(lines[:2]))
+    (tmp_path / "utterances-test_b-best.jsonl").write_text("".join(lines[2:3]))
+    with pytest.raises(UserError, match="results of et, lv, de, not of"):
+        rates_of(tmp_path, "test")
+    (tmp_path / "utterances-val-best.jsonl").write_text(lines[0])
+    (tmp_path / "utterances-test_c-best.jsonl").write_text(lines[3])
+    # Of 8 characters: none; one deleted; two replaced and one inserted; all deleted.
+    assert rates_of(tmp_path, "test") == dict(zip(CODES, (0.0, 12.5, 37.5, 100.0)))
+    assert (mean_and_spread([2.0]), mean_and_spread([1.0, 3.0])) == ("2.0", "2.0 ± 1.4")
+
+
+def test_a_step_of_an_experiment_is_taken_once_and_one_that_fails_is_named(tmp_path):
+    count = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); print('done so far')"
+    for _ in range(2):
+        assert once(tmp_path / "step", (sys.executable, "-c", count)) == "done so far\n"
+    assert (tmp_path / "count").read_text() == "x"
+    with pytest.raises(UserError, match=r"exit status 3; see .*failing/commands.log"):
+        once(tmp_path / "failing", (sys.executable, "-c", "raise SystemExit(3)"))
+    assert once(tmp_path / "failing", (sys.executable, "-c", "print(1)")) == "1\n"

@@ -20,15 +20,8 @@ from tests.serving.test_access import http as get
 from tests.serving.test_hostile import ending, float32
 from tests.serving.test_sherpa import finals, transcribe
 from tests.support.live_client import connect, metric
-from tests.support.live_server import (
-    ENDPOINT,
-    expected,
-    load_live,
-    serving,
-    texts_of,
-    tokenizer,
-    waves,
-)
+from tests.support.live_server import ENDPOINT, expected, load_live, serving, texts_of, waves
+from tests.support.random_models import tokenizer
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.recognition.live import LiveModel
 from xlsr_transducer.serving.scheduler import Scheduler

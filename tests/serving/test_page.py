@@ -42,7 +42,7 @@ def test_what_is_spoken_is_shown_as_the_engine_finds_it(site: Site, visit: Visit
     page.click("#speak")
     page.wait_for_selector("#segments .live .word")
     # How soon words come depends on where in its file the fake microphone begins.
-    page.wait_for_function("document.querySelectorAll('#segments li:not(.live) .word').length > 3")
+    page.wait_for_selector("#segments li:not(.live) .word >> nth=3")
     expect(page.locator("#delay")).to_have_text(re.compile(r"\d+\.\d\d s"))
     expect(page.locator("#level")).to_have_attribute("aria-valuenow", re.compile(r"[3-9]\d"))
     assert page.evaluate("isKeptAwake")

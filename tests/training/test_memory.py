@@ -163,7 +163,7 @@ def test_a_scan_tries_the_whole_utterance_and_the_smallest_chunks(
             seen.add((len(x), chunk.chunk_size))
         return forward(self, x, x_lens, y, y_lens, options, chunk)
 
-    def stop(self) -> bool:
+    def stop(self, extent) -> bool:
         raise InterruptedError
 
     monkeypatch.setattr(SpeechModel, "forward", noted)

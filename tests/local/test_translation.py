@@ -66,6 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
+@pytest.mark.long
 def test_texts_of_another_language_than_is_spoken_pass_every_stage_to_bleu(
     data: Path, tmp_path: Path
 ) -> None:

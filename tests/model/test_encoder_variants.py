@@ -49,7 +49,9 @@ def make(name: str, level: str = "waveform", **kwargs) -> StreamingXLSREncoder:
 
 
 @variants
-@pytest.mark.parametrize("chunk_size", [8, 16, 32, 64])
+@pytest.mark.parametrize(
+    "chunk_size", [8, 32, *(pytest.param(c, marks=pytest.mark.long) for c in (16, 64))]
+)
 def test_every_chunk_size_streams_what_it_simulates(name: str, chunk_size: int) -> None:
     for dtype, bound in ((DOUBLE, 1e-10), (SINGLE, 2e-5)):
         encoder, waves = make(name).to(dtype), three_waves(chunk_size, dtype)

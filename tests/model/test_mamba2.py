@@ -137,7 +137,9 @@ def network(options: str = "all", **shape) -> StreamingXLSREncoder:
     return encoder
 
 
-@pytest.mark.parametrize("chunk_size", [2, 16, 32, 64])
+@pytest.mark.parametrize(
+    "chunk_size", [2, 16, *(pytest.param(c, marks=pytest.mark.long) for c in (32, 64))]
+)
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 def test_it_streams_what_it_simulates(chunk_size: int, dtype: torch.dtype, bound: float) -> None:
     encoder = network().to(dtype)

@@ -64,7 +64,7 @@ def test_validation_has_the_wer_of_each_language(spoken, streaming_exp, alone):
         assert found == LanguageErrors(len(of_it), rate.num_ref, pytest.approx(rate.percent))
     assert sum(one.words for one in alone.languages.values()) == alone.words
     rates = [one.wer for one in alone.languages.values()]
-    assert len(set(rates)) == 3  # or the next line could not fail
+    assert len(set(rates)) > 1  # or the next line could not fail
     assert alone.worst == max(rates) and alone.spread.gap == max(rates) - min(rates)
 
 
@@ -76,7 +76,7 @@ def _validate_in_a_process(place: dict[str, str], spoken: Path, exp: Path, out: 
         (out / f"{process.rank}.json").write_text(text)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_processes
 def test_several_processes_have_the_same_rates_of_each_language(
     spoken, streaming_exp, alone, tmp_path

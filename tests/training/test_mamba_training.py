@@ -38,6 +38,7 @@ def test_it_streams_the_texts_that_it_simulates(corpus: Path, mamba_exp: Path) -
             decode.main([*given, option])
 
 
+@pytest.mark.long
 def test_exported_files_give_its_tokens(mamba_exp: Path, tmp_path: Path) -> None:
     formats = ["--jit=1", "--wav2vec2-ctc=1", "--onnx=1"]
     # Each is compared with the checkpoint in a process of its own.

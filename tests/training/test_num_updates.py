@@ -98,6 +98,7 @@ def test_a_resumed_training_ends_at_the_same_update_with_the_same_bits(
 
 
 @needs_processes
+@pytest.mark.long
 def test_two_processes_end_after_the_same_update_with_the_same_weights(
     corpus: Path, tmp_path: Path
 ) -> None:

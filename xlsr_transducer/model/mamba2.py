@@ -185,7 +185,7 @@ def scan(
     logs = (dt.double() * a.double()).view(batch, blocks, block, heads).transpose(2, 3).cumsum(3)
     total = logs[:, :, :, -1]  # (N, B, H)
 
-    within = _decay(logs).to(u.dtype) * (c @ b.transpose(3, 4))
+    within = _decay(logs, u.dtype) * (c @ b.transpose(3, 4))
     y = within @ fed  # (N, B, H, Q, P)
     to_end = (total.unsqueeze(3) - logs).exp().to(u.dtype).unsqueeze(4)
     added = fed.transpose(3, 4) @ (to_end * b)  # (N, B, H, P, S)
@@ -193,16 +193,17 @@ def scan(
     # States before each block and after the last: the same sum over blocks.
     added = torch.cat((state.unsqueeze(1), added), dim=1).transpose(1, 2).flatten(3)
     until = F.pad(total, (0, 0, 1, 0)).transpose(1, 2).cumsum(2)  # (N, H, B + 1)
-    states = _decay(until).to(u.dtype) @ added  # (N, H, B + 1, P S)
+    states = _decay(until, u.dtype) @ added  # (N, H, B + 1, P S)
     states = states.view(batch, heads, blocks + 1, width, state.shape[3]).transpose(1, 2)
     y = y + (c * logs.exp().to(u.dtype).unsqueeze(4)) @ states[:, :-1].transpose(3, 4)
     y = y.transpose(2, 3).reshape(batch, frames + missing, heads, width)[:, :frames]
     return y, states[:, -1]
 
 
-def _decay(logs: Tensor) -> Tensor:
-    """Returns exp(logs_t - logs_s) for s <= t, else 0: (*, Q) -> (*, Q, Q)."""
-    differences = logs.unsqueeze(-1) - logs.unsqueeze(-2)
+def _decay(logs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns exp(logs_t - logs_s) for s <= t, else 0: (*, Q) float64 -> (*, Q, Q) of ``dtype``,
+    in which training keeps it."""
+    differences = (logs.unsqueeze(-1) - logs.unsqueeze(-2)).to(dtype)
     place = torch.arange(logs.shape[-1], device=logs.device)
     is_later = place.unsqueeze(0) > place.unsqueeze(1)
     return differences.masked_fill(is_later, -float("inf")).exp()

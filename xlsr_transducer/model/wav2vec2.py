@@ -130,6 +130,8 @@ class Wav2Vec2(nn.Module):
         layers = self.encoder.num_attention if self.has_layers else 0
         mambas = self.encoder.num_mamba if self.has_layers else 0
         conv, ssm = state_shapes(self.hidden_size)
+        if mambas == 0:
+            conv, ssm = [0, 0], [0, 0, 0]
         audio_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         head_dim = self.hidden_size // self.num_heads
         cache_shape = [batch_size, layers, 2, self.num_heads, cached_frames, head_dim]

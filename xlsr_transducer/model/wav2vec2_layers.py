@@ -215,8 +215,11 @@ class Layer(nn.Module):
     """What all layers have around their mixer of frames: norms before (XLSR, "stable") or after
     it (wav2vec2-base), and the feed-forward network."""
 
-    def __init__(self, config: XlsrConfig):
+    def __init__(self, config: XlsrConfig, name: str, mixer: nn.Module):
+        """``mixer``, under its ``name``, is the first submodule: the optimizer's state in
+        checkpoints goes by the order of parameters."""
         super().__init__()
+        self.add_module(name, mixer)
         self.norm_first = config.do_stable_layer_norm
         self.is_dropped = False  # left out of this training step, see masking.py
         self.is_recomputed = False  # in the backward pass, which saves memory
@@ -242,9 +245,8 @@ class EncoderLayer(Layer):
     """A transformer layer: attention mixes the frames."""
 
     def __init__(self, config: XlsrConfig):
-        super().__init__(config)
+        super().__init__(config, "attention", Attention(config))
         self.has_attention = True
-        self.attention = Attention(config)
 
     def forward(self, x: Tensor, mask: Optional[Tensor], lens: Tensor, chunk_size: int) -> Tensor:
         """(N, T, D) -> (N, T, D); lengths and chunks are in the mask."""
@@ -288,9 +290,8 @@ class MambaLayer(Layer):
     """The same layer with Mamba-2, forwards and backwards, in the place of attention."""
 
     def __init__(self, config: XlsrConfig):
-        super().__init__(config)
+        super().__init__(config, "mamba", BiMamba2(config.hidden_size))
         self.has_attention = False
-        self.mamba = BiMamba2(config.hidden_size)
 
     def forward(self, x: Tensor, mask: Optional[Tensor], lens: Tensor, chunk_size: int) -> Tensor:
         """(N, T, D), lengths (N,) -> (N, T, D)."""

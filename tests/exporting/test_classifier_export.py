@@ -62,7 +62,7 @@ def test_hugging_faces_class_gives_the_same_logits_on_a_ragged_batch(
         torch.testing.assert_close(ours, logits, rtol=1e-5, atol=1e-5)
         assert loaded.tokenizer.tokens == sorted(LABELS)
     classify = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
-    found = classify({"raw": waves[0], "sampling_rate": 16000})
+    found = classify(waves[0])
     assert found[0]["label"] == sorted(LABELS)[int(logits[0].argmax())]
 
 

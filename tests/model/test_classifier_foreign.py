@@ -169,6 +169,12 @@ def fairseq_content(folder: Path) -> tuple[dict, transformers.Wav2Vec2ForSequenc
     return {"cfg": cfg, "args": None, "model": fairseq_names(folder, model)}, model
 
 
+reads_fairseq = pytest.mark.skipif(
+    torch.__version__.startswith("1."),
+    reason="torch.load(weights_only) of PyTorch 1.13 lets no class of fairseq through",
+)
+
+
 @pytest.fixture
 def dictionary(monkeypatch: pytest.MonkeyPatch):
     """An object as fairseq's checkpoints hold it: of a class that is not there when it is read."""
@@ -187,6 +193,7 @@ def dictionary(monkeypatch: pytest.MonkeyPatch):
         yield Dictionary()
 
 
+@reads_fairseq
 def test_a_checkpoint_of_fairseq_gives_the_same_logits_and_its_labels(
     tmp_path: Path, dictionary
 ) -> None:
@@ -206,6 +213,7 @@ def test_a_checkpoint_of_fairseq_gives_the_same_logits_and_its_labels(
     assert named.tokenizer.tokens == ["ab", "cd", "ef"]
 
 
+@reads_fairseq
 def test_checkpoints_of_fairseq_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
     content, _ = fairseq_content(tmp_path / "lid")
     path = tmp_path / "lid.pt"

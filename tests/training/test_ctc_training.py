@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from local import compare_decodes
+from tests.core.test_precision import knows_layer_norm
 from tests.support.stream_driver import TINY
 from tests.support.tiny_recipe import run_train
 from xlsr_transducer import decode, streaming_decode
@@ -180,6 +181,7 @@ def test_gradients_are_those_of_torchs_loss_and_an_impossible_utterance_has_none
     assert not bool(found[2].any()) and not bool(found[1, 4:].any())
 
 
+@knows_layer_norm
 def test_bfloat16_of_the_encoder_leaves_the_loss_in_float32(corpus: Path, tmp_path: Path) -> None:
     run_train(corpus, tmp_path, *CTC, "--adapter=none", "--use-bf16=1", "--num-updates=2")
     [record] = json.loads((tmp_path / "history.json").read_text())

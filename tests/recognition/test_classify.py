@@ -147,8 +147,8 @@ def test_a_sure_label_is_decided_at_the_first_chunk_that_makes_it_so(
         for k in range(1, 100):  # by what a listener has received after each chunk
             received = 80 + k * 8 * 320
             with torch.no_grad():
-                heard = wave[None, :received]
-                out, lens = loaded.model.encoder(heard, torch.tensor([heard.shape[1]]), 8, 1, 2)
+                so_far = wave[None, :received]
+                out, lens = loaded.model.encoder(so_far, torch.tensor([so_far.shape[1]]), 8, 1, 2)
                 p, label = loaded.model.classifier(out, lens).softmax(1).max(1)
             if p > 0.5 or received >= len(wave):
                 break

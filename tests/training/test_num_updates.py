@@ -88,7 +88,7 @@ def test_a_resumed_training_ends_at_the_same_update_with_the_same_bits(
     assert all(torch.equal(value, found["model"][k]) for k, value in expected["model"].items())
     assert str(expected["optimizer"]["state"]) == str(found["optimizer"]["state"])
     assert {**expected["progress"], "best_wer": 0} == {**found["progress"], "best_wer": 0}
-    # What has ended stays so, and one that is made longer goes on with the next epoch.
+    # What has ended stays so, and one that is made longer continues with the next epoch.
     before = sorted(tmp_path.glob("epoch-*.pt"))
     run_train(corpus, tmp_path, *SHORT, "--num-updates=20", "--resume=auto")
     assert sorted(tmp_path.glob("epoch-*.pt")) == before

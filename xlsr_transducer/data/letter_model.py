@@ -21,7 +21,7 @@ def letter_model(pieces: Iterable[tuple[str, int]], unk_surface: str) -> bytes:
 
     Args:
       pieces: each with its kind, in the order of their ids; exactly one is UNKNOWN.
-      unk_surface: what stands for it in texts.
+      unk_surface: the text that it becomes.
     """
     pieces = list(pieces)
     [unk_id] = [i for i, (_, kind) in enumerate(pieces) if kind == UNKNOWN]

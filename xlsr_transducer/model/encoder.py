@@ -126,7 +126,7 @@ class XLSREncoder(nn.Module):
         layers = mamba_layers(options, config.num_hidden_layers)
         self.xlsr = Wav2Vec2(self.config, level, normalize=normalize, mamba_layers=layers)
         self.layer_weights = self._layer_weights() if options.weighted_layers else None
-        # Follows the module to a device and precision, which it may have no parameter to tell of.
+        # Has the device and precision of the module, which may have no parameter.
         self.register_buffer("like", torch.zeros(0), persistent=False)
         self.adapter = Adapter(config.hidden_size, options) if has_adapter else NoAdapter(options)
 

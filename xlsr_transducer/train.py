@@ -39,10 +39,11 @@ from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 from xlsr_transducer.training.options import LoopOptions, TrainOptions
 from xlsr_transducer.training.resume import require_unused, resume_command, sole_training
 from xlsr_transducer.training.start import InputOptions, read_input
+from xlsr_transducer.training.teacher_options import TeacherOptions
 
 OF_MODEL = (EncoderOptions, TransducerOptions, StreamingOptions, ClassifierOptions)
 OF_TRAINER = (LoopOptions, OptimOptions, LossOptions, FailureOptions, MemoryOptions,
-              GroupWeightOptions)  # fmt: skip
+              GroupWeightOptions, TeacherOptions)  # fmt: skip
 OPTION_GROUPS = (InputOptions, ProcessOptions, DataOptions, AugmentOptions, *OF_TRAINER, *OF_MODEL)
 
 

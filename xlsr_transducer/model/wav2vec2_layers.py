@@ -368,12 +368,15 @@ class Encoder(nn.Module):
         left_context_chunks: int,
         sink_size: int,
         layer_weights: Optional[Tensor] = None,
+        layer_outputs: Optional[List[Tensor]] = None,
     ) -> Tensor:
         """(N, T, D), zero at padding -> (N, T, D), zero at padding.
 
         Args:
           layer_weights: (L + 1,): the output is the sum of the first layer's input and of each
             layer's output, the last one after the outer norm, weighted by their softmax.
+          layer_outputs: takes the output of each layer, (N, T, D), before the outer norm; of one
+            that is left out in this step its input.
         """
         if self.has_bottom:
             x = x + self.pos_conv_embed(x, chunk_size)
@@ -389,6 +392,8 @@ class Encoder(nn.Module):
                 inputs.append(x)
             if not (self.training and layer.is_dropped):
                 x = layer(x, mask, lens, chunk_size)
+            if layer_outputs is not None:
+                layer_outputs.append(x)
         if self.has_top and self.norm_first:
             x = self.layer_norm(x)
         if layer_weights is not None:

@@ -124,7 +124,8 @@ class XLSREncoder(nn.Module):
         self.channel_mask_length = options.channel_mask_length
         self.has_fixed_masks = options.mask_lengths == "fixed"
         layers = mamba_layers(options, config.num_hidden_layers)
-        self.xlsr = Wav2Vec2(self.config, level, normalize=normalize, mamba_layers=layers)
+        mamba = dict(mamba_layers=layers, mamba_residual=options.mixer_residual)
+        self.xlsr = Wav2Vec2(self.config, level, normalize=normalize, **mamba)
         self.layer_weights = self._layer_weights() if options.weighted_layers else None
         # Has the device and precision of the module, which may have no parameter.
         self.register_buffer("like", torch.zeros(0), persistent=False)

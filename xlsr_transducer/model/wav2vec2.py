@@ -42,8 +42,9 @@ class Wav2Vec2(nn.Module):
         end: str = "last",
         normalize: str = "cumulative",
         mamba_layers: Sequence[int] = (),
+        mamba_residual: bool = False,
     ):
-        """``mamba_layers``: those that have Mamba-2 in the place of attention."""
+        """``mamba_layers``, ``mamba_residual``: as ``Encoder`` takes them."""
         super().__init__()
         first, last = config.number_of_level(start), config.number_of_level(end)
         if first > last:
@@ -65,7 +66,7 @@ class Wav2Vec2(nn.Module):
             self.feature_projection = FeatureProjection(config)
             self.masked_spec_embed = nn.Parameter(torch.rand(config.hidden_size))
         if self.has_layers:
-            self.encoder = Encoder(config, first, last, mamba_layers)
+            self.encoder = Encoder(config, first, last, mamba_layers, mamba_residual)
 
     def forward(
         self,

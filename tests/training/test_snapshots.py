@@ -133,10 +133,22 @@ def changed_features(**values: Any) -> ModelConfig:
     return dataclasses.replace(config, features=dataclasses.replace(config.features, **values))
 
 
+def keeping(config: ModelConfig, layers: str, cut: str = "waveform") -> ModelConfig:
+    """The student that has these layers of the pretrained XLSR."""
+    count = len(layers.split(","))
+    return dataclasses.replace(
+        config,
+        xlsr=dataclasses.replace(config.xlsr, num_hidden_layers=count),
+        encoder=dataclasses.replace(config.encoder, keep_layers=layers),
+        features=dataclasses.replace(config.features, cut=cut),
+    )
+
+
 FRONTEND = changed_features(cut="frontend", sha256="1" * 64, feature_dim=16)
 WRONG = {
     "width": (changed_xlsr(hidden_size=64), config_of(), "XLSR's width 64 and 32"),
     "depth": (config_of(layers=3), config_of(), "XLSR's depth: layers 0,1,2 and 0,1"),
+    "layers": (keeping(config_of(), "0,3"), keeping(config_of(), "0,2"), "layers 0,3 and 0,2"),
     "cut": (FRONTEND, config_of(), "--cut frontend and waveform"),
     "features": (
         FRONTEND,
@@ -214,19 +226,6 @@ def test_layers_of_which_none_is_trained_are_not_taught() -> None:
     top = dataclasses.replace(STUDENT, features=dataclasses.replace(FRONTEND.features, cut="last"))
     with pytest.raises(UserError, match="above --cut last"):
         teaching(top, teacher=Path("a"))
-
-
-def keeping(config: ModelConfig, layers: str, cut: str = "waveform") -> ModelConfig:
-    """The student that has these layers of the pretrained XLSR."""
-    count = len(layers.split(","))
-    config = dataclasses.replace(
-        config,
-        xlsr=dataclasses.replace(config.xlsr, num_hidden_layers=count),
-        encoder=dataclasses.replace(config.encoder),
-        features=dataclasses.replace(config.features, cut=cut),
-    )
-    object.__setattr__(config.encoder, "keep_layers", layers)
-    return config
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from xlsr_transducer.core.files import locked
 from xlsr_transducer.core.tensor_files import save_atomically
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import model_content, read_checkpoint
-from xlsr_transducer.model.config import ModelConfig
+from xlsr_transducer.model.config import ModelConfig, build_model
 from xlsr_transducer.training.distributed import Process
 from xlsr_transducer.training.optim import OptimOptions
 from xlsr_transducer.training.snapshots import Snapshot, Teaching, chosen, find_snapshots
@@ -189,6 +189,16 @@ def test_other_tokens_and_files_that_are_none_are_named(tmp_path: Path) -> None:
     for name, reason in {"teacher.pt": "refused", "gone.pt": "no such file"}.items():
         with pytest.raises(UserError, match=f"{tmp_path / name}: {reason}"):
             teaching(teacher=tmp_path / name).begin(0, None, None)
+
+
+def test_a_file_with_the_whole_of_xlsr_teaches_a_student_above_the_cut(tmp_path: Path) -> None:
+    whole = build_model(FRONTEND, whole=True)
+    content = model_content(FRONTEND, tokenizer(), whole.state_dict())
+    save_atomically(content, tmp_path / "pretrained.pt")
+    taught = teaching(FRONTEND, teacher=tmp_path / "pretrained.pt")
+    taught.begin(0, None, None)
+    names = taught.teacher.model.state_dict().keys()
+    assert not any("feature_extractor" in name for name in names) and len(names) > 20
 
 
 def test_a_wider_and_deeper_teacher_may_teach_outputs_alone(tmp_path: Path) -> None:

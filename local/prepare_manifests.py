@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.audio_root is not None and not args.audio_root.is_dir():
         raise UserError(f"--audio-root {args.audio_root} is not a folder")
     named = name_splits(args.train_list, args.val_list, args.test_list)
-    corpora = open_corpora(named, args.audio_root)
+    corpora = open_corpora(named, args.audio_root, args.channel)
     uses = Uses()
     splits = {"train": ["train"], "val": ["val"], "test": []}
     if not args.train_list:

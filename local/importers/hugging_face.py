@@ -119,14 +119,10 @@ class HuggingFace(Corpus):
             name = f"{(number - 1) // _PER_FOLDER:04d}/{number:08d}{ending}"
             found = {"path": place or name, "audio": name}
             write_bytes(self.place / name, content)
+        values = {name: _named(row.get(name), feature) for name, feature in features.items()}
         for role, column in roles.texts().items():
-            value = row.get(column)
-            found[role] = "" if value is None else str(value)
-        others = {n: row.get(n) for n in roles.others(features)}
-        for name, value in others.items():
-            if hasattr(features[name], "int2str") and isinstance(value, int) and value >= 0:
-                others[name] = features[name].int2str(value)
-        found["columns"] = plain_columns(others)
+            found[role] = "" if values[column] is None else str(values[column])
+        found["columns"] = plain_columns({n: values[n] for n in roles.others(features)})
         return found
 
     def _entry(self, number: int, row: dict[str, Any]) -> Entry:
@@ -182,6 +178,13 @@ class _Journal:
             f.seek(self._end)
             f.write(json.dumps(row).encode("ascii") + b"\n")
             self._end = f.tell()
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """Returns the name of a class in place of its number, of which -1 is none."""
+    if hasattr(feature, "int2str") and isinstance(value, int):
+        return feature.int2str(value) if value >= 0 else None
+    return value
 
 
 def _ending(content: bytes) -> str:

@@ -38,10 +38,13 @@ begin where you stand, those in a list in its folder.
                          (default: as it was when stage 2 ran before, or 0)
   --lang CODE            language of lists without LANG=, and of --lm-text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
-  --lower-case 1|0       (default: 1)
+  --case lower|keep      (default: lower; --lower-case 1|0 is the same)
   --lm-text FILE         text of the language models, a sentence a line (default: training text)
   --ngram-order N        words of its longest n-grams (default: 3)
   --punctuation in-word|keep|drop   in-word (default): only ' and - inside words are kept
+  --normalizer none|auto|CODE|FILE.py   spells figures and abbreviations out (default: none);
+                         auto: by the language of each text
+  --unicode nfc|nfkc     (default: nfc)
 Handed on to ./extract_features.sh (see its --help):
   --xlsr NAME_OR_DIR_OR_PT, --cut, --normalize, --num-jobs, --single-process, --device,
   --extractor, --chunk-size, --left-context-chunks, --attention-sink-size, --max-duration,
@@ -107,7 +110,7 @@ set_option() {
     --max-rejected) max_rejected=$value ;;
     --lm-text) lm_text=("$name" "$value") ;;
     --ngram-order) ngram_options+=("$name" "$value") ;;
-    --lower-case | --punctuation) text_options+=("$name" "$value") ;;
+    --case | --lower-case | --punctuation | --unicode | --normalizer) text_options+=("$name" "$value") ;;
     --xlsr | --cut | --normalize | --num-jobs | --device | --extractor | --chunk-size | --subset | \
       --left-context-chunks | --attention-sink-size | --max-duration | --name)
       feature_options+=("$name" "$value") ;;

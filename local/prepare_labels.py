@@ -10,7 +10,6 @@ utterances and minutes of each label in each split.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from local.manifests import JsonlGzWriter, manifest_path, split_names
-from local.prepare_text import OPTIONS_FILE
 from local.utterances import make_cut, read_utterances
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
@@ -28,6 +26,7 @@ from xlsr_transducer.core.options import Parser
 from xlsr_transducer.data.labels import LABELS_FILE, LANG_DIR, Labels
 from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.splits import load_splits
+from xlsr_transducer.data.text_options import write_label_record
 
 Counts = dict[str, tuple[int, float]]  # utterances and seconds of each label
 UNITS = ("utterances", "minutes")
@@ -121,8 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for split in names:
         write_cuts(args.data_dir, split)
     # The options of a text: tests that are not prepared as labels are then refused beside these.
-    options = args.data_dir / "manifests" / OPTIONS_FILE
-    write_text(options, json.dumps({"unit": "label"}) + "\n")
+    write_label_record(args.data_dir)
     if splits["train"] and not is_beside:
         given.write(lang_dir / LABELS_FILE)
         note_source(lang_dir, LABELS_FILE, text_digest(args.data_dir))

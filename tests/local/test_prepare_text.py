@@ -62,7 +62,7 @@ def test_punctuation_policies(punctuation, expected):
 
 def test_text_is_composed_and_case_is_an_option():
     assert normalize("O\u0303UN S\u030cveits") == "õun šveits"
-    assert normalize("O\u0303un", lower_case=False) == "Õun"
+    assert normalize("O\u0303un", case="keep") == "Õun"
     assert normalize("IŞIK İ", language="tr") == "ışık i"
     assert normalize("\u200bsoft\u00adhyphen\ufeff") == "softhyphen"
     assert normalize(" - ' ... ! ") == ""

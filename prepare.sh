@@ -11,7 +11,8 @@ Usage: ./prepare.sh --train-list FILE --val-list FILE [--test-list FILE ...] [op
        ./prepare.sh --train-list et=FILE --train-list lv=FILE --val-list et=FILE ... [options]
        ./prepare.sh --test-list FILE ... [options]
 
-Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is made and used. Test
+Lists hold one `path|text|speaker` or `path|start|end|text|speaker` a line, or are corpora of other
+forms (docs/corpora.md). Without lists, the demo corpus is made and used. Test
 lists alone make test sets, in a new data folder or beside what one holds. Relative paths of options
 begin where you stand, those in a list in its folder.
 
@@ -27,6 +28,7 @@ begin where you stand, those in a list in its folder.
   --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5, 6 or 7 runs that one)
   --train-list, --val-list, --test-list [LANG=]FILE   each may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
+  --channel N|each       of recordings with several (default: what the corpus names, or else 0)
   --data-dir DIR         where everything is written (default: data)
   --unit bpe|char|label  tokens: BPE, in DATA/lang_bpe_N (default), letters, in DATA/lang_char, or
                          whole texts, the labels of a classifier, as they are, in DATA/lang_label
@@ -67,6 +69,7 @@ val_lists=()
 test_lists=()
 only_tests=()
 audio_root=
+corpus_options=()
 data_dir=data
 unit=bpe
 vocab_size=2500
@@ -100,6 +103,7 @@ set_option() {
     --test-list) test_lists+=("$name" "$value") ;;
     --language-token) token_options+=("$name" "$value") ;;
     --audio-root) audio_root=$value ;;
+    --channel) corpus_options+=("$name" "$value") ;;
     --data-dir) data_dir=$value ;;
     --lang) lang=$value ;;
     --max-rejected) max_rejected=$value ;;
@@ -186,7 +190,7 @@ if runs 1; then
   run python -m local.prepare_manifests \
     ${train_lists[@]+"${train_lists[@]}"} ${val_lists[@]+"${val_lists[@]}"} \
     ${test_lists[@]+"${test_lists[@]}"} \
-    ${audio_root:+--audio-root "$audio_root"} \
+    ${audio_root:+--audio-root "$audio_root"} ${corpus_options[@]+"${corpus_options[@]}"} \
     --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
 fi
 

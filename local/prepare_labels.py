@@ -2,7 +2,7 @@
 
     python -m local.prepare_labels --data-dir data
 
-writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance, channel 0, its text the label),
+writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance, its text the label),
 DATA/lang_label/labels.txt, the labels of training in their order, and counts.tsv beside it, the
 utterances and minutes of each label in each split.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from local.manifests import JsonlGzWriter, manifest_path, split_names
-from local.prepare_text import make_cut, read_utterances
+from local.utterances import make_cut, read_utterances
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
 from xlsr_transducer.core.logs import set_up_logging
@@ -36,9 +36,9 @@ def count_labels(data_dir: Path, split: str) -> Counts:
     """Returns what a split has of each label."""
     utterances: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
-    for recording, supervision in read_utterances(data_dir, split):
+    for _, supervision in read_utterances(data_dir, split):
         utterances[supervision.text] += 1
-        seconds[supervision.text] += recording.duration
+        seconds[supervision.text] += supervision.duration
     logging.info("%s: %d utterances of %d labels", split, sum(utterances.values()), len(seconds))
     return {label: (count, seconds[label]) for label, count in utterances.items()}
 

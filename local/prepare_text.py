@@ -2,11 +2,11 @@
 
     python -m local.prepare_text --data-dir data [--case keep] [--punctuation keep]
 
-writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance, channel 0; the text as it was
-stays in the supervision's custom field `original_text`) and DATA/manifests/text_report.tsv, which
-shows for each character whether it was kept, mapped or dropped; text_changes.tsv shows texts
-before and after, and text_undecided.tsv what can be read otherwise. Utterances of which no text
-is left join rejected_SPLIT.tsv.
+writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance; the text as it was stays in the
+supervision's custom field `original_text`) and DATA/manifests/text_report.tsv, which shows for
+each character whether it was kept, mapped or dropped; text_changes.tsv shows texts before and
+after, and text_undecided.tsv what can be read otherwise. Utterances of which no text is left join
+rejected_SPLIT.tsv.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import argparse
 import collections
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from lhotse import MonoCut, Recording, SupervisionSegment
 from tqdm import tqdm
 
 from local.manifests import (
@@ -33,6 +32,7 @@ from local.manifests import (
     write_rejected,
 )
 from local.text_changes import ChangeTables, change_tables
+from local.utterances import make_cut, read_utterances
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.logs import set_up_logging
@@ -50,35 +50,6 @@ from xlsr_transducer.data.text_options import (
 
 _NO_TEXT = "empty text after normalization"
 _REPORT_HEADER = ("action", "character", "code", "name", "becomes")
-
-
-def read_utterances(data_dir: Path, split: str) -> Iterator[tuple[Recording, SupervisionSegment]]:
-    """Recordings with their supervisions, one at a time. Raises UserError if they do not pair."""
-    paths = [manifest_path(data_dir, kind, split) for kind in ("recordings", "supervisions")]
-    items = zip(*(read_jsonl_gz(path) for path in paths), strict=True)
-    try:
-        for recording, supervision in items:
-            if supervision["recording_id"] != recording["id"]:
-                raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again")
-            yield Recording.from_dict(recording), SupervisionSegment.from_dict(supervision)
-    except ValueError as e:
-        if isinstance(e, UserError):
-            raise
-        raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again") from e
-
-
-def make_cut(recording: Recording, supervision: SupervisionSegment, text: str) -> MonoCut:
-    """Returns the whole recording's first channel with the normalized ``text``."""
-    supervision.custom = {**(supervision.custom or {}), "original_text": supervision.text}
-    supervision.text = text
-    return MonoCut(
-        id=supervision.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[supervision],
-    )
 
 
 class Normalizers:

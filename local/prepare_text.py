@@ -33,7 +33,7 @@ from local.manifests import (
 )
 from local.text_changes import ChangeTables, change_tables
 from local.utterances import make_cut, read_utterances
-from xlsr_transducer.core.errors import UserError, run_command
+from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, word

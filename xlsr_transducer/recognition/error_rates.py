@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import kaldialign
 
+from xlsr_transducer.recognition.plain_text import basic, is_cased_or_punctuated
+
 NUM_RESAMPLES = 1000
 UNKNOWN = "(unknown)"  # the language of utterances whose manifest names none
 
@@ -56,18 +58,26 @@ class Score:
     cer: ErrorRate
     num_unread: int = 0  # of the utterances
     languages: Mapping[str, Score] = field(default_factory=dict)  # of each, if any is known
+    plain_wer: ErrorRate | None = None  # without case and punctuation, where texts have them
     num_identified: int | None = None  # utterances whose language was found; None: not sought
 
 
 def score(
     set_name: str, suffix: str, transcripts: Iterable[Transcript], num_unread: int = 0
 ) -> Score:
-    """Returns WER and CER. Characters include one space between words."""
+    """Returns WER and CER, and the WER without case and punctuation where texts have them.
+
+    Characters include one space between words.
+    """
     transcripts = list(transcripts)
     words = [(t.ref, t.hyp) for t in transcripts]
     chars = [(list(" ".join(t.ref)), list(" ".join(t.hyp))) for t in transcripts]
     rates = error_rate(words), error_rate(chars)
-    return Score(set_name, suffix, len(transcripts), *rates, num_unread)
+    plain = None
+    if is_cased_or_punctuated(word for pair in words for side in pair for word in side):
+        texts = [tuple(basic(" ".join(side)).split() for side in pair) for pair in words]
+        plain = error_rate(texts)
+    return Score(set_name, suffix, len(transcripts), *rates, num_unread, plain_wer=plain)
 
 
 def score_languages(

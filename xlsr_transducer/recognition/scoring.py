@@ -5,7 +5,8 @@ For a test set and a suffix that names the settings, ``write_results`` leaves
     recogs-<set>-<suffix>.txt       id, reference words, recognised words
     errs-<set>-<suffix>.txt         the rate, alignments, confusions, counts per word; rates by
                                     language where there are several
-    wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances; then the same by language
+    wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances; the WER without case and
+                                    punctuation where texts have them; then the same by language
     utterances-<set>-<suffix>.jsonl one JSON object per utterance: texts, speaker, language (and
                                     language_found by a model that tells it), seconds, custom
                                     fields, place of the audio
@@ -66,6 +67,7 @@ __all__ = [
 # In place of a missing word: no text holds a NUL. Shown as "*", as icefall does.
 GAP = "\0"
 SHOWN_GAP = "*"
+PLAIN = "without case and punctuation"
 
 Pairs = list[tuple[str, str]]
 
@@ -124,11 +126,14 @@ def format_table(scores: Sequence[Score]) -> str:
     """Returns a plain text table, one line per score; then one of the languages, if there are
     several, and one of how often they were found, if they were sought."""
     rates = ("WER % [95 %]", "CER % [95 %]")
-    rows = [("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread")]
+    has_plain = any(s.plain_wer for s in scores)  # a column only where texts have case
+    rows = [("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread",
+             *[f"WER % {PLAIN}"] * has_plain)]  # fmt: skip
     for s in scores:
         kinds = f"{s.wer.insertions}/{s.wer.deletions}/{s.wer.substitutions}"
         cells = (s.set_name, s.suffix, str(s.wer), str(s.cer), str(s.wer.num_ref), kinds)
-        rows.append((*cells, str(s.num_utterances), str(s.num_unread)))
+        plain = [str(s.plain_wer or s.wer)] * has_plain
+        rows.append((*cells, str(s.num_utterances), str(s.num_unread), *plain))
     tables = (text_table(rows), language_table(scores), identified_table(scores))
     return "\n\n".join(filter(None, tables))
 
@@ -136,6 +141,8 @@ def format_table(scores: Sequence[Score]) -> str:
 def _summary(result: Score) -> str:
     """The settings and their rate; then each language, the worst, their mean, and the gap."""
     rate = f"{result.suffix}\t{result.wer.percent:.2f}\t{result.num_unread}\n"
+    if result.plain_wer:
+        rate += f"\n{PLAIN}\tWER\n{result.suffix}\t{result.plain_wer.percent:.2f}\n"
     if not has_several(result.languages):
         return f"settings\tWER\tunread\n{rate}"
     of_each = {name: (s.wer.percent, s.cer.percent) for name, s in result.languages.items()}
@@ -210,6 +217,7 @@ def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str,
         f"{wer.substitutions} substitutions, over {wer.num_ref} reference words "
         f"({correct} correct)",
         f"95 % interval of the WER: {wer.low:.2f} to {wer.high:.2f}",
+        *([f"%WER {PLAIN} = {result.plain_wer}"] if result.plain_wer else []),
         f"%CER = {result.cer}, over {result.cer.num_ref} characters",
         f"{len(unread)} of {len(transcripts)} utterances could not be read; their words count as "
         "deletions",

@@ -44,6 +44,7 @@ from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, word
+from xlsr_transducer.data.cuts import COLUMNS
 from xlsr_transducer.data.splits import load_splits
 
 
@@ -114,7 +115,7 @@ def make_supervision(
 ) -> SupervisionSegment:
     """Returns lhotse's supervision. Fields of the corpus besides the usual ones are `columns`."""
     rate = entry.info.sampling_rate
-    custom = {"line": entry.line, "list": place.list, "columns": dict(entry.columns)}
+    custom = {"line": entry.line, "list": place.list, COLUMNS: dict(entry.columns)}
     return SupervisionSegment(
         id=use.utterance,
         recording_id=use.recording,

@@ -75,20 +75,22 @@ def parsed(text: str, is_genitive: bool = False) -> int:
     return total + group
 
 
-def sampled(count: int, most: int) -> list[int]:
+def sampled(count: int, most: int, every: int = 2200) -> list[int]:
+    """Returns all numbers below ``every``, ``most``, and some between."""
     rng = random.Random(5)
-    return [*range(1, 2200), *(rng.randrange(1, most) for _ in range(count)), most]
+    return [*range(1, every), *(rng.randrange(1, most) for _ in range(count)), most]
 
 
 def test_cardinals_are_parsed_back() -> None:
     for number in sampled(3000, 10**6):
         assert parsed(cardinal(number)) == number
         assert parsed(cardinal(number, "gen"), is_genitive=True) == number
+    for number in sampled(300, 10**6, every=200):
         assert normalize(str(number), Report()) == cardinal(number)
 
 
 def test_a_case_ending_stands_once_behind_the_genitive() -> None:
-    for number in sampled(300, 10**6):
+    for number in sampled(100, 10**6, every=130):
         for ending in ENDINGS:
             text = cardinal(number, ending)
             assert parsed(text.removesuffix(ending), is_genitive=True) == number
@@ -119,8 +121,8 @@ def test_zero_and_the_largest_number_have_names_and_others_are_refused() -> None
             cardinal(number)
 
 
-PIECES = """5 10|000 1990 24.02.1918 3,5 - – : . , % € km a b II XX dr nt s.t ndatel ga aasta aastal
-( ) / + = § 0 007 kell üle 99999999999999999999 ² ½ 14.30 1/2 IV x""".split()
+PIECES = """5 10|000 1990 24.02.1918 3,5 - – : . , % € km a b II XX dr nt s.t ndatel ga aasta
+aastal ( ) / + = § 0 007 kell üle 99999999999999999999 ² ½ 14.30 1/2 IV x""".split()
 
 
 def test_no_text_is_too_strange_and_no_figure_is_left() -> None:
@@ -135,7 +137,7 @@ def test_no_text_is_too_strange_and_no_figure_is_left() -> None:
 
 def test_long_texts_of_figures_take_no_square_of_time() -> None:
     for piece in ("9", "9 ", "9.", "123 ", "1-", "1:1 ", "X"):
-        normalize(piece * 3000, Report())
+        normalize(piece * 1500, Report())
 
 
 def test_a_figure_that_begins_a_sentence_gets_a_capital_where_the_text_is_cased() -> None:

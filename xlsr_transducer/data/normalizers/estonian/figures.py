@@ -132,7 +132,8 @@ def _year(match: re.Match[str]) -> Reading:
     is_month = (match["next"] or "").lower().startswith(months)
     is_plural = match["short"] == "aa"
     case = GENITIVE if is_month else "l"
-    noun = YEAR.form(case, is_plural) + "." * (not match.string[match.end() :].strip(". "))
+    ends = match[0].endswith(".") and not match.string[match.end() :].strip()
+    noun = YEAR.form(case, is_plural) + "." * ends
     return Reading(f"{ordinal(int(match['a']), case, is_plural)} {noun}", is_month)
 
 

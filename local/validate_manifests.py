@@ -26,6 +26,7 @@ from xlsr_transducer.core.options import Parser
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import INFO_FILE, cuts_path
 from xlsr_transducer.data.labels import Units, load_units
+from xlsr_transducer.data.shar import FEATURES_TYPE
 from xlsr_transducer.data.sources import stale_features, stale_text
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import language_first
@@ -104,6 +105,11 @@ def feature_problems(cut: dict, info: FeatureInfo, folder: Path) -> Iterator[str
         size = path.stat().st_size if path.is_file() else 0
         if size < features["num_frames"] * features["num_features"] * _ITEM_SIZE:
             yield "the array is missing or too short"
+    elif features["storage_type"] == FEATURES_TYPE:
+        path = folder / features["storage_path"]
+        size = path.stat().st_size if path.is_file() else 0
+        if size < sum(map(int, features["storage_key"].split(":"))):  # where it begins, and bytes
+            yield "the tar file of the array is missing or too short"
 
 
 def _source(cut: dict) -> bytes:

@@ -19,7 +19,7 @@ begin where you stand, those in a list in its folder.
   stage 1   lists to recordings and supervisions  DATA/manifests/{recordings,supervisions,rejected}_*
   stage 2   text, and BPE model or letters        DATA/manifests/cuts_*, DATA/lang_{bpe_N,char}/
   stage 3   features                              DATA/features/ (by ./extract_features.sh)
-  stage 4   checks and statistics                 DATA/statistics.{txt,png}
+  stage 4   checks and statistics                 DATA/{statistics.{txt,png},flagged_SPLIT.tsv}
   stage 5   n-gram model, only on demand          DATA/lang_bpe_N/ngram_3.arpa
   stage 6   neural language model, on demand      DATA/lang_bpe_N/lm/
   stage 7   graph of words, on demand, needs k2   DATA/lang_bpe_N/{word_ngram_3.arpa,LG.pt}
@@ -39,6 +39,9 @@ begin where you stand, those in a list in its folder.
   --lm-text FILE         text of the language models, a sentence a line (default: training text)
   --ngram-order N        words of its longest n-grams (default: 3)
   --punctuation in-word|keep|drop   in-word (default): only ' and - inside words are kept
+  --audio-checks HOURS   audio that stage 4 reads, by --num-jobs processes: an even sample; -1: all
+                         of it, 0: none (default: 50)
+  --max-silence SECONDS  before or after the speech, more is flagged (default: 2)
 Handed on to ./extract_features.sh (see its --help):
   --xlsr NAME_OR_DIR_OR_PT, --cut, --normalize, --num-jobs, --single-process, --device,
   --extractor, --chunk-size, --left-context-chunks, --attention-sink-size, --max-duration,
@@ -74,6 +77,7 @@ text_options=()
 lm_text=()
 ngram_options=()
 feature_options=()
+check_options=()
 
 stage_number() {
   [[ $2 =~ ^[0-7]$ ]] || fail "$1 $2: must be a stage, from 0 to 7"
@@ -103,7 +107,9 @@ set_option() {
     --lm-text) lm_text=("$name" "$value") ;;
     --ngram-order) ngram_options+=("$name" "$value") ;;
     --lower-case | --punctuation) text_options+=("$name" "$value") ;;
-    --xlsr | --cut | --normalize | --num-jobs | --device | --extractor | --chunk-size | --subset | \
+    --audio-checks | --max-silence) check_options+=("$name" "$value") ;;
+    --num-jobs) feature_options+=("$name" "$value"); check_options+=("$name" "$value") ;;
+    --xlsr | --cut | --normalize | --device | --extractor | --chunk-size | --subset | \
       --left-context-chunks | --attention-sink-size | --max-duration | --name)
       feature_options+=("$name" "$value") ;;
     *) fail "unknown option $name (see ./prepare.sh --help)" ;;
@@ -215,7 +221,7 @@ if runs 4; then
     log "tokens are not counted: there is no $lang_dir"
   fi
   run python -m local.validate_manifests --data-dir "$data_dir" \
-    ${lang_options[@]+"${lang_options[@]}"}
+    ${lang_options[@]+"${lang_options[@]}"} ${check_options[@]+"${check_options[@]}"}
 fi
 
 if runs 5; then

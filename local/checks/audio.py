@@ -29,7 +29,7 @@ from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.audio import read_native
 from xlsr_transducer.data.datamodule import belong_to_the_parent
 
-ALL = -1.0
+ALL = -1
 CACHE_FILE = "audio_checks.bin"
 _RECORD = np.dtype([("key", "u8"), *[(name, MEASURES[name]) for name in MEASURES.names]])
 _MAGIC = b"XLSR audio checks 1\n"

@@ -18,11 +18,11 @@ import numpy as np
 from lhotse import MonoCut
 
 from local.audio_identity import file_state, settings_digest
+from local.checks.copies import likely_copies, numbered_cuts
 from local.checks.flags import Flags
 from local.checks.signal import INAUDIBLE, MEASURES, measure
 from local.checks.utterances import Utterances, short_hash
 from local.extract_progress import Progress
-from local.manifests import manifest_path, read_jsonl_gz
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import disk_errors_named
 from xlsr_transducer.core.options import Options, option
@@ -149,12 +149,14 @@ def choose(u: Utterances, hours: float) -> np.ndarray:
 
 
 def measure_all(data_dir: Path, u: Utterances, options: AudioOptions, num_jobs: int) -> Measured:
-    """Reads the audio of the chosen utterances by ``num_jobs`` processes, and measures it.
+    """Reads the audio of a sample, and all that may be repeated, by ``num_jobs`` processes.
 
     Raises:
       UserError: the measures cannot be written.
     """
     chosen, unreadable = choose(u, options.audio_checks), {}
+    if not chosen.all():
+        chosen |= likely_copies(data_dir, u)
     cache, path = Cache(data_dir / CACHE_FILE), data_dir / CACHE_FILE
     numbers = np.full(len(u), -1, dtype=np.int32)  # of records in the cache
     count = len(cache.records)
@@ -185,10 +187,7 @@ def _new_cuts(
     progress: Progress,
 ) -> Iterator[tuple[int, int, dict]]:
     """Yields row, key and cut of what has to be read; notes the numbers of what has not."""
-    paths = [manifest_path(data_dir, "cuts", split) for split in u.splits]
-    for row, cut in enumerate(itertools.chain.from_iterable(map(read_jsonl_gz, paths))):
-        if not chosen[row]:
-            continue
+    for row, cut in numbered_cuts(data_dir, u, chosen):
         key = key_of(cut)
         numbers[row] = cache.find(key)
         if numbers[row] < 0:

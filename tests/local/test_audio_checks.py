@@ -281,3 +281,36 @@ def test_statistics_say_how_much_was_read(tmp_path: Path) -> None:
     count, none = table["utterances whose audio was read"]
     assert 8 < int(count) < 22 and none == "0"
     assert (tmp_path / "statistics.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_copied_files_are_found_and_compared_whatever_the_sample_is(
+    tmp_path: Path, read: list[str]
+) -> None:
+    cuts = [recorded(tmp_path / f"u{i}.wav", voice(seed=i)) for i in range(12)]
+    copy = tmp_path / "copy.wav"
+    shutil.copy(tmp_path / "u3.wav", copy)
+    test = [on_file(utterance("copy", "muu"), copy, 24000, RATE)]
+    begins_alike = np.concatenate([voice(seed=5)[:-1], [0.0]])  # the same bytes in the middle
+    test.append(recorded(tmp_path / "alike.wav", begins_alike))
+    test.append(on_file(utterance("gone", "muu"), tmp_path / "gone.wav", 24000, RATE))
+    test.append(part_of(test[0], "part", 0, 1.0))
+    found = check(tmp_path, "--audio-checks=1e-9", train=cuts, test=test)
+    assert [row for rows in found.values() for row in rows if row[1] != "text-in-train"] == [
+        ("copy", "repeated", "", "u3 in train"),
+        ("part", "overlap", "1.00", "copy"),
+    ]
+    assert sorted(read) == ["alike", "copy", "u3", "u5"]
+
+
+def test_audio_in_tar_files_is_compared_too(tmp_path: Path, read: list[str]) -> None:
+    tar, cuts, content = tmp_path / "recording.000000.tar", [], b""
+    for i, seed in enumerate((0, 1, 0)):
+        cut = recorded(tmp_path / f"u{i}.flac", voice(seed=seed))
+        data = (tmp_path / f"u{i}.flac").read_bytes()
+        [source] = cut["recording"]["sources"]
+        source.update(type="shar", source=f"{tar}:{len(content)}:{len(data)}")
+        content += data
+        cuts.append(cut)
+    tar.write_bytes(content)
+    found = check(tmp_path, "--audio-checks=1e-9", train=cuts)["train"]
+    assert found == [("u2", "repeated", "", "u0")] and read == ["u0", "u2"]

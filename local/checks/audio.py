@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -200,16 +201,31 @@ _Result = tuple[int, "bytes | None", str]  # row, record, why there is none
 
 
 def _results(cuts: Iterator[tuple[int, int, dict]], num_jobs: int) -> Iterator[list[_Result]]:
-    """Measures cuts in tasks, whose results come in order."""
+    """Measures cuts in tasks, whose results come in order.
+
+    Raises:
+      UserError: a process was killed.
+    """
     tasks = iter(lambda: list(itertools.islice(cuts, _PER_TASK)), [])
-    pending: collections.deque[Future] = collections.deque()
+    pending: collections.deque[tuple[str, Future]] = collections.deque()
     with ProcessPoolExecutor(num_jobs, initializer=belong_to_the_parent) as pool:
         for task in tasks:
-            pending.append(pool.submit(_measure_task, task))
+            pending.append((task[0][2]["id"], pool.submit(_measure_task, task)))
             if len(pending) >= num_jobs * _TASKS_PER_WORKER:
-                yield pending.popleft().result()
+                yield _result(*pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _result(*pending.popleft())
+
+
+def _result(first: str, task: Future) -> list[_Result]:
+    """Returns the result of a task, whose first utterance is ``first``."""
+    try:
+        return task.result()
+    except BrokenProcessPool as e:
+        raise UserError(
+            f"a process that reads audio was killed, with the {_PER_TASK} utterances from {first} "
+            "on or soon after; if memory ran out, give fewer --num-jobs. What is done is kept"
+        ) from e
 
 
 def _measure_task(task: list[tuple[int, int, dict]]) -> list[_Result]:

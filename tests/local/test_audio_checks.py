@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from local.checks.signal import measure
 from local.checks.utterances import Utterances
 from tests.support.checked_corpus import check, on_file, part_of, recorded, stage_4, utterance
 from tests.support.mp3_files import write_mp3
+from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio_file import decode
 
 RATE = 16000
@@ -314,3 +316,21 @@ def test_audio_in_tar_files_is_compared_too(tmp_path: Path, read: list[str]) -> 
     tar.write_bytes(content)
     found = check(tmp_path, "--audio-checks=1e-9", train=cuts)["train"]
     assert found == [("u2", "repeated", "", "u0")] and read == ["u0", "u2"]
+
+
+def test_a_killed_process_is_one_line_and_what_is_done_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = [recorded(tmp_path / f"u{i}.wav", voice(0.05, seed=i)) for i in range(40)]
+    read_native = audio.read_native
+
+    def killed(cut):
+        if cut.id == "u16":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_native(cut)
+
+    monkeypatch.setattr(audio, "_TASKS_PER_WORKER", 1)
+    monkeypatch.setattr(audio, "read_native", killed)
+    with pytest.raises(UserError, match="was killed, with the 16 utterances from u16 on"):
+        check(tmp_path, train=cuts)
+    assert len(Cache(tmp_path / CACHE_FILE).records) == 16

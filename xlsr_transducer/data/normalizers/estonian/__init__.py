@@ -21,7 +21,7 @@ _CASED = re.compile(r"\b[A-ZÄÖÜÕŠŽ][a-zäöüõšž]|[.?!]\s*$")
 
 def normalize(text: str, report: Report) -> str:
     """Returns the text in words; punctuation and case are left as they are."""
-    text = _SPACES.sub(" ", text).replace("\u2044", "/")
+    text = _SPACES.sub(" ", text).replace("\u2044", "/").replace("...", "\u2026")
     is_cased = bool(_CASED.search(text))
     rules = [*ROMANS, *ABBREVIATED]
     if any(c.isdigit() for c in text):

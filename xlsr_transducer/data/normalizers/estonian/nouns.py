@@ -120,6 +120,9 @@ def _read(table: str) -> list[Noun]:
 
 
 MONTHS = _read(_MONTHS)
+MONTH_FORMS = frozenset(
+    month.form(case) for month in MONTHS for case in (NOMINATIVE, GENITIVE, PARTITIVE, *ENDINGS)
+)
 YEAR = _read(_COUNTED)[0]
 _SHORT_ILLATIVE = {"klassi": "klass", "linna": "linn", "majja": "maja", "kohta": "koht"}
 

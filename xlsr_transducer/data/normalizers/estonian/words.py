@@ -86,6 +86,7 @@ def _pattern(names: dict, skipped: frozenset[str] = frozenset()) -> str:
 _AFTER_ORDINAL = r"(?<=[\dIVX]\. )|(?<=[IVX] )|(?<=[\dIVX]\.)"
 # Before the figures are spelt.
 BEFORE_FIGURES = [
+    rule("symbol", r"(?<=\d) ?[x×] ?(?=\d)", lambda match: Reading(" korda ")),
     rule("abbreviation", r"(?<![\w.-])(?P<word>[Uu]|[Cc]a|[Kk]l)\.? ?(?=\d)", _before_number),
     rule("abbreviation", r"(?<![\w.-])(?<!\d )(?<!\. )(?P<word>[Aa])\.? (?=\d{4}\b)",
          _before_number),

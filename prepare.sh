@@ -29,6 +29,7 @@ begin where you stand, those in a list in its folder.
   --train-list, --val-list, --test-list [LANG=]FILE   each may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --channel N|each       of recordings with several (default: what the corpus names, or else 0)
+  --columns ROLE=NAME,...   of a Hugging Face data set, where they cannot be guessed
   --data-dir DIR         where everything is written (default: data)
   --unit bpe|char|label  tokens: BPE, in DATA/lang_bpe_N (default), letters, in DATA/lang_char, or
                          whole texts, the labels of a classifier, as they are, in DATA/lang_label
@@ -103,7 +104,7 @@ set_option() {
     --test-list) test_lists+=("$name" "$value") ;;
     --language-token) token_options+=("$name" "$value") ;;
     --audio-root) audio_root=$value ;;
-    --channel) corpus_options+=("$name" "$value") ;;
+    --channel | --columns) corpus_options+=("$name" "$value") ;;
     --data-dir) data_dir=$value ;;
     --lang) lang=$value ;;
     --max-rejected) max_rejected=$value ;;

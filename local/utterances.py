@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,39 +17,57 @@ from xlsr_transducer.core.errors import UserError
 def read_pairs(data_dir: Path, split: str) -> Iterator[tuple[dict, dict]]:
     """Yields each supervision with its recording, as dictionaries: recording, supervision.
 
-    Recordings stand in the order of their first use. Those of several utterances are kept until
-    the last of these; that takes 8 bytes for each utterance of the split.
-
     Raises:
       UserError: the two manifests do not belong together.
     """
     kinds = ("recordings", "supervisions")
     paths = [manifest_path(data_dir, kind, split) for kind in kinds]
-    uses = _repeated(paths[1])
-    recordings = read_jsonl_gz(paths[0])
-    kept: dict[str, dict] = {}
+    names = (supervision["recording_id"] for supervision in read_jsonl_gz(paths[1]))
+    pool = RecordingPool(read_jsonl_gz(paths[0]), names)
     for supervision in read_jsonl_gz(paths[1]):
-        name = supervision["recording_id"]
-        recording = kept[name] if name in kept else next(recordings, None)
-        if recording is None or recording["id"] != name:
-            raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again")
-        key = _digest(name)
-        if key in uses:
-            uses[key] -= 1
-            kept[name] = recording
-            if not uses[key]:
-                del kept[name]
+        recording = pool.take(supervision["recording_id"])
+        if recording is None:
+            break
         yield recording, supervision
-    if next(recordings, None) is not None:
-        raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again")
+    else:
+        if pool.is_used_up():
+            return
+    raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again")
 
 
-def _repeated(supervisions: Path) -> dict[int, int]:
-    """Returns how many utterances the recordings of more than one have, by digest."""
-    names = array.array("Q", (_digest(s["recording_id"]) for s in read_jsonl_gz(supervisions)))
-    values, counts = np.unique(np.frombuffer(names, np.uint64), return_counts=True)
-    several = counts > 1
-    return dict(zip(values[several].tolist(), counts[several].tolist()))
+class RecordingPool:
+    """Recordings that are read as they are wanted, and kept as long as they are wanted again.
+
+    Memory: 8 bytes for each utterance, and the recordings that are kept; few, if recordings stand
+    in the order of their first use.
+    """
+
+    def __init__(self, recordings: Iterator[dict], names: Iterable[str]) -> None:
+        """``names``: the recording of each utterance that will be taken."""
+        self._unread = recordings
+        self._kept: dict[str, dict] = {}
+        digests = np.frombuffer(array.array("Q", map(_digest, names)), np.uint64)
+        values, counts = np.unique(digests, return_counts=True)
+        several = counts > 1
+        self._uses = dict(zip(values[several].tolist(), counts[several].tolist()))  # to come
+
+    def take(self, name: str) -> dict | None:
+        """Returns the recording for the next utterance of it; None if there is none."""
+        while name not in self._kept:
+            recording = next(self._unread, None)
+            if recording is None:
+                return None
+            self._kept[recording["id"]] = recording
+        key = _digest(name)
+        self._uses[key] = left = self._uses.get(key, 1) - 1
+        if left <= 0:
+            del self._uses[key]
+            return self._kept.pop(name)
+        return self._kept[name]
+
+    def is_used_up(self) -> bool:
+        """Returns whether all recordings were taken as often as they were to be."""
+        return not self._kept and next(self._unread, None) is None
 
 
 def _digest(name: str) -> int:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from local.importers.entry import Corpus, Entry, missing_parts
+from local.importers.entry import Corpus, Entry, missing_parts, plain_columns
 from xlsr_transducer.core.errors import UserError
 
 _LOOKED_AT = 100  # lines, to see whether they hold times
@@ -46,14 +46,13 @@ class Layout:
     columns: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, path: Path) -> Layout:
-        """Returns the layout that a header or else the first lines show.
+    def of(cls, path: Path) -> Layout | None:
+        """Returns the layout that a header or else the first lines show; None: no line has fields.
 
         A header is a first line such as `#path|text|speaker|dialect`.
 
         Raises:
-          UserError: a header that begins with `#path|` and names other fields, or no line has
-            fields.
+          UserError: a header that begins with `#path|` and names other fields.
         """
         first = next(all_lines(path), (1, b""))[1]
         if first.startswith(b"#path|"):
@@ -61,7 +60,7 @@ class Layout:
             return cls._of_header(path, names)
         lines = [line for _, line in itertools.islice(read_lines(path), _LOOKED_AT)]
         if lines and not any(line.count(b"|") >= 2 for line in lines):
-            raise UserError(f"{path}: no line has the fields path|text|speaker")
+            return None
         return cls(2 * sum(map(_has_times, lines)) > len(lines))
 
     @classmethod
@@ -92,7 +91,7 @@ class TextList(Corpus):
     form = "a list path|text|speaker"
 
     def entries(self) -> Iterator[Entry]:
-        layout = Layout.of(self.path)
+        layout = Layout.of(self.path) or Layout()
         for number, line in read_lines(self.path):
             yield self._parse(number, line, layout)
 
@@ -113,7 +112,7 @@ class TextList(Corpus):
         if not all(map(_TIME.fullmatch, times)):
             problem, times = f"times that are no seconds: {times[0]} and {times[1]}", []
         start, end = map(float, times) if times else (0.0, None)
-        columns = {n: value for n, value in zip(layout.columns, values) if value}
+        columns = plain_columns(dict(zip(layout.columns, values)))
         return Entry(
             number, content, path, self.locate(path), text, speaker, start=start, end=end,
             columns=columns, problem=problem,

@@ -138,7 +138,8 @@ def test_manifests_that_do_not_pair_are_an_error(tmp_path):
     path.write_bytes(gzip.compress(b"".join(lines[:-1])))
     with pytest.raises(UserError, match="do not pair"):
         prepare(data)
-    path.write_bytes(gzip.compress(b"".join(lines[::-1])))
+    foreign = b"".join(lines).replace(b'"recording_id": "', b'"recording_id": "other', 1)
+    path.write_bytes(gzip.compress(foreign))
     with pytest.raises(UserError, match="do not pair"):
         prepare(data)
 

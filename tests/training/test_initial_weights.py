@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def begun(
     """Returns a model as a training from the waveform begins with it."""
     options = InputOptions(cut="waveform", xlsr=str(xlsr), init_from=init_from)
     source, network = read_input(options, Path("data"), streaming)
-    given = EncoderOptions(encoder_dim=32, **encoder)
+    given = EncoderOptions(**{"encoder_dim": 32, **encoder})
     chosen, streaming, shape = with_layers(given, streaming, source.xlsr, "waveform")
     of_heads = TransducerOptions(decoder_dim=16, joiner_dim=32), streaming
     config = ModelConfig(source.features, shape, chosen, *of_heads, 40, ("transducer", "ctc"))
@@ -152,14 +153,39 @@ def test_layers_that_a_file_lacks_are_named(xlsr: Path, tmp_path: Path) -> None:
             begun(xlsr, **{flag: file}, keep_layers=keep)
 
 
-def test_a_teacher_of_other_options_or_tokens_is_no_start(xlsr: Path, tmp_path: Path) -> None:
+def test_a_student_with_other_heads_takes_what_fits(
+    xlsr: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    file = tmp_path / "teacher.pt"
+    given = changed_and_saved(file, *begun(xlsr))
+    with caplog.at_level(logging.INFO):
+        own = begun(xlsr, teacher=file, encoder_dim=48)[1].state_dict()
+    parts = "encoder.adapter, heads.ctc, heads.transducer"
+    assert f"--teacher {file}: does not give {parts}, which begin at random" in caplog.text
+    of_xlsr = [name for name in given if name.startswith("encoder.xlsr.")]
+    assert_same({n: own[n] for n in of_xlsr}, {n: given[n] for n in of_xlsr})
+    with pytest.raises(UserError, match=f"--init-from {file}: made with other options"):
+        begun(xlsr, init_from=file, encoder_dim=48)
+
+
+def test_a_teacher_of_another_xlsr_is_no_start(
+    xlsr: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "teacher.pt"
     config, model = begun(xlsr)
-    for change, message in (
-        (dict(tokens=["<blk>"]), "trained with other tokens"),
-        (dict(model={"heads.ctc.output.bias": torch.zeros(3)}), "made with other options"),
-    ):
-        content = model_content(config, tokenizer(), model.state_dict())
-        save_atomically({**content, **change}, file)
-        with pytest.raises(UserError, match=f"--teacher {file}: .*{message}"):
-            begun(xlsr, teacher=file)
+    features = dataclasses.replace(config.features, sha256="0" * 64)
+    changed_and_saved(file, dataclasses.replace(config, features=features), model)
+    with caplog.at_level(logging.INFO):
+        begun(xlsr, teacher=file)
+    assert f"--teacher {file}: is of another XLSR" in caplog.text
+    assert f"starts from the pretrained XLSR, {xlsr}" in caplog.text
+
+
+def test_a_teacher_of_other_tokens_is_refused(xlsr: Path, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.pt"
+    config, model = begun(xlsr)
+    content = model_content(config, tokenizer(), model.state_dict())
+    save_atomically({**content, "tokens": ["<blk>"]}, file)
+    with pytest.raises(UserError, match=f"--teacher {file}: was trained with other tokens"):
+        begun(xlsr, teacher=file)

@@ -21,13 +21,14 @@ def basic(text: str) -> str:
 
 
 def is_cased_or_punctuated(texts: Iterable[str]) -> bool:
-    """Returns whether texts hold capitals or punctuation beyond ' and - in words.
+    """Returns whether texts hold capitals or punctuation beyond ' and - in words, and ⁇, which
+    is recognised in place of an unknown letter.
 
     Their plain WER counts spelling as errors, so that a second one, normalised by ``basic``, is
     worth having.
     """
     return any(
-        c.isupper() or (unicodedata.category(c)[0] == "P" and c not in "'-")
+        c.isupper() or (unicodedata.category(c)[0] == "P" and c not in "'-⁇")
         for text in texts
         for c in text
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Start:
 
     flag: str  # the option that names it
     path: Path
+    is_teacher: bool = False  # whose student may have other heads
 
     def __str__(self) -> str:
         return f"{self.flag} {self.path}"
@@ -47,7 +49,7 @@ def start_of(options: InputOptions, teacher: Path | None) -> Start | None:
     """
     if options.init_from:
         return Start("--init-from", options.init_from)
-    return Start("--teacher", teacher) if teacher else None
+    return Start("--teacher", teacher, is_teacher=True) if teacher else None
 
 
 def initial_model(
@@ -99,9 +101,15 @@ def load_weights(
             "new parameters; all others of XLSR are kept"
         )
     start = start_of(options, teacher)
+    if start:
+        content = read_model(start.path, options.language)
+        source = ModelConfig.from_dict(content["config"], str(start.path))
+        if start.is_teacher and source.features.sha256 != network.sha256:
+            logging.info(f"{start}: is of another XLSR, so the student does not start from it")
+            start = None
     logging.info(f"starts from {start or f'the pretrained XLSR, {network.source}'}")
     if start:
-        _take_weights(model, config, network, start, options.language, tokens)
+        _take_weights(model, config, network, start, content, source, tokens)
 
 
 def size_of(model: SpeechModel) -> str:
@@ -116,10 +124,11 @@ def _take_weights(
     config: ModelConfig,
     xlsr: XlsrCheckpoint,
     start: Start,
-    language: str | None,
+    content: dict[str, Any],
+    source: ModelConfig,
     tokens: list[str],
 ) -> None:
-    """Loads what ``start`` has of ``model``; the rest keeps its values.
+    """Loads what the ``content`` of ``start`` has of ``model``; the rest keeps its values.
 
     An exported ``pretrained.pt`` holds the whole of XLSR, as a folder of Hugging Face does: the
     part above the cut is taken. The part below must be the one that made the features.
@@ -128,8 +137,6 @@ def _take_weights(
       UserError: the file is damaged, or does not fit the model; names the file and why.
     """
     path, where = start.path, str(start)
-    content = read_model(path, language)
-    source = ModelConfig.from_dict(content["config"], str(path))
     given = _kept_of(where, content["model"], source, config)
     if model.classifier is not None:
         given = _with_labels(where, given, content["tokens"], model, tokens)
@@ -146,6 +153,8 @@ def _take_weights(
         for name, value in given.items()
         if name not in below and name.partition(ATTENTION)[0] not in converted
     }
+    if start.is_teacher:
+        weights = _fitting(where, weights, own)
     extra = sorted(weights.keys() - own.keys())
     if extra and ".adapter_layer." in extra[0]:
         raise UserError(f"{where}: has MMS's adapters in its layers: give --xlsr {path} too")
@@ -156,6 +165,21 @@ def _take_weights(
             shapes = f"{list(value.shape)} and {list(own[name].shape)}"
             raise UserError(f"{where}: made with other options: {name} has the shapes {shapes}")
     model.load_state_dict({**own, **weights})
+
+
+def _fitting(where: str, given: Weights, own: Weights) -> Weights:
+    """Returns the weights of those parts (XLSR, adapter, each head) that have a model's shapes.
+    Logs which have not."""
+
+    def part(name: str) -> str:
+        return ".".join(name.split(".")[:2])
+
+    others = {part(n) for n, value in own.items() if n in given and given[n].shape != value.shape}
+    fitting = {n: value for n, value in given.items() if n in own and part(n) not in others}
+    new = sorted({part(n) for n in own} - {part(n) for n in fitting})
+    if new:
+        logging.info(f"{where}: does not give {', '.join(new)}, which begin at random")
+    return fitting
 
 
 def _kept_of(where: str, given: Weights, source: ModelConfig, config: ModelConfig) -> Weights:

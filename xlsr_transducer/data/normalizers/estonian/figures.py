@@ -20,6 +20,7 @@ from xlsr_transducer.data.normalizers.estonian.amounts import (
 from xlsr_transducer.data.normalizers.estonian.nouns import (
     AFTER_GENITIVE,
     BEFORE_GENITIVE,
+    CLASS_FORMS,
     MONTH_FORMS,
     MONTHS,
     YEAR,
@@ -113,6 +114,8 @@ def _ordinal(match: re.Match[str]) -> Reading | None:
     """24. veebruaril, 5.\u20136. klass, 5. ja 6. mail, 1990. aastatel."""
     other = _ALSO.match(match.string, match.end())
     word, after = words_after(match, other.end() if other else None)
+    if len(word) == 1 and after in CLASS_FORMS:  # 5. b klassis
+        word, after = after, ""
     if not word:
         return None
     if word[0].isupper():
@@ -295,13 +298,13 @@ QUANTITIES = [
           _measure),
 ]  # fmt: skip
 NUMBERS = [
-    rule("ordinal", r"(?<![\w.,/-])(?P<a>\d{1,4})\. ?(?P<short>aa?)\b\.?"
+    rule("ordinal", r"(?<![\w.,/-])(?P<a>\d{3,4})\. ?(?P<short>aa?)\b\.?"
           r"(?= ?(?P<next>[^\W\d_]+)?)", _year),
     rule("ordinal", rf"(?<![\w.,/-])(?P<a>{_ORDINAL})\.(?:{DASH}(?P<b>{_ORDINAL})\.)?"
           r"(?= [^\W\d_]|, \d+\.)", _ordinal),
     rule("ordinal", r"(?<![\w.,/-])(?P<a>\d{1,9})-?(?P<tail>nd\w{1,8}|ne|se(?!\w)|se[lktgn]\w*|"
           r"sed|ste\w*)(?!\w)", _ordinal_ending),
-    rule("case", rf"(?<![\w.,/])(?P<sign>{SIGN})(?P<a>{NUMBER})(?P<b>)(?P<mark>[-\u2010]?)"
+    rule("ending", rf"(?<![\w.,/])(?P<sign>{SIGN})(?P<a>{NUMBER})(?P<b>)(?P<mark>[-\u2010]?)"
           rf"(?P<ending>{ENDING}|t|(?<=[-\u2010])d)(?!\w)", _ending),
     rule("compound", rf"(?<![\w.,/-])(?P<a>{WHOLE})(?:[-\u2013](?P<b>{WHOLE}))?"
           r"(?:-(?P<word>[^\W\d_]{3,}(?:-\w+)*))", _compound),

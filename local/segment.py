@@ -20,22 +20,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from local.segmenting.recordings import (
-    HEADER,
     Recording,
     Segmenter,
-    list_lines,
     read_recordings,
-    table_lines,
     weights_digest,
+    write_results,
 )
 from local.segmenting.transcripts import read_transcript
 from local.segmenting.utterances import Row, SegmentOptions
 from xlsr_transducer.core.errors import UserError, complain, run_command
-from xlsr_transducer.core.files import locked, replacing
+from xlsr_transducer.core.files import locked
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, add_options, from_args, word
 from xlsr_transducer.core.tables import text_table
-from xlsr_transducer.data.text import TextNormalizer, TextOptions
+from xlsr_transducer.data.text import TextNormalizer
+from xlsr_transducer.data.text_options import add_text_options, read_record, text_options
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
 from xlsr_transducer.recognition.decoding import ChunkOptions, LayerOptions, use_device
 
@@ -49,7 +48,13 @@ def get_parser() -> Parser:
     parser.add_argument("--speaker", type=word, help="of --audio (default: its name)")
     parser.add_argument("--list", type=Path, help="audio|transcript|speaker of many recordings")
     parser.add_argument("--out-dir", type=Path, required=True)
-    parser.add_argument("--lang", type=word, default="et", help="whose letters the text has")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("data"),
+        help="the corpus of the model, if it is here: text is normalised as it was there",
+    )
+    parser.add_argument("--lang", type=word, default="et", help="language of the text")
     parser.add_argument(
         "--method", choices=METHODS, help="which head (default: ctc, if the model has it)"
     )
@@ -60,8 +65,9 @@ def get_parser() -> Parser:
         help="encoded at once: as long as the longer utterances of the model's training "
         "(default: 20)",
     )
-    for cls in (SegmentOptions, TextOptions, CheckpointOptions, ChunkOptions, LayerOptions):
+    for cls in (SegmentOptions, CheckpointOptions, ChunkOptions, LayerOptions):
         add_options(parser, cls)
+    add_text_options(parser)
     return parser
 
 
@@ -120,13 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from_args(ChunkOptions, args).chunk(loaded.config),
         method,
         args.window_seconds,
-        TextNormalizer(from_args(TextOptions, args), args.lang),
+        TextNormalizer(text_options(args, read_record(args.data_dir)), args.lang),
         options,
         args.out_dir / "work",
     )
-    status, kept, table = 0, [], ["\t".join(HEADER)]
-    busy = f"{args.out_dir}: another run works there"
-    with locked(args.out_dir / ".lock", busy):
+    status, done = 0, []
+    with locked(args.out_dir / ".lock", f"{args.out_dir}: another run works there"):
         for recording in todo:
             try:
                 rows = segmenter.rows(recording, read_transcript(recording.transcript))
@@ -134,14 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = complain(str(e))
                 continue
             report(recording.audio.name, rows)
-            kept += list_lines(recording, rows)
-            table += table_lines(recording, rows)
-        paths = [args.out_dir / name for name in ("segments.txt", "segments.tsv")]
-        if len(table) > 1:
-            with replacing(*paths) as temporary:
-                for path, lines in zip(temporary, (kept, table)):
-                    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            logging.info(f"{len(kept)} utterances: {paths[0]}; all else: {paths[1]}")
+            done.append((recording, rows))
+        if done:
+            path = write_results(args.out_dir, done)
+            count = sum(not row.reason for _, rows in done for row in rows)
+            logging.info(f"{count} utterances: {path}; all else: {path.with_suffix('.tsv')}")
     return status
 
 

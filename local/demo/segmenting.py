@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command += [f"--method={method}", f"--window-seconds={args.window_seconds}"]
         subprocess.run(command, check=True)
         minutes = (time.monotonic() - began) / 60
-        fields = [line.split("|") for line in (out / "segments.txt").read_text().splitlines()]
+        lines = (out / "segments.txt").read_text(encoding="utf-8").splitlines()
+        fields = [line.split("|") for line in lines[1:]]
         kept = [Sentence(float(f[1]), float(f[2]), normalize(f[3]).split()) for f in fields]
         wrong, count, distances = score(kept, truth)
         near = 100 * np.mean(np.array(distances) <= NEAR)

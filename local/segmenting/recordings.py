@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 
 from local.extract_progress import Progress
-from local.lists import read_list
+from local.importers.text_list import read_lines
 from local.segmenting.pauses import find_pause
 from local.segmenting.transcripts import Phrase, Transcript
 from local.segmenting.utterances import Row, SegmentOptions, Written, segment
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.data.audio_file import AudioProblem
+from xlsr_transducer.core.files import replacing
+from xlsr_transducer.data.audio_file import AudioProblem, open_blocks
 from xlsr_transducer.data.media import open_media
 from xlsr_transducer.data.text import TextNormalizer
 from xlsr_transducer.model.checkpoint import LoadedModel
@@ -52,7 +54,7 @@ def read_recordings(path: Path) -> list[Recording]:
     if not path.is_file():
         raise UserError(f"--list {path}: no such file")
     found: dict[Path, Recording] = {}
-    for number, line in read_list(path):
+    for number, line in read_lines(path):
         try:
             fields = [field.strip() for field in line.decode("utf-8").split("|")]
             if len(fields) != 3 or not all(fields):
@@ -118,7 +120,7 @@ class Segmenter:
         if there:
             logging.info(f"{path.name}: goes on after {there / 60:.1f} minutes that are there")
         try:
-            with open_media(path) as media:
+            with open_blocks(path), open_media(path) as media:  # what ./prepare.sh reads, too
                 total = max((media.seconds or there) - there, 0.0)
                 with Progress(path.name, total) as progress:
                     args = (self.encoder, self.chunk, media.pieces, self.window, folder, about)
@@ -167,19 +169,22 @@ class Segmenter:
         return Written(phrase, unit, places)
 
 
+LIST_HEADER = "#path|start|end|text|speaker"
+
+
 def list_lines(recording: Recording, rows: Sequence[Row]) -> Iterator[str]:
-    """Yields ``path|start|end|text|speaker`` of each utterance."""
+    """Yields a line of the list for each utterance, under ``LIST_HEADER``."""
     path = recording.audio.resolve()
     for row in rows:
         if not row.reason:
             yield f"{path}|{row.start:.3f}|{row.end:.3f}|{row.text}|{recording.speaker}"
 
 
-HEADER = ("audio", "start", "end", "speaker", "state", "confidence", "errors", "odds", "text")
+TABLE_HEADER = "audio start end speaker state confidence errors odds text".replace(" ", "\t")
 
 
 def table_lines(recording: Recording, rows: Sequence[Row]) -> Iterator[str]:
-    """Yields a line of the table for each row, under ``HEADER``."""
+    """Yields a line of the table for each row, under ``TABLE_HEADER``."""
     path = recording.audio.resolve()
     for row in rows:
         times = ["" if t is None else f"{t:.3f}" for t in (row.start, row.end)]
@@ -187,3 +192,14 @@ def table_lines(recording: Recording, rows: Sequence[Row]) -> Iterator[str]:
         scores = [confidence, str(row.errors), f"{row.odds:.2f}"]
         cells = [str(path), *times, recording.speaker, row.reason or "utterance", *scores]
         yield "\t".join([*cells, row.text])
+
+
+def write_results(out_dir: Path, done: Sequence[tuple[Recording, Sequence[Row]]]) -> Path:
+    """Writes segments.txt and segments.tsv in ``out_dir``; returns the first of them."""
+    paths = out_dir / "segments.txt", out_dir / "segments.tsv"
+    makers = (LIST_HEADER, list_lines), (TABLE_HEADER, table_lines)
+    with replacing(*paths) as temporary:
+        for path, (header, lines) in zip(temporary, makers):
+            content = itertools.chain([header], *(lines(*one) for one in done))
+            path.write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
+    return paths[0]

@@ -2,6 +2,9 @@
 
 Whoever can speak to a scheduler or worker of Dask can run programs as its user. So every cluster
 speaks TLS with certificates on both sides; one that does not must be asked for.
+
+Each function here is a context, which gives a client, and what to call now and then so that lost
+workers come back.
 """
 
 from __future__ import annotations
@@ -24,12 +27,15 @@ if TYPE_CHECKING:
     from distributed import Client
     from distributed.security import Security
 
+    Connected = Iterator[tuple[Client, Callable[[], None]]]
+
 INSTALL = "pip install distributed cryptography"
 _TLS_FILES = {"ca": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
 _CONFIG = {
     "distributed.scheduler.http.routes": [],  # no pages: they could be seen by others
     "distributed.worker.http.routes": [],
     "distributed.scheduler.allowed-failures": 2,  # so many workers may die of a shard
+    "distributed.scheduler.worker-saturation": 1.0,  # and no other shard is blamed for it
 }
 _NO_PAGES = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 _KINDS = {str: "a text", int: "a whole number", list: "a list of texts"}
@@ -68,11 +74,12 @@ def prepare_dask() -> None:
             f"{e.name or e} is missing, which workers need: {INSTALL}, or give --single-process"
         ) from e
     dask.config.set(_CONFIG)
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it is told in our words
+    for name in ("distributed", "tornado", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # it is told in our words
 
 
 @contextlib.contextmanager
-def local_cluster(num_jobs: int) -> Iterator[Client]:
+def local_cluster(num_jobs: int) -> Connected:
     """Processes of one thread on this machine, which no other user can speak to."""
     from distributed import LocalCluster
     from distributed.security import Security
@@ -91,11 +98,11 @@ def local_cluster(num_jobs: int) -> Iterator[Client]:
         )
     with _client_of(cluster, _kill_workers) as client:
         cluster.scale(num_jobs)
-        yield client
+        yield client, lambda: cluster.scale(num_jobs)
 
 
 @contextlib.contextmanager
-def slurm_cluster(options: dict[str, Any], num_jobs: int, folder: Path) -> Iterator[Client]:
+def slurm_cluster(options: dict[str, Any], num_jobs: int, folder: Path) -> Connected:
     """Workers in jobs of SLURM, which this process submits, and cancels at the end.
 
     Args:
@@ -108,7 +115,7 @@ def slurm_cluster(options: dict[str, Any], num_jobs: int, folder: Path) -> Itera
     with _client_of(cluster, lambda cluster: None) as client:
         cluster.scale(num_jobs)
         logging.info("jobs for %d workers are submitted to SLURM", num_jobs)
-        yield client
+        yield client, lambda: cluster.scale(num_jobs)
 
 
 def make_slurm_cluster(settings: dict[str, Any], folder: Path) -> Any:
@@ -179,14 +186,14 @@ def slurm_options(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def remote_cluster(address: str, security: Security | None) -> Iterator[Client]:
+def remote_cluster(address: str, security: Security | None) -> Connected:
     """A cluster that is there already, and stays.
 
     Raises:
       UserError: it cannot be reached.
     """
     with contextlib.ExitStack() as stack:
-        yield _connect(stack, address, security)
+        yield _connect(stack, address, security), lambda: None
 
 
 def tls_security(path: Path) -> Security:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 1.0  # between reports of a worker
+RECOVER_SECONDS = 10.0
 ALONE_SECONDS = 60.0  # without a worker, after which it is said
 KEPT = "finished shards are kept"
 
@@ -78,11 +79,11 @@ class Workers:
     def __init__(self, task: Task, cluster: Callable[[], contextlib.AbstractContextManager]):
         """
         Args:
-          cluster: gives a client of the cluster, which starts when the first shard needs it.
+          cluster: one of ``extract_cluster``, which starts when the first shard needs it.
         """
         self._task, self._cluster = task, cluster
         self._stack = contextlib.ExitStack()
-        self._client: Client | None = None
+        self._connected: tuple[Client, Callable[[], None]] | None = None
 
     def run(self, shards: Iterator[Shard], progress: Progress) -> None:
         """Computes shards, of which only as many are in memory as the workers need next.
@@ -90,10 +91,11 @@ class Workers:
         Raises:
           UserError: what a worker reports, or a shard that no worker survives.
         """
-        if self._client is None:
-            self._client = self._stack.enter_context(self._cluster())
-        with _Reports(self._client) as reports:
-            _Run(self._client, self._task, reports, progress).run(shards)
+        if self._connected is None:
+            self._connected = self._stack.enter_context(self._cluster())
+        client, recover = self._connected
+        with _Reports(client) as reports:
+            _Run(client, recover, self._task, reports, progress).run(shards)
 
     def __enter__(self) -> Workers:
         return self
@@ -138,12 +140,19 @@ class _Reports:
 class _Run:
     """One pass over shards."""
 
-    def __init__(self, client: Client, task: Task, reports: _Reports, progress: Progress):
-        self._client, self._task = client, task
+    def __init__(
+        self,
+        client: Client,
+        recover: Callable[[], None],
+        task: Task,
+        reports: _Reports,
+        progress: Progress,
+    ):
+        self._client, self._recover, self._task = client, recover, task
         self._reports, self._progress = reports, progress
         self._ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._pending: dict[str, tuple[Future, Shard]] = {}
-        self._had_workers = time.monotonic()
+        self._had_workers = self._looked = time.monotonic()
 
     def run(self, shards: Iterator[Shard]) -> None:
         finished = 0.0
@@ -171,14 +180,17 @@ class _Run:
 
     def _room(self) -> int:
         """Returns how many shards more the workers can take: each has one, and the next."""
-        threads = sum(self._client.nthreads().values())
         now = time.monotonic()
+        if now - self._looked > RECOVER_SECONDS:
+            self._looked = now
+            self._recover()
+        threads = sum(self._client.nthreads().values())
         if threads:
             self._had_workers = now
         elif now - self._had_workers > ALONE_SECONDS:
             logging.warning("there is no worker: waiting for one")
             self._had_workers = now
-        return max(2 * threads, 1) - len(self._pending)
+        return max(max(2 * threads, 1) - len(self._pending), 0)
 
 
 def _require(future: Future, shard: Shard) -> None:

@@ -99,7 +99,7 @@ def test_kill_9_costs_no_finished_shard_and_leaves_no_worker(data, xlsr):
 
 def test_ctrl_c_in_the_midst_of_workers_is_one_line_and_work_resumes_later(data, xlsr):
     write_split(data, "train", [20000] * 60)
-    options = ["--data-dir", str(data), "--xlsr", str(xlsr), "--num-jobs", "2"]
+    options = ["--data-dir", str(data), "--xlsr", str(xlsr), "--num-jobs", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "local.extract_features", *options],
         cwd=ROOT,

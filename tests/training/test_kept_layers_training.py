@@ -11,7 +11,7 @@ from local.demo.make_toy_xlsr import make_random
 from tests.support.tiny_recipe import run_train
 from xlsr_transducer import decode, export, streaming_decode
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model
+from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model, read_checkpoint
 
 LAYERS = 4
 STREAMING = ("--streaming=1", "--chunk-size=16,8,-1")
@@ -73,6 +73,23 @@ def test_a_student_is_resumed_with_its_own_layers_alone(
             run_train(*resumed, *given)
     run_train(*resumed, *MAMBA, kept)
     assert (student / "epoch-2.pt").is_file()
+
+
+def test_a_student_of_fewer_layers_starts_from_its_teacher_and_learns_from_it(
+    corpus: Path, deep: tuple[str, ...], student: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    teacher = student / "epoch-1.pt"
+    still = ("--num-epochs=1", "--base-lr=1e-12", "--weight-decay=0")
+    run_train(corpus, tmp_path, *deep, f"--teacher={teacher}", "--keep-layers=0,3", *still)
+    logged = capsys.readouterr().err
+    assert f"starts from --teacher {teacher}" in logged
+    assert f"{teacher} teaches from here on" in logged
+    before, after = (read_checkpoint(p)["model"] for p in (teacher, tmp_path / "epoch-1.pt"))
+    layers = "encoder.xlsr.encoder.layers."
+    for name, value in after.items():
+        other = before[name.replace(f"{layers}1.", f"{layers}2.")]
+        torch.testing.assert_close(value, other, atol=1e-7, rtol=0, msg=name)
 
 
 def test_of_stored_features_the_part_below_them_is_the_whole_networks(

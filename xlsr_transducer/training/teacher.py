@@ -81,25 +81,13 @@ class Teacher:
         return {"config": self.config.to_dict(), "model": weights, "scales": tuple(self.scales)}
 
 
-def kept_layers(config: ModelConfig) -> list[int]:
-    """Returns which layers of the pretrained XLSR the model's layers 0, 1, ... are."""
-    numbers = _keep_layers(config)
-    return numbers or [*range(config.xlsr.num_hidden_layers)]
-
-
-def _keep_layers(config: ModelConfig) -> list[int]:
-    """Returns the layers of ``--keep-layers``; none without it."""
-    given = getattr(config.encoder, "keep_layers", "")
-    return [int(number) for number in given.split(",")] if given else []
-
-
 def taught_by(teacher: ModelConfig, student: ModelConfig) -> list[int]:
     """Returns which of the teacher's layers teaches each of the student's, from the cut up.
 
     It is the one below the student's next layer, in the teacher's order: the output of each layer
     of the student is what the layer after it was trained to read. The last teaches the last.
     """
-    theirs, ours = kept_layers(teacher), kept_layers(student)
+    theirs, ours = teacher.kept_layers, student.kept_layers
     below = max(student.xlsr.number_of_level(student.features.cut), 0)
     if below >= len(ours):
         return []
@@ -130,7 +118,7 @@ def require_can_teach(
         pairs.append(("XLSR's width", teacher.xlsr.hidden_size, student.xlsr.hidden_size))
     wrong = [f"{name} {a} and {b}" for name, a, b in pairs if a != b]
     if scales.layers and not _has_layers_of(teacher, student):
-        numbers = (kept_layers(teacher), kept_layers(student))
+        numbers = (teacher.kept_layers, student.kept_layers)
         shown = [",".join(map(str, kept)) for kept in numbers]
         wrong.append(f"XLSR's depth: layers {shown[0]} and {shown[1]}")
     if scales.logits:
@@ -148,5 +136,5 @@ def require_can_teach(
 
 def _has_layers_of(teacher: ModelConfig, student: ModelConfig) -> bool:
     """Whether each of the student's layers is one of the teacher's."""
-    theirs, ours = kept_layers(teacher), kept_layers(student)
-    return set(ours) <= set(theirs) if _keep_layers(student) else theirs == ours
+    theirs, ours = teacher.kept_layers, student.kept_layers
+    return set(ours) <= set(theirs) if student.encoder.keep_layers else theirs == ours

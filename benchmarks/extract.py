@@ -25,9 +25,10 @@ import torch
 from lhotse import MonoCut, Recording
 
 from local.demo.make_toy_xlsr import SHAPE, random_network
-from local.extract_features import Split, check_options, extract_split, feature_info
+from local.extract_features import check_options, extract_split, feature_info
 from local.extract_features import get_parser as extraction_parser
 from local.extract_shard import make_batches
+from local.extract_split import Split
 from local.extract_workers import InProcess, Task
 from local.extractors import XlsrExtractor
 from local.manifests import JsonlGzWriter, manifest_path
@@ -65,12 +66,12 @@ def make_corpus(data_dir: Path, minutes: float, rate: int) -> None:
     (data_dir / "manifests" / "splits.json").write_text(json.dumps(splits))
 
 
-def read_batches(args: argparse.Namespace) -> list[BATCH]:
+def read_batches(args: argparse.Namespace, width: int) -> list[BATCH]:
     """The batches that the extraction makes, as names and samples."""
     batches = []
-    split = Split(args, args.data_dir / "features" / "none", "train")
+    split = Split(args.data_dir, args.data_dir / "features" / "none", "train")
     split.find_stored()
-    for shard in split.missing_shards():
+    for shard in split.missing_shards(width):
         cuts = [MonoCut.from_dict(dict(cut)) for cut in shard.cuts]
         lengths = {i: num_samples(cut) for i, cut in enumerate(cuts)}
         for batch in make_batches(lengths, args.max_duration):
@@ -98,7 +99,7 @@ def time_extraction(
     runner = InProcess(Task(args.xlsr, info, folder, "cpu", args.max_duration), checkpoint)
     start = clocks()
     with runner:
-        extract_split(args, folder, "train", runner)
+        extract_split(args, folder, "train", info.feature_dim, runner)
     return clocks() - start
 
 
@@ -129,7 +130,7 @@ def measure(options: argparse.Namespace, work: Path) -> str:
     args = extraction_parser().parse_args([*words, "--max-duration", str(options.max_duration)])
     check_options(args)
     info = feature_info(args, checkpoint)
-    batches = read_batches(args)
+    batches = read_batches(args, info.feature_dim)
     extractor = XlsrExtractor(checkpoint, info, "cpu")
     torch.set_num_threads(1)
     extractor.forward(batches[-1][1])  # the first use is slower

@@ -15,9 +15,15 @@ from local.demo.make_toy_xlsr import make_random
 from tests.support.random_models import tokenizer
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.tensor_files import save_atomically
-from xlsr_transducer.model.checkpoint import model_content
+from xlsr_transducer.model.checkpoint import (
+    CheckpointOptions,
+    load_model,
+    model_content,
+    save_below_cut,
+)
 from xlsr_transducer.model.config import ModelConfig, StreamingOptions, with_layers
 from xlsr_transducer.model.encoder_options import EncoderOptions
+from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import TransducerOptions
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
@@ -131,6 +137,23 @@ def test_a_converted_student_keeps_all_but_the_attention_of_its_teacher(
     for part in ("layer_norm.", "feed_forward.", "final_layer_norm."):
         assert_same(layer(own, 1, part), layer(given, 3, part))
     assert_same(others(own), others(given))
+
+
+def test_of_features_of_a_layer_what_lies_below_is_kept_beside_the_checkpoints(
+    xlsr: Path, tmp_path: Path
+) -> None:
+    network = load_xlsr(str(xlsr))
+    features = FeatureInfo(str(xlsr), network.sha256, "2", "cumulative", 32)
+    given = EncoderOptions(encoder_dim=32, keep_layers="0-1,3")
+    encoder, streaming, shape = with_layers(given, FULL, network.config, "2")
+    of_heads = TransducerOptions(decoder_dim=16, joiner_dim=32), streaming
+    config = ModelConfig(features, shape, encoder, *of_heads, 40, ("ctc",))
+    model = initial_model(config, network, InputOptions(), tokenizer().tokens)
+    assert list(model.encoder.xlsr.encoder.layers) == ["2"]
+    save_below_cut(network, config, tmp_path)
+    save_atomically(model_content(config, tokenizer(), model.state_dict()), tmp_path / "best.pt")
+    loaded = load_model(CheckpointOptions(checkpoint=tmp_path / "best.pt"))
+    assert_same(loaded.model.encoder.xlsr.state_dict(), network.with_layers([0, 1, 3]).weights)
 
 
 def test_what_init_from_names_counts_more_than_the_teacher(xlsr: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ begin where you stand, those in a list in its folder.
   stage 1   lists to recordings and supervisions  DATA/manifests/{recordings,supervisions,rejected}_*
   stage 2   text, and BPE model or letters        DATA/manifests/cuts_*, DATA/lang_{bpe_N,char}/
   stage 3   features                              DATA/features/ (by ./extract_features.sh)
-  stage 4   checks and statistics                 DATA/statistics.{txt,png}
+  stage 4   checks and statistics                 DATA/{statistics.{txt,png},flagged_SPLIT.tsv}
   stage 5   n-gram model, only on demand          DATA/lang_bpe_N/ngram_3.arpa
   stage 6   neural language model, on demand      DATA/lang_bpe_N/lm/
   stage 7   graph of words, on demand, needs k2   DATA/lang_bpe_N/{word_ngram_3.arpa,LG.pt}
@@ -29,6 +29,7 @@ begin where you stand, those in a list in its folder.
   --train-list, --val-list, --test-list [LANG=]FILE   each may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
   --channel N|each       of recordings with several (default: what the corpus names, or else 0)
+  --columns ROLE=NAME,...   of a Hugging Face data set, where they cannot be guessed
   --data-dir DIR         where everything is written (default: data)
   --unit bpe|char|label  tokens: BPE, in DATA/lang_bpe_N (default), letters, in DATA/lang_char, or
                          whole texts, the labels of a classifier, as they are, in DATA/lang_label
@@ -44,6 +45,9 @@ begin where you stand, those in a list in its folder.
   --normalizer none|auto|CODE|FILE.py   spells figures and abbreviations out (default: none);
                          auto: by the language of each text
   --unicode nfc|nfkc     (default: nfc)
+  --audio-checks HOURS   audio that stage 4 reads, by --num-jobs processes: an even sample; -1: all
+                         of it, 0: none (default: 50)
+  --max-silence SECONDS  before or after the speech, more is flagged (default: 2)
 Handed on to ./extract_features.sh (see its --help):
   --xlsr NAME_OR_DIR_OR_PT, --cut, --normalize, --num-jobs, --single-process, --device,
   --extractor, --chunk-size, --left-context-chunks, --attention-sink-size, --max-duration,
@@ -80,6 +84,7 @@ text_options=()
 lm_text=()
 ngram_options=()
 feature_options=()
+check_options=()
 
 stage_number() {
   [[ $2 =~ ^[0-7]$ ]] || fail "$1 $2: must be a stage, from 0 to 7"
@@ -103,14 +108,16 @@ set_option() {
     --test-list) test_lists+=("$name" "$value") ;;
     --language-token) token_options+=("$name" "$value") ;;
     --audio-root) audio_root=$value ;;
-    --channel) corpus_options+=("$name" "$value") ;;
+    --channel | --columns) corpus_options+=("$name" "$value") ;;
     --data-dir) data_dir=$value ;;
     --lang) lang=$value ;;
     --max-rejected) max_rejected=$value ;;
     --lm-text) lm_text=("$name" "$value") ;;
     --ngram-order) ngram_options+=("$name" "$value") ;;
     --case | --lower-case | --punctuation | --unicode | --normalizer) text_options+=("$name" "$value") ;;
-    --xlsr | --cut | --normalize | --num-jobs | --device | --extractor | --chunk-size | --subset | \
+    --audio-checks | --max-silence) check_options+=("$name" "$value") ;;
+    --num-jobs) feature_options+=("$name" "$value"); check_options+=("$name" "$value") ;;
+    --xlsr | --cut | --normalize | --device | --extractor | --chunk-size | --subset | \
       --left-context-chunks | --attention-sink-size | --max-duration | --name)
       feature_options+=("$name" "$value") ;;
     *) fail "unknown option $name (see ./prepare.sh --help)" ;;
@@ -222,7 +229,7 @@ if runs 4; then
     log "tokens are not counted: there is no $lang_dir"
   fi
   run python -m local.validate_manifests --data-dir "$data_dir" \
-    ${lang_options[@]+"${lang_options[@]}"}
+    ${lang_options[@]+"${lang_options[@]}"} ${check_options[@]+"${check_options[@]}"}
 fi
 
 if runs 5; then

@@ -129,5 +129,6 @@ def plot_histograms(
                 axes.hist(one, bins, weights=weights, histtype="step", label=split.name)
         axes.set_xlabel(label)
         axes.set_ylabel("% of utterances")
-    figure.axes[0].legend()
+    if any(len(s.durations) for s in splits):
+        figure.axes[0].legend()
     FigureCanvasAgg(figure).print_png(path)

@@ -12,39 +12,36 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
-import itertools
 import logging
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from lhotse import Features, MonoCut, NumpyFilesWriter
-from lhotse.serialization import deserialize_item
-from lhotse.utils import fastcopy
 
-from local.audio_identity import settings_digest
+from local.extract_cluster import (
+    local_cluster,
+    prepare_dask,
+    remote_cluster,
+    slurm_cluster,
+    slurm_options,
+    tls_security,
+)
 from local.extract_progress import Progress
-from local.extract_shard import Shard, Stored, load_stored, plan_shards
+from local.extract_split import Split, merge_split, remove_unused
 from local.extract_workers import InProcess, Task, Workers
 from local.extractors import describe_features
-from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz, split_names
+from local.manifests import split_names
 from xlsr_transducer.core.errors import UserError, run_command
-from xlsr_transducer.core.files import locked, replacing
-from xlsr_transducer.core.geometry import FRAME_SHIFT, RECEPTIVE_FIELD, SAMPLING_RATE
+from xlsr_transducer.core.files import locked
 from xlsr_transducer.core.logs import LogFile, set_up_logging
-from xlsr_transducer.core.options import Number, Parser, folder_name
-from xlsr_transducer.data.audio import AUDIO_DURATION
-from xlsr_transducer.data.cuts import first_channel
+from xlsr_transducer.core.options import Number, Parser, folder_name, str2bool
 from xlsr_transducer.data.features import INFO_FILE, cuts_path
-from xlsr_transducer.data.flaws import damage_named, input_flaw
-from xlsr_transducer.data.sources import cuts_digest, note_source
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 
-MAX_UNREADABLE = 1.0  # percent of a split's cuts
+NUM_JOBS = 3
 
 
 def get_parser() -> Parser:
@@ -94,14 +91,32 @@ def get_parser() -> Parser:
         "layers in full context",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: workers share all GPUs")
-    jobs = parser.add_mutually_exclusive_group()
-    jobs.add_argument(
+    add(
         "--num-jobs",
         type=Number(int, at_least=1, at_most=1024),
-        default=3,
-        help="workers, of one thread each (default: 3)",
+        help=f"workers, of one thread each, on this machine or by --slurm (default: {NUM_JOBS})",
     )
-    jobs.add_argument("--single-process", action="store_true", help="no workers")
+    add("--single-process", action="store_true", help="no workers and no Dask")
+    add("--dask", metavar="ADDRESS", help="the scheduler of a Dask cluster: tls://HOST:PORT")
+    add(
+        "--dask-tls",
+        type=Path,
+        help="its certificates: a folder with ca.pem, cert.pem and key.pem, or a YAML file that "
+        "names them as ca, cert and key",
+    )
+    add(
+        "--dask-insecure",
+        type=str2bool,
+        default=False,
+        help="1: a tcp:// scheduler without TLS, where whoever reaches it runs programs as you",
+    )
+    add(
+        "--slurm",
+        type=Path,
+        metavar="YAML",
+        help="workers in jobs of SLURM: options of dask-jobqueue's SLURMCluster, such as queue, "
+        "cores, memory, walltime",
+    )
     add(
         "--max-duration",
         type=Number(float, above=0),
@@ -117,13 +132,60 @@ def get_parser() -> Parser:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises UserError for what does not exist here."""
-    if args.device == "cuda" and not torch.cuda.is_available():
+    """Raises UserError for what does not exist here, and for options that exclude each other."""
+    elsewhere = bool(args.dask or args.slurm)
+    if args.device == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     splits = split_names(args.data_dir)
     for split in args.splits or ():
         if split not in splits:
             raise UserError(f"--splits {split}: the splits are {', '.join(splits)}")
+    ways = {"--single-process": args.single_process, "--dask": args.dask, "--slurm": args.slurm}
+    given = [name for name, value in ways.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} contradicts {given[1]}: give one of them")
+    if args.num_jobs and (args.single_process or args.dask):
+        raise UserError(f"--num-jobs has no effect with {given[0]}: leave one of them out")
+    check_dask(args.dask, args.dask_tls, args.dask_insecure)
+
+
+def check_dask(address: str | None, tls: Path | None, insecure: bool) -> None:
+    """Raises UserError for a scheduler that is not asked for as what it is."""
+    if not address:
+        if tls or insecure:
+            raise UserError("--dask-tls and --dask-insecure belong to --dask, which is not given")
+        return
+    if not re.fullmatch(r"(tls|tcp)://[^\s/]+:\d+", address):
+        raise UserError(f"--dask {address}: must be such as tls://HOST:PORT")
+    if address.startswith("tls://") and (insecure or not tls):
+        raise UserError(f"--dask {address}: give its certificates, by --dask-tls FOLDER")
+    if address.startswith("tcp://") and (tls or not insecure):
+        raise UserError(
+            f"--dask {address}: Dask runs what it is sent, by anybody over tcp://: start the "
+            "scheduler with TLS and give --dask-tls FOLDER, or --dask-insecure 1 in a network you "
+            "trust"
+        )
+
+
+def make_runner(
+    args: argparse.Namespace, task: Task, checkpoint: XlsrCheckpoint
+) -> InProcess | Workers:
+    """Returns what computes shards, as the options say.
+
+    Raises:
+      UserError: Dask is missing, or there are no certificates.
+    """
+    if args.single_process:
+        return InProcess(task, checkpoint)
+    prepare_dask()
+    num_jobs = args.num_jobs or NUM_JOBS
+    if args.slurm:
+        options = slurm_options(args.slurm)
+        return Workers(task, lambda: slurm_cluster(options, num_jobs, task.folder))
+    if args.dask:
+        security = tls_security(args.dask_tls) if args.dask_tls else None
+        return Workers(task, lambda: remote_cluster(args.dask, security))
+    return Workers(task, lambda: local_cluster(num_jobs))
 
 
 def feature_info(args: argparse.Namespace, checkpoint: XlsrCheckpoint) -> FeatureInfo:
@@ -159,58 +221,15 @@ def feature_folder(args: argparse.Namespace, info: FeatureInfo) -> Iterator[Path
             handler.close()
 
 
-class Split:
-    """The cuts of a split, and what is stored of them already."""
-
-    def __init__(self, args: argparse.Namespace, folder: Path, name: str):
-        self.args, self.folder, self.name = args, folder, name
-        self.manifest = manifest_path(args.data_dir, "cuts", name)
-        self.digest = cuts_digest(self.manifest) if self.manifest.is_file() else ""
-        self.flawed: dict[str, str] = {}  # id -> reason
-        self.stored: dict[str, Stored] = {}  # by id
-        self.seconds = 0.0  # of all cuts
-        self.missing_seconds = 0.0  # of those that must be computed
-
-    def cuts(self) -> Iterator[dict]:
-        """The cuts, each of one channel, as dictionaries."""
-        for cut in itertools.islice(read_jsonl_gz(self.manifest), self.args.subset):
-            if cut.get("type") == "MultiCut":
-                cut = first_channel(deserialize_item(cut)).to_dict()
-            yield cut
-
-    def find_stored(self) -> None:
-        """Notes what is there, and what gives no features."""
-        with damage_named(self.manifest):
-            for cut in self.cuts():
-                flaw = input_flaw(deserialize_item(copy.deepcopy(cut)), from_waveform=True)
-                if flaw:
-                    self.flawed[cut["id"]] = flaw
-        present = load_stored(self.folder, self.name)
-        self.stored, self.seconds, self.missing_seconds = {}, 0.0, 0.0
-        for cut in self._sound_cuts():
-            self.seconds += cut["duration"]
-            settings = settings_digest(cut)
-            entries = (e for e in present.get(cut["id"], []) if e.fits(cut, settings))
-            entry = next(entries, None)
-            if entry is None:
-                self.missing_seconds += cut["duration"]
-            else:
-                self.stored[cut["id"]] = entry
-
-    def missing_shards(self) -> Iterator[Shard]:
-        """Returns what must be computed."""
-        missing = (cut for cut in self._sound_cuts() if cut["id"] not in self.stored)
-        return plan_shards(self.name, missing)
-
-    def _sound_cuts(self) -> Iterator[dict]:
-        return (cut for cut in self.cuts() if cut["id"] not in self.flawed)
-
-
 def extract_split(
-    args: argparse.Namespace, folder: Path, name: str, runner: Workers | InProcess
+    args: argparse.Namespace, folder: Path, name: str, width: int, runner: Workers | InProcess
 ) -> None:
-    """Computes the features of a split that are not there yet, then writes its manifest."""
-    split = Split(args, folder, name)
+    """Computes the features of a split that are not there yet, then writes its manifests.
+
+    Args:
+      width: of the features.
+    """
+    split = Split(args.data_dir, folder, name, args.subset)
     split.find_stored()
     missing = split.missing_seconds
     if missing < split.seconds:
@@ -218,103 +237,12 @@ def extract_split(
     if missing:
         cuts_path(folder, name).unlink(missing_ok=True)
         with Progress(name, missing) as progress:
-            runner.run(split.missing_shards(), progress)
+            runner.run(split.missing_shards(width), progress)
         logging.info("%s: %.5f hours of audio per second", name, progress.speed())
         split.find_stored()
     merge_split(split)
     if not args.subset:
-        remove_unused_shards(split)
-
-
-def merge_split(split: Split) -> None:
-    """Writes the manifest of a split in the order of the input, and the tables of omissions.
-
-    Raises:
-      UserError: too much audio could not be read, or none is left.
-    """
-    folder, name = split.folder, split.name
-    short, unreadable = (folder / f"{kind}_{name}.tsv" for kind in ("short", "unreadable"))
-    count = {"stored": 0, "short": 0, "unreadable": 0}
-    with replacing(cuts_path(folder, name)) as [manifest]:
-        with contextlib.ExitStack() as stack:
-            writer = stack.enter_context(JsonlGzWriter(manifest))
-            tables = stack.enter_context(replacing(short, unreadable))
-            files = [stack.enter_context(open(t, "w", encoding="utf-8")) for t in tables]
-            for title, file in zip(("samples at 16 kHz", "reason"), files):
-                file.write(f"utterance\t{title}\n")
-            for cut in split.cuts():
-                entry = split.stored.get(cut["id"])
-                reason = split.flawed.get(cut["id"]) or (entry.unreadable if entry else "")
-                if entry is None and not reason:
-                    raise UserError(f"the audio of {cut['id']} changed meanwhile: run this again")
-                if reason:
-                    files[1].write(f"{cut['id']}\t{reason}\n")
-                elif entry.samples or not entry.key:
-                    files[0].write(f"{cut['id']}\t{entry.samples}\n")
-                else:
-                    writer.write(with_features(cut, entry))
-                kind = "unreadable" if reason else "stored" if entry.key else "short"
-                count[kind] += 1
-        check_counts(name, count, short, unreadable)
-    note_source(folder, cuts_path(folder, name).name, split.digest)
-
-
-def with_features(values: dict, entry: Stored) -> MonoCut:
-    """Returns the cut with its features attached, audio at 16 kHz."""
-    cut = MonoCut.from_dict(copy.deepcopy(values))
-    features = Features(
-        type="xlsr",
-        num_frames=entry.shape[0],
-        num_features=entry.shape[1],
-        frame_shift=FRAME_SHIFT,
-        sampling_rate=SAMPLING_RATE,
-        start=cut.start,
-        duration=round(entry.shape[0] * FRAME_SHIFT, 2),
-        storage_type=NumpyFilesWriter.name,
-        storage_path=entry.shard,  # below the folder of the features
-        storage_key=entry.key,
-        recording_id=cut.recording_id,
-        channels=cut.channel,
-    )
-    return fastcopy(
-        cut,
-        duration=features.duration,
-        recording=cut.recording.resample(SAMPLING_RATE),
-        features=features,
-        supervisions=[s.trim(features.duration) for s in cut.supervisions],
-        custom={**(cut.custom or {}), AUDIO_DURATION: cut.duration},
-    )
-
-
-def remove_unused_shards(split: Split) -> None:
-    """Removes the shards of a complete split of which no utterance is used any more."""
-    used = {entry.shard for entry in split.stored.values()}
-    for folder in (split.folder / split.name).glob("shard_*"):
-        if f"{split.name}/{folder.name}" not in used:
-            shutil.rmtree(folder)
-            logging.info("%s: removed, its utterances are in no list any more", folder)
-
-
-def check_counts(split: str, count: dict[str, int], short: Path, unreadable: Path) -> None:
-    """Reports what was left out. Raises UserError if it was too much."""
-    logging.info("%s: features of %d utterances", split, count["stored"])
-    if count["short"]:
-        logging.warning(
-            "%s: %d utterances have less than %d samples at 16 kHz and were left out, see %s",
-            split,
-            count["short"],
-            RECEPTIVE_FIELD,
-            short,
-        )
-    percent = 100 * count["unreadable"] / max(sum(count.values()), 1)
-    message = f"{split}: the audio of {count['unreadable']} utterances ({percent:.1f} %) could "
-    message += f"not be read, see {unreadable}"
-    if percent > MAX_UNREADABLE:
-        raise UserError(f"{message}; mend or remove them, then run this again")
-    if count["unreadable"]:
-        logging.warning("%s; they were left out", message)
-    if not count["stored"]:
-        raise UserError(f"{split}: no utterance is left")
+        remove_unused(split)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -325,14 +253,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = feature_info(args, checkpoint)
     with feature_folder(args, info) as folder:
         logging.info("%s: %d wide, in %s", args.xlsr, info.feature_dim, folder)
-        task = Task(args.xlsr, info, folder, args.device, args.max_duration)
-        runner = (
-            InProcess(task, checkpoint) if args.single_process else Workers(task, args.num_jobs)
-        )
+        # Workers may stand in another folder.
+        task = Task(info.xlsr, info, folder.resolve(), args.device, args.max_duration)
+        runner = make_runner(args, task, checkpoint)
         del checkpoint  # workers load it themselves, and it may be large
         with runner:
             for split in args.splits or split_names(args.data_dir):
-                extract_split(args, folder, split, runner)
+                extract_split(args, folder, split, info.feature_dim, runner)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""One shard of an extraction: some ten minutes of a split, computed and stored as one folder.
+"""One shard of an extraction: a part of a split, computed and stored as one tar file.
 
-A shard is a group of utterances that were computed together: consecutive ones of those that were
-not there yet, whatever the number of workers. Its folder appears with all of its content at once,
-so a killed extraction leaves whole shards only. shard.json records which audio each array was
-computed from; it holds no text.
+A shard is a group of utterances that are computed together, in batches of their own: consecutive
+ones of those that were not there yet. Neither depends on the workers. The tar file appears whole
+and holds no times or names of users, so that the same audio gives the same bytes; a killed
+extraction leaves whole shards only. It holds no text either.
 """
 
 from __future__ import annotations
@@ -11,101 +11,79 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import io
+import itertools
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from lhotse import MonoCut, NumpyFilesWriter
+from lhotse import Features, MonoCut
 
 from local.audio_identity import content_digest, file_state, settings_digest
+from local.extract_records import Record, Stored, name_of_its_own, record_path
 from local.extractors import Extractor
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.files import UNFINISHED, disk_errors_named, write_text
-from xlsr_transducer.core.geometry import RECEPTIVE_FIELD, SAMPLING_RATE
+from xlsr_transducer.core.files import disk_errors_named
+from xlsr_transducer.core.geometry import FRAME_SHIFT, RECEPTIVE_FIELD, SAMPLING_RATE
 from xlsr_transducer.data.audio import num_samples, read_audio
+from xlsr_transducer.data.shar import FEATURES_TYPE, members
 
-SHARD_SECONDS = 600.0
-RESULT_FILE = "shard.json"
+SHARD_BYTES = 200e6  # of a tar file
+LEAST_SECONDS = 60.0  # of audio in a shard
+SHARDS_OF_SPLIT = 64  # at least, so that a small corpus keeps several workers busy
+READ_AHEAD = 3  # batches of audio in memory, beside the one that is computed
+ARRAY_SUFFIX = ".npy"
+_FLOAT16 = 2  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A group of cuts, as dictionaries of lhotse's manifest, and the folder of its features."""
+    """A group of cuts, as dictionaries of lhotse's manifest."""
 
     split: str
     cuts: tuple[dict, ...]
 
     @property
-    def path(self) -> str:
-        """The folder below that of the features, named by what it holds."""
+    def name(self) -> str:
+        """Tells what it holds."""
         content = [[cut["id"], settings_digest(cut)] for cut in self.cuts]
-        digest = hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
-        return f"{self.split}/shard_{digest[:16]}"
+        return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()[:16]
 
     @property
     def seconds(self) -> float:
         return sum(cut["duration"] for cut in self.cuts)
 
+    def __str__(self) -> str:
+        first, last = self.cuts[0]["id"], self.cuts[-1]["id"]
+        return f"{self.split}: the {len(self.cuts)} utterances from {first} to {last}"
 
-def plan_shards(split: str, cuts: Iterable[dict]) -> Iterator[Shard]:
-    """Groups consecutive cuts until they last ``SHARD_SECONDS`` together."""
+
+def shard_seconds(seconds: float, width: int) -> float:
+    """Returns how long a shard lasts.
+
+    Args:
+      seconds: of audio in the split. width: of its features.
+    """
+    largest = SHARD_BYTES / _FLOAT16 / width * FRAME_SHIFT
+    return min(max(seconds / SHARDS_OF_SPLIT, LEAST_SECONDS), largest)
+
+
+def plan_shards(split: str, cuts: Iterable[dict], seconds: float) -> Iterator[Shard]:
+    """Groups consecutive cuts until they last ``seconds`` together."""
     group: list[dict] = []
-    seconds = 0.0
+    total = 0.0
     for cut in cuts:
         group.append(cut)
-        seconds += cut["duration"]
-        if seconds >= SHARD_SECONDS:
+        total += cut["duration"]
+        if total >= seconds:
             yield Shard(split, tuple(group))
-            seconds, group = 0.0, []
+            total, group = 0.0, []
     if group:
         yield Shard(split, tuple(group))
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """One utterance of a shard: an array, or the reason why there is none."""
-
-    id: str
-    settings: str  # digest of what the manifest holds about the audio
-    file: str  # size and time of change of the audio file
-    content: str  # digest of the audio file
-    shard: str  # below the folder of the features
-    key: str = ""  # of the array, below the shard
-    shape: Sequence[int] = (0, 0)  # of the array: frames, width
-    samples: int = 0  # at 16 kHz, where there are too few
-    unreadable: str = ""  # the reason
-
-    def fits(self, cut: dict, settings: str) -> bool:
-        """Returns whether it was computed from the audio that the cut has now."""
-        if self.settings != settings:
-            return False
-        state = file_state(cut)
-        if self.file == state:
-            return True
-        if self.unreadable:  # it may have been repaired since
-            return False
-        # The features of a file that has been removed stay.
-        return not state or self.content == content_digest(cut)
-
-
-def load_stored(folder: Path, split: str) -> dict[str, list[Stored]]:
-    """Returns what the finished shards of a split hold, by the utterances' ids."""
-    found: dict[str, list[Stored]] = {}
-    for path in sorted((folder / split).glob(f"shard_*/{RESULT_FILE}")):
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))["utterances"]
-            shard = f"{split}/{path.parent.name}"
-            entries = [dataclasses.replace(Stored(**row), shard=shard) for row in rows]
-        except (OSError, ValueError, TypeError, KeyError):
-            continue  # damaged, or of an older version: computed again
-        for entry in entries:
-            found.setdefault(entry.id, []).append(entry)
-    return found
 
 
 def make_batches(lengths: dict[int, int], max_duration: float) -> list[list[int]]:
@@ -135,7 +113,7 @@ def extract_shard(
     max_duration: float,
     on_batch: Callable[[float], None],
 ) -> None:
-    """Computes a shard and puts its folder in place.
+    """Computes a shard and puts its tar file and record in place.
 
     Args:
       root: the folder of the features.
@@ -144,40 +122,46 @@ def extract_shard(
     Raises:
       UserError: features that float16 cannot hold, or a disk that takes no more.
     """
-    folder = root / shard.path
-    temporary = folder.with_name(folder.name + UNFINISHED)
-    with disk_errors_named(folder, temporary, shown=(folder,)):
-        _remove(temporary)
-        if folder.exists():  # with audio that has been replaced or repaired since
-            os.replace(folder, temporary)  # never a folder that looks whole and is not
-            _remove(temporary)
-        temporary.mkdir(parents=True)
-        entries = _fill(temporary, shard, extractor, max_duration, on_batch)
-        write_text(temporary / RESULT_FILE, json.dumps({"utterances": entries}))
-        os.replace(temporary, folder)
+    record = record_path(root, shard.split, shard.name)
+    with disk_errors_named(root / shard.split, record, shown=(root / shard.split,)):
+        # Taken before the audio is read: what changes from here on is noticed the next time.
+        files = [(file_state(cut), content_digest(cut)) for cut in shard.cuts]
+        cuts = [MonoCut.from_dict(copy.deepcopy(cut)) for cut in shard.cuts]
+        arrays, unreadable = _compute_all(cuts, extractor, max_duration, on_batch)
+        tar, size, places = _put(shard.split, root, record.parent, cuts, arrays)
+        entries = []
+        for i, (cut, values) in enumerate(zip(cuts, shard.cuts)):
+            samples = num_samples(cut)
+            entry = Stored(
+                id=cut.id,
+                settings=settings_digest(values),
+                file=files[i][0],
+                content=files[i][1],
+                key=places.get(i, ""),
+                shape=arrays[i].shape if i in arrays else (0, 0),
+                samples=samples if samples < RECEPTIVE_FIELD else 0,
+                unreadable=unreadable.get(i, ""),
+            )
+            entries.append(entry)
+        Record(tar, size, tuple(entries)).write(record)
 
 
-def _fill(
-    folder: Path,
-    shard: Shard,
+def _compute_all(
+    cuts: list[MonoCut],
     extractor: Extractor,
     max_duration: float,
     on_batch: Callable[[float], None],
-) -> list[dict[str, Any]]:
-    """Writes the arrays of a shard into ``folder``; returns the entries of shard.json.
+) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+    """Returns arrays (T, D) float16, and reasons why there is none, by the cuts' positions.
 
-    Threads read and write while a batch is computed; a shard's audio is small enough for that.
+    A thread reads while a batch is computed.
     """
-    # Taken before the audio is read: what changes from here on is noticed the next time.
-    files = [(file_state(cut), content_digest(cut)) for cut in shard.cuts]
-    cuts = {i: MonoCut.from_dict(copy.deepcopy(cut)) for i, cut in enumerate(shard.cuts)}
-    lengths = {i: num_samples(cut) for i, cut in cuts.items()}
+    arrays: dict[int, np.ndarray] = {}
+    unreadable: dict[int, str] = {}
+    lengths = {i: num_samples(cut) for i, cut in enumerate(cuts)}
     batches = make_batches(
         {i: n for i, n in lengths.items() if n >= RECEPTIVE_FIELD}, max_duration
     )
-    storage = NumpyFilesWriter(folder)
-    unreadable: dict[int, str] = {}  # position -> reason
-    written: dict[int, tuple[Future, Sequence[int]]] = {}  # position -> key and shape
 
     def read(batch: list[int]) -> dict[int, np.ndarray]:
         waves = {}
@@ -188,26 +172,25 @@ def _fill(
                 unreadable[position] = str(e)
         return waves
 
-    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
-        for waves in filter(None, reading.map(read, batches)):
+    with ThreadPoolExecutor(1) as reading:
+        for waves in filter(None, _ahead(reading, read, batches)):
             names = ", ".join(cuts[position].id for position in waves)
             for position, array in zip(waves, _compute(extractor, list(waves.values()), names)):
-                key = writing.submit(storage.write, f"{position:06d}", array)
-                written[position] = key, array.shape
+                arrays[position] = np.ascontiguousarray(array)  # not a part of a padded batch
             on_batch(sum(map(len, waves.values())) / SAMPLING_RATE)
-    entries = []
-    for i, cut in enumerate(shard.cuts):
-        key, shape = (written[i][0].result(), written[i][1]) if i in written else ("", (0, 0))
-        samples = lengths[i] if lengths[i] < RECEPTIVE_FIELD else 0
-        reason = unreadable.get(i, "")
-        entry = Stored(cut["id"], settings_digest(cut), *files[i], "", key, shape, samples, reason)
-        entries.append(dataclasses.asdict(entry))
-    return entries
+    return arrays, unreadable
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> Iterator:
+    """Returns what ``function`` returns for each item; some are computed in advance."""
+    left = iter(items)
+    waiting: list[Future] = []
+    while True:
+        for item in itertools.islice(left, READ_AHEAD + 1 - len(waiting)):
+            waiting.append(pool.submit(function, item))
+        if not waiting:
+            return
+        yield waiting.pop(0).result()
 
 
 def _compute(extractor: Extractor, waves: list[np.ndarray], names: str) -> list[np.ndarray]:
@@ -215,3 +198,72 @@ def _compute(extractor: Extractor, waves: list[np.ndarray], names: str) -> list[
         return extractor(waves)
     except OverflowError as e:
         raise UserError(f"{e}; the batch holds {names}") from e
+
+
+def _put(
+    split: str, root: Path, beside: Path, cuts: list[MonoCut], arrays: dict[int, np.ndarray]
+) -> tuple[str, int, dict[int, str]]:
+    """Puts a tar file of arrays in place; returns its path below ``root``, its size, and places.
+
+    Args:
+      beside: the folder in which it is written.
+    """
+    if not arrays:
+        return "", 0, {}
+    with name_of_its_own(beside) as temporary:
+        places = _write_tar(temporary, cuts, arrays)
+        size = temporary.stat().st_size
+        tar = f"{split}/features.{_file_digest(temporary)}.tar"
+        (root / split).mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, root / tar)
+    return tar, size, places
+
+
+def _write_tar(path: Path, cuts: list[MonoCut], arrays: dict[int, np.ndarray]) -> dict[int, str]:
+    """Writes arrays in the order of the cuts; returns their places by the cuts' positions."""
+    positions = sorted(arrays)
+    with tarfile.open(path, "w") as tar:
+        for position in positions:
+            cut, array, content = cuts[position], arrays[position], io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            description = features_of(cut, array.shape).to_dict()
+            _add(tar, f"{cut.id}{ARRAY_SUFFIX}", content.getvalue())
+            _add(tar, f"{cut.id}.json", json.dumps(description).encode("ascii") + b"\n")
+    return dict(zip(positions, (place for _, place in members(path, ARRAY_SUFFIX)), strict=True))
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # without time and user
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def features_of(cut: MonoCut, shape: Iterable[int], tar: str = "", place: str = "") -> Features:
+    """Returns lhotse's description of an array (T, D): of one in Shar, where ``tar`` is empty.
+
+    Args:
+      place: ``OFFSET:SIZE`` in the tar file.
+    """
+    frames, width = shape
+    return Features(
+        type="xlsr",
+        num_frames=frames,
+        num_features=width,
+        frame_shift=FRAME_SHIFT,
+        sampling_rate=SAMPLING_RATE,
+        start=cut.start if tar else 0,
+        duration=round(frames * FRAME_SHIFT, 2),
+        storage_type=FEATURES_TYPE if tar else "shar",
+        storage_path=tar,
+        storage_key=place,
+        recording_id=cut.recording_id if cut.has_recording else None,
+        channels=cut.channel,
+    )
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()[:16]

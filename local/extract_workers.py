@@ -1,28 +1,40 @@
-"""Who computes the shards of an extraction: worker processes, or this one."""
+"""Who computes the shards of an extraction: workers of a Dask cluster, or this process."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
-import multiprocessing
-import os
+import logging
+import queue
+import re
+import socket
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from local.extract_progress import Progress
 from local.extract_shard import Shard, extract_shard
-from local.extractors import make_extractor
-from xlsr_transducer.core.errors import UserError, interrupts_held_back
+from local.extractors import Extractor, make_extractor
+from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.data.features import INFO_FILE
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
 POLL_SECONDS = 0.5
+REPORT_SECONDS = 1.0  # between reports of a worker
+RECOVER_SECONDS = 10.0
+ALONE_SECONDS = 60.0  # without a worker, after which it is said
+KEPT = "finished shards are kept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,105 +48,19 @@ class Task:
     max_duration: float
 
 
-ShardFunction = Callable[[Shard, Callable[[float], None]], None]
-
-
-def shard_function(task: Task, checkpoint: XlsrCheckpoint) -> ShardFunction:
-    """Makes the network and returns what computes one shard with it."""
-    extractor = make_extractor(checkpoint, task.info, task.device)
-
-    def compute(shard: Shard, on_batch: Callable[[float], None]) -> None:
-        extract_shard(shard, task.folder, extractor, task.max_duration, on_batch)
-
-    return compute
-
-
-_worker: dict[str, Any] = {}  # of a worker process: its shard function and the common counter
-
-
-def _start_worker(task: Task, done: Any, started: Any) -> None:
-    """Runs once in each worker."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    with started.get_lock():
-        rank = started.value
-        started.value += 1
-    # Results may depend on the number of threads, and must not depend on the number of jobs.
-    torch.set_num_threads(1)
-    if task.device == "cuda":
-        device = f"cuda:{rank % torch.cuda.device_count()}"
-        task = dataclasses.replace(task, device=device)
-    _worker["compute"] = shard_function(task, load_xlsr(task.source))
-    _worker["done"] = done
-
-
-def _die_with_parent() -> None:
-    """A killed parent must not leave workers that continue to write."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _compute_in_worker(shard: Shard) -> None:
-    def on_batch(seconds: float) -> None:
-        with _worker["done"].get_lock():
-            _worker["done"].value += seconds
-
-    _worker["compute"](shard, on_batch)
-
-
-class Workers:
-    """Processes that compute shards; started when the first shard needs them."""
-
-    def __init__(self, task: Task, num_jobs: int):
-        context = multiprocessing.get_context("spawn")  # a fork would break CUDA and OpenMP
-        self.num_jobs = num_jobs
-        self.done = context.Value("d", 0.0)
-        started = context.Value("i", 0)
-        self._others = set(multiprocessing.active_children())
-        self._pool = ProcessPoolExecutor(
-            num_jobs, context, _start_worker, (task, self.done, started)
-        )
-
-    def run(self, shards: Iterator[Shard], progress: Progress) -> None:
-        """Computes shards, of which it holds only a few in memory at a time."""
-        start = self.done.value
-        pending: set[Future] = set()
-        while True:
-            for shard in itertools.islice(shards, 2 * self.num_jobs - len(pending)):
-                with interrupts_held_back():  # for workers that it starts; this process ends them
-                    pending.add(self._pool.submit(_compute_in_worker, shard))
-            if not pending:
-                return
-            finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
-            progress.set(self.done.value - start)
-            for future in finished:
-                future.result()
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is not None:
-            for process in set(multiprocessing.active_children()) - self._others:
-                process.terminate()
-        self._pool.shutdown(cancel_futures=True)
-        if kind is BrokenProcessPool:
-            raise UserError(
-                "a worker was killed, perhaps for want of memory: try fewer --num-jobs or a "
-                "smaller --max-duration; finished shards are kept"
-            ) from error
-
-
 class InProcess:
-    """The same without workers."""
+    """This process, without Dask."""
 
     def __init__(self, task: Task, checkpoint: XlsrCheckpoint):
-        self._compute = shard_function(task, checkpoint)
+        self._task = task
+        self._extractor = make_extractor(checkpoint, task.info, task.device)
         self._threads = torch.get_num_threads()
 
     def run(self, shards: Iterator[Shard], progress: Progress) -> None:
         """Computes shards one after the other."""
+        task = self._task
         for shard in shards:
-            self._compute(shard, progress.add)
+            extract_shard(shard, task.folder, self._extractor, task.max_duration, progress.add)
 
     def __enter__(self) -> InProcess:
         torch.set_num_threads(1)  # as in the workers
@@ -142,3 +68,203 @@ class InProcess:
 
     def __exit__(self, *exc: object) -> None:
         torch.set_num_threads(self._threads)
+
+
+class Workers:
+    """The workers of a Dask cluster, which may come, go and be killed.
+
+    A shard of a worker that is gone is computed again by another one.
+    """
+
+    def __init__(self, task: Task, cluster: Callable[[], contextlib.AbstractContextManager]):
+        """
+        Args:
+          cluster: one of ``extract_cluster``, which starts when the first shard needs it.
+        """
+        self._task, self._cluster = task, cluster
+        self._stack = contextlib.ExitStack()
+        self._connected: tuple[Client, Callable[[], None]] | None = None
+
+    def run(self, shards: Iterator[Shard], progress: Progress) -> None:
+        """Computes shards, of which only as many are in memory as the workers need next.
+
+        Raises:
+          UserError: what a worker reports, or a shard that no worker survives.
+        """
+        if self._connected is None:
+            self._connected = self._stack.enter_context(self._cluster())
+        client, recover = self._connected
+        with _Reports(client) as reports:
+            _Run(client, recover, self._task, reports, progress).run(shards)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exc: Any) -> bool | None:
+        return self._stack.__exit__(*exc)
+
+
+class _Reports:
+    """What workers report about the shards that they compute."""
+
+    def __init__(self, client: Client):
+        self.topic = f"xlsr-extraction-{uuid.uuid4().hex}"
+        self._client = client
+        self._seconds: dict[str, float] = {}  # by the shard's key
+
+    def __enter__(self) -> _Reports:
+        self._client.subscribe_topic(self.topic, lambda event: self._note(*event[1]))
+        return self
+
+    def __exit__(self, kind: Any, *exc: object) -> None:
+        if kind is None:
+            self._client.unsubscribe_topic(self.topic)
+
+    def _note(self, key: str, seconds: float) -> None:
+        if key in self._seconds:  # otherwise the shard is ready
+            self._seconds[key] = seconds
+
+    def expect(self, key: str) -> None:
+        """A shard begins."""
+        self._seconds[key] = 0.0
+
+    def forget(self, key: str) -> None:
+        """A shard is ready."""
+        del self._seconds[key]
+
+    def seconds(self) -> float:
+        """Returns the seconds of audio that are ready of unfinished shards."""
+        return sum(list(self._seconds.values()))
+
+
+class _Run:
+    """One pass over shards."""
+
+    def __init__(
+        self,
+        client: Client,
+        recover: Callable[[], None],
+        task: Task,
+        reports: _Reports,
+        progress: Progress,
+    ):
+        self._client, self._recover, self._task = client, recover, task
+        self._reports, self._progress = reports, progress
+        self._ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._pending: dict[str, tuple[Future, Shard]] = {}
+        self._had_workers = self._looked = time.monotonic()
+
+    def run(self, shards: Iterator[Shard]) -> None:
+        finished = 0.0
+        while True:
+            for shard in itertools.islice(shards, self._room()):
+                self._submit(shard)
+            if not self._pending:
+                return
+            with contextlib.suppress(queue.Empty):
+                future = self._ready.get(timeout=POLL_SECONDS)
+                shard = self._pending.pop(future.key)[1]
+                self._reports.forget(future.key)
+                _require(future, shard)
+                finished += shard.seconds
+            self._progress.set(finished + self._reports.seconds())
+
+    def _submit(self, shard: Shard) -> None:
+        key = f"{shard.split}-{uuid.uuid4().hex}"
+        self._reports.expect(key)
+        future = self._client.submit(
+            compute_shard, self._task, shard, self._reports.topic, key, key=key, pure=False
+        )
+        self._pending[key] = future, shard
+        future.add_done_callback(self._ready.put)
+
+    def _room(self) -> int:
+        """Returns how many shards more the workers can take: each has one, and the next."""
+        now = time.monotonic()
+        if now - self._looked > RECOVER_SECONDS:
+            self._looked = now
+            self._recover()
+        threads = sum(self._client.nthreads().values())
+        if threads:
+            self._had_workers = now
+        elif now - self._had_workers > ALONE_SECONDS:
+            logging.warning("there is no worker: waiting for one")
+            self._had_workers = now
+        return max(max(2 * threads, 1) - len(self._pending), 0)
+
+
+def _require(future: Future, shard: Shard) -> None:
+    """Raises what a shard's computation ended with."""
+    from distributed import KilledWorker
+
+    error = future.exception()
+    if error is None and future.status == "finished":
+        return
+    if isinstance(error, KilledWorker):
+        raise UserError(
+            f"{shard}: workers were killed again and again while they computed them, perhaps for "
+            f"want of memory: try fewer --num-jobs or a smaller --max-duration; {KEPT}"
+        ) from error
+    if future.status in ("cancelled", "lost"):
+        raise UserError(
+            f"the connection to the scheduler was lost; {KEPT}: run this again"
+        ) from error
+    if isinstance(error, ModuleNotFoundError) or isinstance(error.__cause__, ModuleNotFoundError):
+        raise UserError(
+            f"a worker cannot import the recipe ({error.__cause__ or error}): start workers with "
+            f"the recipe's environment and its folder in PYTHONPATH, see docs/cluster.md"
+        ) from error
+    raise error
+
+
+def compute_shard(task: Task, shard: Shard, topic: str, key: str) -> None:
+    """Computes one shard in a worker of Dask."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    if not (task.folder / INFO_FILE).is_file():
+        raise UserError(
+            f"a worker on {socket.gethostname()} does not see {task.folder}: features, audio and "
+            "checkpoint must lie on a disk that all machines share"
+        )
+    # Results may depend on the number of threads, and must not depend on the number of workers.
+    torch.set_num_threads(1)
+    seconds, last = 0.0, time.monotonic()
+
+    def on_batch(more: float) -> None:
+        nonlocal seconds, last
+        seconds += more
+        if time.monotonic() - last > REPORT_SECONDS:
+            last = time.monotonic()
+            worker.log_event(topic, (key, seconds))
+
+    with _loading:
+        extractor = _extractor(task, _device(task.device, str(worker.name)))
+    extract_shard(shard, task.folder, extractor, task.max_duration, on_batch)
+
+
+_loading = threading.Lock()
+
+
+@functools.lru_cache(maxsize=1)
+def _extractor(task: Task, device: str) -> Extractor:
+    """Loads the network, once in each process."""
+    checkpoint = load_xlsr(task.source)
+    if checkpoint.sha256 != task.info.sha256:
+        raise UserError(
+            f"{task.source} on {socket.gethostname()} is another checkpoint than here: its sha256 "
+            f"is {checkpoint.sha256[:16]}... and not {task.info.sha256[:16]}..."
+        )
+    return make_extractor(checkpoint, task.info, device)
+
+
+def _device(device: str, name: str) -> str:
+    """Returns the GPU of a worker: the one of the number at the end of its name."""
+    if device != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"--device cuda: PyTorch sees no GPU on {socket.gethostname()}; use --device cpu"
+        )
+    number = re.search(r"\d+$", name)
+    return f"cuda:{int(number.group()) % torch.cuda.device_count() if number else 0}"

@@ -31,11 +31,17 @@ class ListFile:
             raise argparse.ArgumentTypeError(f"{text!r}: a file must follow LANG=")
         return cls(Path(path), language)
 
+    @property
+    def is_on_hub(self) -> bool:
+        """Returns whether it is a name on Hugging Face's hub, hf:NAME[:CONFIG][:SPLIT]."""
+        return str(self.path).startswith("hf:")
+
     def require(self) -> None:
         """Raises UserError if there is no such file or folder."""
-        if not self.path.exists():
+        if not (self.path.is_file() or self.path.is_dir()):
+            state = "is no file or folder" if self.path.exists() else "does not exist"
             given = f"; a file of that whole name is given as ./{self.language}={self.path}"
-            raise UserError(f"the list {self.path} does not exist" + given * bool(self.language))
+            raise UserError(f"the list {self.path} {state}" + given * bool(self.language))
 
 
 class Place(NamedTuple):
@@ -64,7 +70,8 @@ def name_splits(
         raise UserError("--train-list and --val-list come together, or --test-list alone")
     splits = {"train": [*train], "val": [*val]} if train else {}
     for one in test:
-        stem = re.sub(r"[^\w-]+", "_", one.path.stem)
+        stem = one.path.name if one.is_on_hub else one.path.stem
+        stem = re.sub(r"[^\w-]+", "_", stem)
         name = stem if len(test) > 1 else "test"
         present = splits.setdefault(name, [])
         languages = [other.language for other in present]

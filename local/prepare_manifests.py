@@ -24,10 +24,11 @@ from pathlib import Path
 from lhotse import AudioSource, Recording, SupervisionSegment
 from tqdm import tqdm
 
+from local.importers.columns import columns_option
 from local.importers.entry import Corpus, Entry
 from local.importers.parts import TOLERANCE, Part, Unusable, Unwanted, channel_option, parts_of
 from local.importers.probing import probe_entries
-from local.importers.recognise import open_corpora
+from local.importers.recognise import ImportOptions, open_corpora
 from local.importers.uses import Use, Uses
 from local.lists import ListFile, Place, name_splits
 from local.manifests import (
@@ -43,6 +44,7 @@ from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
 from xlsr_transducer.core.logs import set_up_logging
 from xlsr_transducer.core.options import Number, Parser, word
+from xlsr_transducer.data.cuts import COLUMNS
 from xlsr_transducer.data.splits import load_splits
 
 
@@ -113,7 +115,7 @@ def make_supervision(
 ) -> SupervisionSegment:
     """Returns lhotse's supervision. Fields of the corpus besides the usual ones are `columns`."""
     rate = entry.info.sampling_rate
-    custom = {"line": entry.line, "list": place.list, "columns": dict(entry.columns)}
+    custom = {"line": entry.line, "list": place.list, COLUMNS: dict(entry.columns)}
     return SupervisionSegment(
         id=use.utterance,
         recording_id=use.recording,
@@ -261,6 +263,13 @@ def get_parser() -> Parser:
         help="of recordings with several (default: what the corpus names, or else 0)",
     )
     parser.add_argument(
+        "--columns",
+        type=columns_option,
+        default={},
+        metavar="ROLE=NAME,...",
+        help="of a data set of Hugging Face, where they cannot be guessed",
+    )
+    parser.add_argument(
         "--max-rejected",
         type=Number(float, at_least=0, at_most=100),
         default=1.0,
@@ -281,7 +290,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.audio_root is not None and not args.audio_root.is_dir():
         raise UserError(f"--audio-root {args.audio_root} is not a folder")
     named = name_splits(args.train_list, args.val_list, args.test_list)
-    corpora = open_corpora(named, args.audio_root, args.channel)
+    store = args.data_dir / "audio"
+    options = ImportOptions(args.audio_root, args.channel, args.columns, store)
+    corpora = open_corpora(named, options)
     uses = Uses()
     splits = {"train": ["train"], "val": ["val"], "test": []}
     if not args.train_list:

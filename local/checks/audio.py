@@ -12,24 +12,25 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 from lhotse import MonoCut
 
 from local.audio_identity import file_state, settings_digest
+from local.checks.copies import likely_copies, numbered_cuts
 from local.checks.flags import Flags
 from local.checks.signal import INAUDIBLE, MEASURES, measure
 from local.checks.utterances import Utterances, short_hash
 from local.extract_progress import Progress
-from local.manifests import manifest_path, read_jsonl_gz
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.files import disk_errors_named
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.data.audio import read_native
 from xlsr_transducer.data.datamodule import belong_to_the_parent
 
-ALL = -1.0
+ALL = -1
 CACHE_FILE = "audio_checks.bin"
 _RECORD = np.dtype([("key", "u8"), *[(name, MEASURES[name]) for name in MEASURES.names]])
 _MAGIC = b"XLSR audio checks 1\n"
@@ -149,12 +150,14 @@ def choose(u: Utterances, hours: float) -> np.ndarray:
 
 
 def measure_all(data_dir: Path, u: Utterances, options: AudioOptions, num_jobs: int) -> Measured:
-    """Reads the audio of the chosen utterances by ``num_jobs`` processes, and measures it.
+    """Reads the audio of a sample, and all that may be repeated, by ``num_jobs`` processes.
 
     Raises:
       UserError: the measures cannot be written.
     """
     chosen, unreadable = choose(u, options.audio_checks), {}
+    if not chosen.all():
+        chosen |= likely_copies(data_dir, u)
     cache, path = Cache(data_dir / CACHE_FILE), data_dir / CACHE_FILE
     numbers = np.full(len(u), -1, dtype=np.int32)  # of records in the cache
     count = len(cache.records)
@@ -185,10 +188,7 @@ def _new_cuts(
     progress: Progress,
 ) -> Iterator[tuple[int, int, dict]]:
     """Yields row, key and cut of what has to be read; notes the numbers of what has not."""
-    paths = [manifest_path(data_dir, "cuts", split) for split in u.splits]
-    for row, cut in enumerate(itertools.chain.from_iterable(map(read_jsonl_gz, paths))):
-        if not chosen[row]:
-            continue
+    for row, cut in numbered_cuts(data_dir, u, chosen):
         key = key_of(cut)
         numbers[row] = cache.find(key)
         if numbers[row] < 0:
@@ -201,16 +201,31 @@ _Result = tuple[int, "bytes | None", str]  # row, record, why there is none
 
 
 def _results(cuts: Iterator[tuple[int, int, dict]], num_jobs: int) -> Iterator[list[_Result]]:
-    """Measures cuts in tasks, whose results come in order."""
+    """Measures cuts in tasks, whose results come in order.
+
+    Raises:
+      UserError: a process was killed.
+    """
     tasks = iter(lambda: list(itertools.islice(cuts, _PER_TASK)), [])
-    pending: collections.deque[Future] = collections.deque()
+    pending: collections.deque[tuple[str, Future]] = collections.deque()
     with ProcessPoolExecutor(num_jobs, initializer=belong_to_the_parent) as pool:
         for task in tasks:
-            pending.append(pool.submit(_measure_task, task))
+            pending.append((task[0][2]["id"], pool.submit(_measure_task, task)))
             if len(pending) >= num_jobs * _TASKS_PER_WORKER:
-                yield pending.popleft().result()
+                yield _result(*pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _result(*pending.popleft())
+
+
+def _result(first: str, task: Future) -> list[_Result]:
+    """Returns the result of a task, whose first utterance is ``first``."""
+    try:
+        return task.result()
+    except BrokenProcessPool as e:
+        raise UserError(
+            f"a process that reads audio was killed, with the {_PER_TASK} utterances from {first} "
+            "on or soon after; if memory ran out, give fewer --num-jobs. What is done is kept"
+        ) from e
 
 
 def _measure_task(task: list[tuple[int, int, dict]]) -> list[_Result]:

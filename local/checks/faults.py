@@ -13,6 +13,7 @@ from lhotse.utils import compute_num_samples
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.geometry import SAMPLING_RATE, num_frames
 from xlsr_transducer.data.audio import AUDIO_DURATION
+from xlsr_transducer.data.shar import FEATURES_TYPE
 from xlsr_transducer.model.feature_info import FeatureInfo
 
 _SHOWN_PER_KIND = 5
@@ -88,6 +89,11 @@ def feature_problems(cut: dict, info: FeatureInfo, folder: Path) -> Iterator[str
         size = path.stat().st_size if path.is_file() else 0
         if size < features["num_frames"] * features["num_features"] * _ITEM_SIZE:
             yield "the array is missing or too short"
+    elif features["storage_type"] == FEATURES_TYPE:
+        path = folder / features["storage_path"]
+        size = path.stat().st_size if path.is_file() else 0
+        if size < sum(map(int, features["storage_key"].split(":"))):  # where it begins, and bytes
+            yield "the tar file of the array is missing or too short"
 
 
 def _num_samples(cut: dict) -> int:

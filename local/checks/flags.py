@@ -135,7 +135,8 @@ def flag_table(
         counts = [(flags.count(kind, split), of[split]) for split in u.splits]
         cells.append([kind, *(_share(n, total) for n, total in counts)])
     cells += [[label, *(values[split] for split in u.splits)] for label, values in more]
-    return text_table(cells, is_right=True, is_ruled=False) + "\n"
+    table = text_table(cells, is_right=True, is_ruled=False)
+    return f"{table}\nnamed in flagged_SPLIT.tsv; docs/corpus_checks.md explains the kinds\n"
 
 
 def _share(count: int, total: int) -> str:

@@ -31,11 +31,60 @@ _TOGETHER = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "HANGUL": "CJK", "BOPOMOFO": 
 
 def flag_languages(u: Utterances, flags: Flags) -> None:
     """Flags ``other-script`` and, where there are several languages, ``other-language``."""
-    _flag_scripts(u, flags)
-    counts = np.bincount(u.languages, minlength=len(u.language_names))
-    known = np.flatnonzero(counts >= _ENOUGH)
-    if len(known) > 1:
-        _flag_spellings(u, flags, known.tolist(), counts)
+    sizes = np.bincount(u.languages, minlength=len(u.language_names))
+    sampled = _Sampled(u, sizes)
+    known = np.flatnonzero(sizes >= _ENOUGH).tolist()
+    letters = [collections.Counter() for _ in sizes]
+    profiles = Profiles(known if len(known) > 1 else [])
+    for text, language, is_counted in sampled:
+        letters[language].update(text)
+        if is_counted:
+            profiles.add(text, language)
+    profiles.close()
+    foreign = [_foreign_letters(counts) for counts in letters]
+    scripts, spellings = _Findings(), _Findings()
+    for row, (text, language, is_counted) in enumerate(sampled):
+        if not foreign[language].isdisjoint(text):
+            share, script = _foreign_share(text, foreign[language])
+            if share >= _OTHER_SCRIPT:
+                scripts.add(row, 100 * share, script)
+        ratio, better, count = profiles.compare(text, language, is_counted)
+        if count >= _FEWEST and ratio > max(_RATIO, _RATIO_EACH * count):
+            spellings.add(row, ratio, u.language_names[better])
+    scripts.flag("other-script", flags)
+    spellings.flag("other-language", flags)
+
+
+class _Sampled:
+    """Each pass yields the texts of all rows, their languages, and whether each is among the
+    ``_TEXTS`` of its language that are counted."""
+
+    def __init__(self, u: Utterances, sizes: np.ndarray) -> None:
+        self.u, self.steps = u, np.maximum(1, -(-sizes // _TEXTS)).tolist()
+
+    def __iter__(self) -> Iterator[tuple[str, int, bool]]:
+        seen = [0] * len(self.steps)
+        for row, language in zip(self.u, self.u.languages.tolist()):
+            yield row.text, language, seen[language] % self.steps[language] == 0
+            seen[language] += 1
+
+
+class _Findings:
+    """Rows with a value and a name."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.values: list[float] = []
+        self.names: list[str] = []
+
+    def add(self, row: int, value: float, name: str) -> None:
+        self.rows.append(row)
+        self.values.append(value)
+        self.names.append(name)
+
+    def flag(self, kind: str, flags: Flags) -> None:
+        rows, values = np.array(self.rows, np.int64), np.array(self.values)
+        flags.add(kind, rows, values, self.names.__getitem__)
 
 
 @functools.cache
@@ -47,34 +96,25 @@ def _script(letter: str) -> str:
     return _TOGETHER.get(name, name)
 
 
-def _scripts(text: str) -> collections.Counter[str]:
-    """Counts the letters of a text by script."""
-    if text.isascii():
-        return collections.Counter(LATIN=sum(map(str.isalpha, text)))
-    found = collections.Counter(map(_script, text))
-    del found[""]
-    return found
+def _foreign_letters(counts: collections.Counter[str]) -> set[str]:
+    """Returns the letters of scripts that a language is not written in.
+
+    Args:
+      counts: of all characters in its texts.
+    """
+    scripts: collections.Counter[str] = collections.Counter()
+    for character, count in counts.items():
+        scripts[_script(character)] += count
+    del scripts[""]
+    least = _COMMON_SCRIPT * sum(scripts.values())
+    return {c for c in counts if _script(c) and scripts[_script(c)] < least}
 
 
-def _flag_scripts(u: Utterances, flags: Flags) -> None:
-    totals = [collections.Counter() for _ in u.language_names]
-    for row, number in zip(u, u.languages):
-        totals[number].update(_scripts(row.text))
-    common = [
-        {script for script, n in total.items() if n >= _COMMON_SCRIPT * sum(total.values())}
-        for total in totals
-    ]
-    if all(len(total) < 2 for total in totals):
-        return
-    rows, shares, names = [], [], []
-    for i, (row, number) in enumerate(zip(u, u.languages)):
-        found = _scripts(row.text)
-        others = {script: n for script, n in found.items() if script not in common[number]}
-        if others and sum(others.values()) >= _OTHER_SCRIPT * sum(found.values()):
-            rows.append(i)
-            shares.append(100 * sum(others.values()) / sum(found.values()))
-            names.append(max(others, key=others.__getitem__).lower())
-    flags.add("other-script", np.array(rows, int), np.array(shares), names.__getitem__)
+def _foreign_share(text: str, foreign: set[str]) -> tuple[float, str]:
+    """Returns the share of a text's letters that are foreign, and the script of most of them."""
+    found = collections.Counter(_script(c) for c in text if c in foreign)
+    [(script, _)] = found.most_common(1)
+    return sum(found.values()) / sum(map(str.isalpha, text)), script.lower()
 
 
 def trigrams(text: str) -> list[str]:
@@ -84,15 +124,20 @@ def trigrams(text: str) -> list[str]:
 
 
 class Profiles:
-    """How often the languages have each trigram."""
+    """How often some languages have each trigram."""
 
-    def __init__(self, num_languages: int) -> None:
-        self._numbers: dict[str, int] = {}
-        self._counts: list[list[int]] = [[] for _ in range(num_languages)]
+    def __init__(self, languages: Sequence[int]) -> None:
+        """``languages``: their numbers; without any, nothing is compared."""
+        self.languages = list(languages)
+        self._columns = {language: i for i, language in enumerate(languages)}
+        self._numbers: dict[str, int] = {}  # trigram -> row of ``counts``
+        self._counts: list[list[int]] = [[] for _ in languages]
 
     def add(self, text: str, language: int) -> None:
-        """Counts the trigrams of a text."""
-        counts = self._counts[language]
+        """Counts the trigrams of a text, if its language is one of those."""
+        if language not in self._columns:
+            return
+        counts = self._counts[self._columns[language]]
         for trigram in trigrams(text):
             number = self._numbers.setdefault(trigram, len(self._numbers))
             counts.extend([0] * (number + 1 - len(counts)))
@@ -100,62 +145,41 @@ class Profiles:
 
     def close(self) -> None:
         """Ends the counting."""
-        size = len(self._numbers)
-        counts = [np.array(some + [0] * (size - len(some))) for some in self._counts]
-        self.counts = np.stack(counts, axis=1).astype(float)  # (trigrams, languages)
+        self.counts = np.zeros((len(self._numbers), len(self.languages)))
+        for column, counts in enumerate(self._counts):
+            self.counts[: len(counts), column] = counts
         self.totals = self.counts.sum(0)
         self._logs = self._log_likelihoods(self.counts, self.totals)
 
     def _log_likelihoods(self, counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
         """Returns (n, languages); trigrams that no language has are 0."""
-        average = (counts / np.maximum(totals, 1)).mean(1, keepdims=True)
+        average = (counts / np.maximum(totals, 1)).sum(1, keepdims=True) / max(len(totals), 1)
         logs = np.log((counts + _PRIOR * average + 1e-300) / (totals + _PRIOR))
         return np.where(average > 0, logs, 0.0)
 
-    def score(self, text: str, counted_as: int | None) -> tuple[np.ndarray, int]:
-        """Returns the log-likelihood of a text in each language, and how many trigrams it has.
+    def compare(self, text: str, language: int, is_counted: bool) -> tuple[float, int, int]:
+        """Compares a text's likelihood in its language with that in all.
 
         Args:
-          counted_as: the language in which the text was counted, of which it is then taken out.
+          is_counted: whether the text was counted, and is to be taken out of the counts.
+
+        Returns:
+          The logarithm of best likelihood / own, the best language, the number of trigrams.
         """
-        found = [self._numbers[t] for t in trigrams(text) if t in self._numbers]
-        if counted_as is None:
-            return self._logs[found].sum(0), len(found)
+        if language not in self._columns:
+            return 0.0, language, 0
+        own = self._columns[language]
+        found = [n for n in map(self._numbers.get, trigrams(text)) if n is not None]
+        scores = self._logs[found].sum(0)
+        if is_counted:
+            scores = self._without(found, own)
+        best = int(scores.argmax())
+        return float(scores[best] - scores[own]), self.languages[best], len(found)
+
+    def _without(self, found: list[int], own: int) -> np.ndarray:
+        """Returns the scores of a text that was counted, without what it counted."""
         numbers, times = np.unique(found, return_counts=True)
         counts, totals = self.counts[numbers], self.totals.copy()
-        counts[:, counted_as] -= times
-        totals[counted_as] -= len(found)
-        logs = self._log_likelihoods(counts, totals)
-        return (times[:, None] * logs).sum(0), len(found)
-
-
-def _flag_spellings(u: Utterances, flags: Flags, known: Sequence[int], counts: np.ndarray) -> None:
-    column = {number: i for i, number in enumerate(known)}  # language -> place in the profiles
-    steps = [max(1, -(-int(n) // _TEXTS)) for n in counts]
-    profiles = Profiles(len(known))
-    for text, number, is_counted in _rows(u, steps):
-        if is_counted and number in column:
-            profiles.add(text, column[number])
-    profiles.close()
-    rows, ratios, names = [], [], []
-    for i, (text, number, is_counted) in enumerate(_rows(u, steps)):
-        if number not in column:
-            continue
-        own = column[number]
-        scores, count = profiles.score(text, own if is_counted else None)
-        best = int(scores.argmax())
-        ratio = scores[best] - scores[own]
-        if count >= _FEWEST and ratio > max(_RATIO, _RATIO_EACH * count):
-            rows.append(i)
-            ratios.append(ratio)
-            names.append(u.language_names[known[best]])
-    flags.add("other-language", np.array(rows, int), np.array(ratios), names.__getitem__)
-
-
-def _rows(u: Utterances, steps: Sequence[int]) -> Iterator[tuple[str, int, bool]]:
-    """Yields text, language, and whether it is one of the texts that are counted: each ``steps``th
-    of its language."""
-    seen = [0] * len(steps)
-    for row, number in zip(u, u.languages.tolist()):
-        yield row.text, number, seen[number] % steps[number] == 0
-        seen[number] += 1
+        counts[:, own] -= times
+        totals[own] -= len(found)
+        return times @ self._log_likelihoods(counts, totals)

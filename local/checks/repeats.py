@@ -41,8 +41,10 @@ def flag_overlaps(u: Utterances, flags: Flags) -> None:
     Of each, the value is how long it is part of the earlier segment that lasts longest.
     """
     order = np.lexsort((u.starts, u.channels, u.sources))
-    same = (np.diff(u.sources[order]) == 0) & (np.diff(u.channels[order]) == 0)
-    order = order[np.append(same, False) | np.append(False, same)]  # most recordings have one
+    is_shared, same = np.zeros(len(order), dtype=bool), ~_changes(u, order)
+    is_shared[1:] |= same
+    is_shared[:-1] |= same
+    order = order[is_shared]  # most recordings have one utterance
     rows, others, amounts = [], [], []
     for group in np.split(order, 1 + np.flatnonzero(_changes(u, order))):
         longest = -1
@@ -60,6 +62,7 @@ def flag_overlaps(u: Utterances, flags: Flags) -> None:
 
 
 def _changes(u: Utterances, order: np.ndarray) -> np.ndarray:
+    """Returns where the next row is of another recording or channel, as (n - 1,) bool."""
     sources, channels = u.sources[order], u.channels[order]
     return (sources[1:] != sources[:-1]) | (channels[1:] != channels[:-1])
 

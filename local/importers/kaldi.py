@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,8 +97,9 @@ class _Column:
 
     def __init__(self, path: Path) -> None:
         self._rows = _rows(path) if path.is_file() else iter(())
+        self._is_sorted = path.is_file() and _is_sorted(key for _, key, _ in _rows(path))
         self._read: dict[str, str] = {}  # ahead of where they are wanted
-        self._last, self._is_sorted = "", True
+        self._last = ""
 
     def take(self, key: str) -> str | None:
         """Returns the value of a key, once; None if it has none."""
@@ -107,19 +109,17 @@ class _Column:
             row = next(self._rows, None)
             if row is None:
                 return None
-            self._note(row[1], row[2])
+            _, self._last, self._read[row[1]] = row
         return self._read.pop(key)
 
     def rest(self) -> dict[str, str]:
         """Returns all that has not been taken."""
-        for _, key, value in self._rows:
-            self._note(key, value)
+        self._read.update((key, value) for _, key, value in self._rows)
         return self._read
 
-    def _note(self, key: str, value: str) -> None:
-        self._is_sorted = self._is_sorted and self._last <= key
-        self._last = key
-        self._read[key] = value
+
+def _is_sorted(keys: Iterator[str]) -> bool:
+    return all(a <= b for a, b in itertools.pairwise(keys))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:

@@ -46,6 +46,8 @@ class LhotseCorpus(Corpus):
             recording, supervision = found
             try:
                 yield from self._parse(line, content, recording, supervision)
+            except UserError:
+                raise
             except _DAMAGE as e:
                 problem = f"no manifest of lhotse: {type(e).__name__} {e}"
                 yield Entry(line, content, problem=problem)
@@ -133,7 +135,7 @@ class LhotseCorpus(Corpus):
 
 def _utterances_of(cut: dict) -> Iterator[tuple[dict, dict] | str]:
     """Yields recording and supervision, in the time of the recording, or what is wrong."""
-    if cut.get("type") not in ("MonoCut", "MultiCut", None):
+    if cut.get("type") not in ("MonoCut", "MultiCut", "Cut", None):
         yield f"a {cut['type']}: only parts of one recording can be used"
         return
     if not cut.get("recording"):

@@ -78,7 +78,7 @@ def _samples_of(entry: Entry) -> tuple[int, int, bool]:
             return 0, total, False
     if not (math.isfinite(begin) and (stop is None or math.isfinite(stop))):
         raise Unusable(f"times that are no seconds: {begin} and {stop}")
-    start, end = round(begin * rate), total if stop is None else round(stop * rate)
+    start, end = _round(begin * rate), total if stop is None else _round(stop * rate)
     slack = math.ceil(TOLERANCE * rate)
     if start < -slack or end > total + slack:
         raise Unusable(
@@ -89,6 +89,10 @@ def _samples_of(entry: Entry) -> tuple[int, int, bool]:
     if last <= first:
         raise Unusable(f"zero duration: from {begin:.3f} to {end / rate:.3f} s")
     return first, last, (first, last) != (start, end)
+
+
+def _round(samples: float) -> int:
+    return math.floor(samples + 0.5)  # halves go up, as in lhotse
 
 
 def _whole(entry: Entry) -> float | None:

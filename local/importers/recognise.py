@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from local.importers import common_voice, kaldi, lhotse_manifests, nemo
+from local.importers import common_voice, hugging_face, kaldi, lhotse_manifests, nemo
 from local.importers.common_voice import CommonVoice
 from local.importers.entry import Corpus
+from local.importers.hugging_face import HuggingFace
 from local.importers.json_lines import first_object, is_gzip
 from local.importers.lhotse_manifests import LhotseCorpus
 from local.importers.parts import Wanted
@@ -26,8 +28,18 @@ LOOKED_FOR = (
 _ROLES = {"train": "train", "val": "dev|val|valid|validation", "test": "test"}
 
 
+@dataclasses.dataclass(frozen=True)
+class ImportOptions:
+    """What is given about corpora besides their place."""
+
+    audio_root: Path | None = None  # relative paths begin here; None: as the corpus has it
+    channel: Wanted = None  # of recordings with several
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # names by role
+    store: Path = Path("audio")  # where audio out of data sets is written
+
+
 def open_corpora(
-    splits: Mapping[str, Sequence[ListFile]], audio_root: Path | None, channel: Wanted = None
+    splits: Mapping[str, Sequence[ListFile]], options: ImportOptions
 ) -> dict[str, list[Corpus]]:
     """Opens the corpora of all splits; files and folders are looked at, audio is not.
 
@@ -38,7 +50,7 @@ def open_corpora(
     found: dict[str, list[Corpus]] = {}
     for split, lists in splits.items():
         role = split if split in ("train", "val") else "test"
-        found[split] = [open_corpus(one, role, audio_root, channel) for one in lists]
+        found[split] = [open_corpus(one, role, options) for one in lists]
         for corpus in found[split]:
             if corpus.identity in given:
                 raise UserError(f"the list {corpus.path} is given twice")
@@ -46,38 +58,36 @@ def open_corpora(
     return found
 
 
-def open_corpus(
-    one: ListFile, role: str, audio_root: Path | None, channel: Wanted = None
-) -> Corpus:
+def open_corpus(one: ListFile, role: str, options: ImportOptions) -> Corpus:
     """Opens one corpus.
 
     Args:
       role: train, val or test, for corpora that hold them all.
-      audio_root: where relative paths begin; None: as the form of the corpus has it.
-      channel: of recordings with several.
 
     Raises:
       UserError: it does not exist, or cannot be recognised.
     """
-    one.require()
     path = one.path
-    is_folder = path.is_dir()
-    found = _in_folder(path, role) if is_folder else path
+    if one.is_on_hub or path.is_dir() and hugging_face.is_folder(path):
+        store = dict(store=options.store, columns=options.columns)
+        return HuggingFace(path, path, role=role, **store)
+    one.require()
+    found = _in_folder(path, role) if path.is_dir() else path
     if found is None:
         raise UserError(f"{path}: not understood; looked for {LOOKED_FOR}")
-    folder = audio_root or found.resolve().parent
-    if is_folder and found == path:
-        return kaldi.Kaldi(path, audio_root or path.resolve())
+    if found.is_dir():
+        return kaldi.Kaldi(path, options.audio_root or path.resolve())
+    folder = options.audio_root or found.resolve().parent
     item = first_object(found)
     if item is not None:
-        return _of_json(found, item, folder, channel)
-    if is_gzip(found):
-        raise UserError(f"{found}: not understood; looked for {LOOKED_FOR}")
-    if common_voice.is_table(found):
-        return CommonVoice(found, audio_root or common_voice.clips_of(found), role=role)
-    if Layout.of(found) is None:
-        raise UserError(f"{found}: not understood; looked for {LOOKED_FOR}")
-    return TextList(found, folder)
+        return _of_json(found, item, folder, options.channel)
+    if not is_gzip(found):
+        if common_voice.is_table(found):
+            clips = options.audio_root or common_voice.clips_of(found)
+            return CommonVoice(found, clips, role=role)
+        if Layout.of(found) is not None:
+            return TextList(found, folder)
+    raise UserError(f"{found}: not understood; looked for {LOOKED_FOR}")
 
 
 def _in_folder(path: Path, role: str) -> Path | None:

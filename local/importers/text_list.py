@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from local.importers.entry import Corpus, Entry, missing_parts
+from local.importers.entry import Corpus, Entry, missing_parts, plain_columns
 from xlsr_transducer.core.errors import UserError
 
 _LOOKED_AT = 100  # lines, to see whether they hold times
@@ -88,7 +88,7 @@ def _has_times(line: bytes) -> bool:
 class TextList(Corpus):
     """A list of the recipe. The text may hold `|`, as it lies between fields that do not."""
 
-    form = "a list path|text|speaker"
+    form = "a list"
 
     def entries(self) -> Iterator[Entry]:
         layout = Layout.of(self.path) or Layout()
@@ -112,7 +112,7 @@ class TextList(Corpus):
         if not all(map(_TIME.fullmatch, times)):
             problem, times = f"times that are no seconds: {times[0]} and {times[1]}", []
         start, end = map(float, times) if times else (0.0, None)
-        columns = {n: value for n, value in zip(layout.columns, values) if value}
+        columns = plain_columns(dict(zip(layout.columns, values)))
         return Entry(
             number, content, path, self.locate(path), text, speaker, start=start, end=end,
             columns=columns, problem=problem,

@@ -12,6 +12,7 @@ import pytest
 
 from local import extract_features, make_ngram, prepare_lang, validate_manifests
 from tests.support.noise_corpus import write_split
+from tests.support.old_features import store_one_file_each
 from tests.support.tiny_recipe import run_train
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.datamodule import DataModule, DataOptions, SplitSummary
@@ -114,6 +115,8 @@ def test_a_file_that_goes_bad_during_training_is_a_named_skip(
     corpus: Path, tmp_path: Path, from_waveform: bool, damage: str
 ) -> None:
     data, module = copy_of(corpus, tmp_path, from_waveform)
+    if not from_waveform:
+        store_one_file_each(find_features(data), ("train",))
     loader = module.train_loader(["train"], 1, 1)
     path = file_of(data, from_waveform)
     if damage == "vanished":
@@ -171,6 +174,7 @@ def test_no_batch_but_a_single_utterance_exceeds_the_bound_on_frames_and_tokens(
 
 def test_a_training_continues_past_bad_files_and_counts_them(corpus: Path, tmp_path: Path) -> None:
     data, _ = copy_of(corpus, tmp_path, from_waveform=False)
+    store_one_file_each(find_features(data), ("train", "val"))
     files = sorted((find_features(data) / "train").rglob("*.npy"))
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:200])
@@ -225,7 +229,7 @@ def test_a_validation_counts_and_names_what_ctc_cannot_align(corpus: Path, tmp_p
 
 def test_an_epoch_without_a_readable_file_is_an_error(corpus: Path, tmp_path: Path) -> None:
     data, _ = copy_of(corpus, tmp_path, from_waveform=False)
-    for path in (find_features(data) / "train").rglob("*.npy"):
+    for path in (find_features(data) / "train").glob("*.tar"):
         path.unlink()
     with pytest.raises(UserError, match="none of the utterances of epoch 1 could be read"):
         run_train(data, tmp_path / "exp", "--num-epochs=1")

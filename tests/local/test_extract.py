@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from lhotse import CutSet, MonoCut, Recording
 
 from local import extract_shard
 from local.demo.make_toy_xlsr import make_random
-from local.extract_shard import make_batches
+from local.extract_shard import make_batches, plan_shards, shard_seconds
+from local.extractors import make_extractor
+from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz
 from tests.support.noise_corpus import LENGTHS, TINY, WIDTH, extract, write_split
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.features import find_features, load_feature_cuts
@@ -32,7 +36,7 @@ def xlsr(tmp_path_factory) -> Path:
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Path:
     """Twelve utterances of 160 to 31999 samples, in shards of two seconds."""
-    monkeypatch.setattr(extract_shard, "SHARD_SECONDS", 2.0)
+    monkeypatch.setattr(extract_shard, "LEAST_SECONDS", 2.0)
     write_split(tmp_path / "data", "train", LENGTHS)
     return tmp_path / "data"
 
@@ -101,19 +105,78 @@ def test_s3prl_gives_the_same_features(data, xlsr, cut):
         )
 
 
-def test_manifests_and_features_do_not_depend_on_the_workers(data, xlsr):
-    one = extract(data, xlsr, "--cut", "2", "--name", "one")
-    three = extract(data, xlsr, "--cut", "2", "--name", "three", jobs=("--num-jobs", "3"))
-    files = stored_files(one)
-    assert sum(p.suffix == ".npy" for p in files) == 10 and files == stored_files(three)
-    for path in files:
-        assert filecmp.cmp(one / path, three / path, shallow=False), path
+def test_lhotse_reads_the_tar_files_in_order_also_from_a_pipe(data, xlsr):
+    folder = extract(data, xlsr, "--cut", "2")
+    expected = {cut.id: cut for cut in load_feature_cuts(folder, "train")}
+    commands = {"cuts": "gzip -dc", "features": "cat"}  # lhotse takes lines of text from a pipe
+    fields = {
+        field: [f"pipe:{command} {p}" for p in sorted((folder / "train").glob(f"{field}.*"))]
+        for field, command in commands.items()
+    }
+    assert len(fields["features"]) == 3
+    for cuts in (CutSet.from_shar(in_dir=folder / "train"), CutSet.from_shar(fields=fields)):
+        found = {cut.id: cut for cut in cuts}
+        assert found.keys() == expected.keys()
+        for name, cut in found.items():
+            assert cut.start == 0 and cut.duration == expected[name].duration
+            assert cut.supervisions == expected[name].supervisions
+            assert np.array_equal(cut.load_features(), expected[name].load_features())
 
 
-def stored_files(folder: Path) -> list[Path]:
-    return sorted(
-        p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.name != "log"
-    )
+def test_an_utterance_that_left_the_lists_has_no_text_in_the_tar_files(data, xlsr):
+    folder = extract(data, xlsr)
+    write_split(data, "train", LENGTHS[:-1])
+    extract(data, xlsr)
+    found = {cut.id: cut.supervisions for cut in CutSet.from_shar(in_dir=folder / "train")}
+    assert found.pop("train-11") == [] and len(found) == 9 and all(found.values())
+
+
+def test_a_part_of_a_recording_gives_what_the_same_audio_in_a_file_of_its_own_gives(
+    tmp_path, xlsr
+):
+    """For a channel that is not the first, and rates that are resampled."""
+    data = tmp_path / "data"
+    for rate in (16000, 8000):
+        audio = np.random.default_rng(rate).uniform(-0.3, 0.3, (4 * rate, 2)).astype("float32")
+        long, alone = data / f"long-{rate}.wav", data / f"alone-{rate}.wav"
+        data.mkdir(exist_ok=True)
+        soundfile.write(long, audio, rate, subtype="FLOAT")
+        soundfile.write(alone, audio[rate : rate * 3, 1], rate, subtype="FLOAT")
+        recording = Recording.from_file(long)
+        part = MonoCut(f"part-{rate}", 1.0, 2.0, channel=1, recording=recording)
+        whole = MonoCut(f"whole-{rate}", 0.0, 2.0, channel=0, recording=Recording.from_file(alone))
+        manifest = manifest_path(data, "cuts", "train")
+        manifest.parent.mkdir(exist_ok=True)
+        (manifest.parent / "splits.json").write_text('{"train": ["train"], "val": [], "test": []}')
+        with JsonlGzWriter(manifest) as writer:
+            for cut in (part, whole):
+                writer.write(cut)
+        folder = extract(data, xlsr, "--cut", "2", "--name", str(rate))
+        first, second = (cut.load_features() for cut in load_feature_cuts(folder, "train"))
+        assert first.shape == (99, WIDTH) and np.array_equal(first, second)
+
+
+def test_a_shard_that_two_workers_compute_is_one_shard(data, xlsr):
+    folder = extract(data, xlsr)
+    before = stored_files(folder)
+    cuts = tuple(read_jsonl_gz(manifest_path(data, "cuts", "train")))
+    extractor = make_extractor(load_xlsr(str(xlsr)), FeatureInfo.load(folder), "cpu")
+    shard = next(plan_shards("train", cuts, 2.0))
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            pool.submit(extract_shard.extract_shard, shard, folder, extractor, 4.0, lambda s: None)
+    assert stored_files(folder) == before
+
+
+def test_shards_are_large_but_not_so_large_that_workers_have_nothing_to_do():
+    assert shard_seconds(10.0, 512) == 60.0
+    assert shard_seconds(64 * 600.0, 512) == 600.0
+    assert shard_seconds(1e9, 512) * 50 * 512 * 2 == pytest.approx(200e6)
+
+
+def stored_files(folder: Path) -> dict[str, bytes]:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != "log"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def test_cuts_come_in_the_order_of_the_input_and_last_as_long_as_their_frames(data, xlsr):

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-import local.extract_features
-from local import extract_shard, extractors
+from local import extract_shard, extract_split, extractors
 from local.demo.make_toy_xlsr import make_random
 from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz
 from tests.support.noise_corpus import LENGTHS, TINY, extract, make_cut, write_split
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL_SHARDS = """
 import sys
 import local.extract_shard
-local.extract_shard.SHARD_SECONDS = 2.0
+local.extract_shard.LEAST_SECONDS = 2.0
 from local.extract_features import main
 main(sys.argv[1:])
 """
@@ -42,14 +41,14 @@ def xlsr(tmp_path_factory) -> Path:
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Path:
     """Twelve utterances of 160 to 31999 samples, in shards of two seconds."""
-    monkeypatch.setattr(extract_shard, "SHARD_SECONDS", 2.0)
+    monkeypatch.setattr(extract_shard, "LEAST_SECONDS", 2.0)
     write_split(tmp_path / "data", "train", LENGTHS)
     return tmp_path / "data"
 
 
 def shard_times(folder: Path) -> dict[str, int]:
     """When each finished shard was written."""
-    return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("train/*/shard.json")}
+    return {p.name: p.stat().st_mtime_ns for p in folder.glob("records/train/*.json")}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -90,17 +89,17 @@ def test_kill_9_costs_no_finished_shard_and_leaves_no_worker(data, xlsr):
     process.wait()
     wait_for(lambda: not any(is_alive(pid) for pid in workers))
     finished = shard_times(folder)
-    assert 2 <= len(finished) < 120 and not (folder / "cuts_train.jsonl.gz").exists()
+    assert 2 <= len(finished) < 60 and not (folder / "cuts_train.jsonl.gz").exists()
     extract(data, xlsr, "--cut", "3")
     assert shard_times(folder).items() >= finished.items()
-    assert len(shard_times(folder)) == 120 and not list(folder.glob("train/*.tmp"))
+    assert len(shard_times(folder)) == 60 and not list(folder.rglob("*.tmp"))
     for cut in load_feature_cuts(folder, "train"):
         assert cut.load_features().shape == (62, 32)
 
 
 def test_ctrl_c_in_the_midst_of_workers_is_one_line_and_work_resumes_later(data, xlsr):
     write_split(data, "train", [20000] * 60)
-    options = ["--data-dir", str(data), "--xlsr", str(xlsr), "--num-jobs", "2"]
+    options = ["--data-dir", str(data), "--xlsr", str(xlsr), "--num-jobs", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "local.extract_features", *options],
         cwd=ROOT,
@@ -218,7 +217,7 @@ def test_removed_audio_keeps_its_features(data, xlsr, monkeypatch):
 def test_cuts_that_are_no_part_of_a_recording_are_named_and_channels_are_chosen(
     data, xlsr, monkeypatch
 ):
-    monkeypatch.setattr(local.extract_features, "MAX_UNREADABLE", 20.0)
+    monkeypatch.setattr(extract_split, "MAX_UNREADABLE", 20.0)
     manifest = manifest_path(data, "cuts", "train")
     cuts = list(read_jsonl_gz(manifest))
     tracks = [{"type": "MonoCut", "offset": 0.0, "cut": cuts[4]}]
@@ -280,7 +279,7 @@ def test_much_unreadable_audio_fails_and_repaired_audio_is_taken_up(data, xlsr, 
 
 
 def test_a_little_unreadable_audio_is_left_out_and_named(data, xlsr, monkeypatch):
-    monkeypatch.setattr(local.extract_features, "MAX_UNREADABLE", 10.0)
+    monkeypatch.setattr(extract_split, "MAX_UNREADABLE", 10.0)
     (data / "wav" / "train-5.wav").unlink()
     folder = extract(data, xlsr)
     ids = [cut.id for cut in load_feature_cuts(folder, "train")]

@@ -106,13 +106,10 @@ def stale_features(folder: Path, data_dir: Path, split: str) -> str:
     name = cuts_path(folder, split).name
     if not manifest.is_file() or load_sources(folder).get(name) == cuts_digest(manifest):
         return ""
+    command = f"{extraction_command(read_info(folder))} --data-dir {data_dir} --name {folder.name}"
     if folder.resolve().parent != (data_dir / "features").resolve():
-        command = "python -m local.make_shar again with another --out-dir"
-    else:
-        command = (
-            f"{extraction_command(read_info(folder))} --data-dir {data_dir} --name {folder.name}, "
-            "which computes only what is new"
-        )
+        command += f", with a link to {folder} in {data_dir / 'features'}"
+    command += ", which computes only what is new"
     return f"{folder / name} was not made from {manifest} as it is now: run {command}"
 
 

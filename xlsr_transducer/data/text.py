@@ -18,6 +18,7 @@ _VARIANTS = {
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
     "\u2026": "...",
 }
+_WORD_START = "\u2581"  # a space in sentencepiece's tokens
 # Lower case of I differs where the alphabet has a dotless i as well.
 _LOWER = {"tr": {"I": "\u0131", "\u0130": "i"}, "az": {"I": "\u0131", "\u0130": "i"}}
 
@@ -119,7 +120,7 @@ class TextNormalizer:
         if category[0] in "ZC":
             return " ", False
         if self.options.punctuation == "keep":
-            return becomes, False
+            return (" " if becomes == _WORD_START else becomes), False
         if becomes in _IN_WORD:
             # The apostrophe is no word boundary, the hyphen is one.
             return ("" if becomes == "'" else " ", False) if self._drops_all() else (becomes, True)

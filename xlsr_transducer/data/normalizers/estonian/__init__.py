@@ -16,12 +16,14 @@ from xlsr_transducer.data.normalizers.report import Report
 
 _SPACES = re.compile(r"[\u00a0\u2000-\u200a\u202f]")
 
+_CLASS = re.compile(r"(\d)\.(?=[a-hA-H] klass)")  # 5.b klassis
 _CASED = re.compile(r"\b[A-ZÄÖÜÕŠŽ][a-zäöüõšž]|[.?!]\s*$")
 
 
 def normalize(text: str, report: Report) -> str:
     """Returns the text in words; punctuation and case are left as they are."""
-    text = _SPACES.sub(" ", text).replace("\u2044", "/")
+    text = _SPACES.sub(" ", text).replace("\u2044", "/").replace("...", "\u2026")
+    text = _CLASS.sub(r"\1. ", text)
     is_cased = bool(_CASED.search(text))
     rules = [*ROMANS, *ABBREVIATED]
     if any(c.isdigit() for c in text):

@@ -83,14 +83,9 @@ def counted(amounts: list[Amount], unit: Unit, case: str = NOMINATIVE) -> str:
     last = amounts[-1]
     if case == NOMINATIVE:
         form = unit.noun.nominative if last.is_one else unit.noun.partitive
-    elif last.decimals:
-        form = unit.noun.partitive
     else:
         form = unit.noun.form(case)
-    before = modifier_case(case)
-    if last.decimals and case != NOMINATIVE:
-        before = GENITIVE
-    return " ".join([between(amounts, before), form, *unit.tail.split()])
+    return " ".join([between(amounts, modifier_case(case)), form, *unit.tail.split()])
 
 
 def between(amounts: list[Amount], case: str = NOMINATIVE) -> str:

@@ -67,6 +67,8 @@ def _time(match: re.Match[str]) -> Reading:
     if parts.get("hour2"):
         texts.append(_clock(parts["hour2"], parts["minute2"], None))
     minute = int(parts["minute2"] or parts["minute"])
+    if parts.get("fraction"):  # of seconds
+        texts[0] += " koma " + cardinal(int(parts["fraction"]))
     ending = parts["ending"]
     if ending and minute:
         head = texts[-1].removesuffix(cardinal(minute))
@@ -91,7 +93,7 @@ _NO_UNIT = r"(?! ?(?:[%€°‰]|eurot|protsenti|(?:k|m|c)?[mgl]\b))"
 
 def _times(colon: str) -> str:
     one, two = (f"{_HOURS}{colon}{_MINUTES}".format(n) for n in ("", "2"))
-    seconds = rf"(?:{colon}(?P<second>[0-5]\d))?" if colon == ":" else ""
+    seconds = r"(?::(?P<second>[0-5]\d))?(?:,(?P<fraction>\d{1,3})\b)?" if colon == ":" else ""
     return rf"(?<![\w.,:/-]){one}{seconds}(?:{DASH}{two})?{_TAIL}"
 
 

@@ -20,6 +20,8 @@ from xlsr_transducer.data.normalizers.estonian.amounts import (
 from xlsr_transducer.data.normalizers.estonian.nouns import (
     AFTER_GENITIVE,
     BEFORE_GENITIVE,
+    CLASS_FORMS,
+    MONTH_FORMS,
     MONTHS,
     YEAR,
     Wanted,
@@ -105,13 +107,15 @@ def _measure(match: re.Match[str]) -> Reading:
     return Reading(counted(amounts, unit, case), unit.is_sure)
 
 
-_ALSO = re.compile(r" (?:ja|või|ning|kuni) \d+\.(?= )")
+_ALSO = re.compile(r"(?:(?:,| ja| või| ning| kuni) \d+\.)+(?= )")
 
 
 def _ordinal(match: re.Match[str]) -> Reading | None:
     """24. veebruaril, 5.\u20136. klass, 5. ja 6. mail, 1990. aastatel."""
     other = _ALSO.match(match.string, match.end())
     word, after = words_after(match, other.end() if other else None)
+    if len(word) == 1 and after in CLASS_FORMS:  # 5. b klassis
+        word, after = after, ""
     if not word:
         return None
     if word[0].isupper():
@@ -132,14 +136,16 @@ def _year(match: re.Match[str]) -> Reading:
     is_month = (match["next"] or "").lower().startswith(months)
     is_plural = match["short"] == "aa"
     case = GENITIVE if is_month else "l"
-    noun = YEAR.form(case, is_plural) + "." * (not match.string[match.end() :].strip(". "))
+    ends = match[0].endswith(".") and not match.string[match.end() :].strip()
+    noun = YEAR.form(case, is_plural) + "." * ends
     return Reading(f"{ordinal(int(match['a']), case, is_plural)} {noun}", is_month)
 
 
 def _ordinal_at_end(match: re.Match[str]) -> Reading:
     """ "5." before a capital, at the end or before punctuation: the end of a sentence, likely."""
-    figures = match["a"].replace(" ", "")
-    return Reading(cardinal(int(figures)) + ".", len(figures) > 4)
+    figures, before = match["a"].replace(" ", ""), word_before(match).lower()
+    is_year = before.startswith("aasta") or before in MONTH_FORMS  # 29. märtsil 1929.
+    return Reading(cardinal(int(figures)) + ".", len(figures) > 4 or is_year)
 
 
 def _ordinal_ending(match: re.Match[str]) -> Reading | None:
@@ -292,13 +298,13 @@ QUANTITIES = [
           _measure),
 ]  # fmt: skip
 NUMBERS = [
-    rule("ordinal", r"(?<![\w.,/-])(?P<a>\d{1,4})\. ?(?P<short>aa?)\b\.?"
+    rule("ordinal", r"(?<![\w.,/-])(?P<a>\d{3,4})\. ?(?P<short>aa?)\b\.?"
           r"(?= ?(?P<next>[^\W\d_]+)?)", _year),
     rule("ordinal", rf"(?<![\w.,/-])(?P<a>{_ORDINAL})\.(?:{DASH}(?P<b>{_ORDINAL})\.)?"
-          r"(?= [^\W\d_])", _ordinal),
+          r"(?= [^\W\d_]|, \d+\.)", _ordinal),
     rule("ordinal", r"(?<![\w.,/-])(?P<a>\d{1,9})-?(?P<tail>nd\w{1,8}|ne|se(?!\w)|se[lktgn]\w*|"
           r"sed|ste\w*)(?!\w)", _ordinal_ending),
-    rule("case", rf"(?<![\w.,/])(?P<sign>{SIGN})(?P<a>{NUMBER})(?P<b>)(?P<mark>[-\u2010]?)"
+    rule("ending", rf"(?<![\w.,/])(?P<sign>{SIGN})(?P<a>{NUMBER})(?P<b>)(?P<mark>[-\u2010]?)"
           rf"(?P<ending>{ENDING}|t|(?<=[-\u2010])d)(?!\w)", _ending),
     rule("compound", rf"(?<![\w.,/-])(?P<a>{WHOLE})(?:[-\u2013](?P<b>{WHOLE}))?"
           r"(?:-(?P<word>[^\W\d_]{3,}(?:-\w+)*))", _compound),
@@ -307,10 +313,10 @@ NUMBERS = [
     rule("compound", rf"(?<![\w.,/-])(?P<a>{WHOLE})-(?= (?:ja|või|ning|kuni) |, ?\d)", _half),
     rule("fraction", r"(?<![\w.,/])(?P<a>\d+)/(?P<b>\d+)(?![\w/])", _fraction),
     rule("point", rf"(?<![\w.,])(?!{WHOLE}(?![\d.]))\d+(?:\.\d+)+(?!\d)", _point),
-    rule("sentence end", rf"(?<![\w.,/-])(?P<a>{_ORDINAL})\.(?=\s*$| [^\W\d_])",
-          _ordinal_at_end),
     rule("range", rf"(?<![\w.,/])(?P<sign>{SIGN})(?P<a>{NUMBER}){DASH}(?P<b>{NUMBER})"
           rf"(?![\w/])", _plain),
+    rule("sentence end", rf"(?<![\w.,/-])(?P<a>{_ORDINAL})\.(?=\s*$| [^\W\d_])",
+          _ordinal_at_end),
     rule("number", rf"(?<![\w,/])(?<![^\W\d_]-)(?P<sign>{SIGN})(?P<a>{NUMBER})(?P<b>)"
           r"(?!\w|-[^\W\d_])", _plain),
     rule("mixed", rf"(?P<left>(?<!{LETTER}){LETTER}+-?)?(?P<a>\d+)-?(?P<right>{LETTER}+)?",

@@ -120,6 +120,9 @@ def _read(table: str) -> list[Noun]:
 
 
 MONTHS = _read(_MONTHS)
+CASES = (NOMINATIVE, GENITIVE, PARTITIVE, *ENDINGS)
+MONTH_FORMS = frozenset(month.form(case) for month in MONTHS for case in CASES)
+CLASS_FORMS = frozenset(Noun("klass", "klassi", "klassi").form(case) for case in CASES)
 YEAR = _read(_COUNTED)[0]
 _SHORT_ILLATIVE = {"klassi": "klass", "linna": "linn", "majja": "maja", "kohta": "koht"}
 
@@ -159,7 +162,7 @@ def _forms() -> Mapping[str, list[Form]]:
     found: dict[str, list[Form]] = {}
     for noun in [*_read(_COUNTED), *MONTHS]:
         for is_plural in (False, True)[: 2 if noun.plural_genitive else 1]:
-            for case in (NOMINATIVE, GENITIVE, PARTITIVE, *ENDINGS):
+            for case in CASES:
                 forms = found.setdefault(noun.form(case, is_plural), [])
                 forms.append(Form(case, is_plural))
     return found

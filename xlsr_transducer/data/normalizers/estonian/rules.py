@@ -56,7 +56,7 @@ def apply(rules: Iterable[Rule], text: str, report: Report, is_cased: bool) -> s
 def _begins(match: re.Match[str]) -> bool:
     """Whether a match begins a sentence with a figure, or is written with a capital."""
     old = match[0].lstrip("-+")
-    if old[:1].isalpha():
+    if old[:1].isalpha() and old.strip("IVX.-\u2013"):  # no Roman numeral
         return old[0].isupper() and not old[1:2].isupper() and len(old) > 1
     before = match.string[: match.start()].rstrip(' "')
     return not before or before[-1] in ".?!"

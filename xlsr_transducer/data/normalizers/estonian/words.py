@@ -69,6 +69,10 @@ def _month(match: re.Match[str]) -> Reading:
     return Reading(next(m.nominative for m in MONTHS if m.nominative.startswith(start)), False)
 
 
+def _class(match: re.Match[str]) -> Reading:
+    return Reading("klass", False)
+
+
 def _symbol(match: re.Match[str]) -> Reading:
     around = match.string[: match.start()][-1:] + match.string[match.end() :][:1]
     return Reading(f" {SYMBOLS[match[0]]} ", len(around) == 2 and not around.strip())
@@ -86,10 +90,12 @@ def _pattern(names: dict, skipped: frozenset[str] = frozenset()) -> str:
 _AFTER_ORDINAL = r"(?<=[\dIVX]\. )|(?<=[IVX] )|(?<=[\dIVX]\.)"
 # Before the figures are spelt.
 BEFORE_FIGURES = [
+    rule("symbol", r"(?<=\d) ?[x×] ?(?=\d)", lambda match: Reading(" korda ")),
     rule("abbreviation", r"(?<![\w.-])(?P<word>[Uu]|[Cc]a|[Kk]l)\.? ?(?=\d)", _before_number),
     rule("abbreviation", r"(?<![\w.-])(?<!\d )(?<!\. )(?P<word>[Aa])\.? (?=\d{4}\b)",
          _before_number),
     rule("abbreviation", rf"(?:{_AFTER_ORDINAL})(?P<word>saj)\b(?P<point>\.?)", _century),
+    rule("abbreviation", r"(?<=\d\. )kl\b\.?", _class),
     rule("abbreviation", rf"(?<=\d\. )(?P<word>{'|'.join(ONLY_AFTER_NUMBER)})\b\.?", _month),
 ]  # fmt: skip
 # Afterwards.

@@ -188,8 +188,8 @@ def table_lines(recording: Recording, rows: Sequence[Row]) -> Iterator[str]:
     path = recording.audio.resolve()
     for row in rows:
         times = ["" if t is None else f"{t:.3f}" for t in (row.start, row.end)]
-        confidence = "" if row.confidence is None else f"{row.confidence:.4f}"
-        scores = [confidence, str(row.errors), f"{row.odds:.2f}"]
+        given = (row.confidence, ".4f"), (row.errors, "d"), (row.odds, ".2f")
+        scores = ["" if value is None else format(value, form) for value, form in given]
         cells = [str(path), *times, recording.speaker, row.reason or "utterance", *scores]
         yield "\t".join([*cells, row.text])
 

@@ -80,8 +80,8 @@ class Row(NamedTuple):
     text: str
     reason: str = ""  # "" for an utterance
     confidence: float | None = None  # the mean of its words
-    errors: int = 0  # words in which its phrases differ from what was recognised
-    odds: float = 0.0  # the highest of its phrases
+    errors: int | None = None  # words in which its phrases differ from what was recognised
+    odds: float | None = None  # the highest of its phrases
 
 
 class Run(NamedTuple):

@@ -79,11 +79,12 @@ def make_recording(
     return np.concatenate(parts), rate, spoken
 
 
-def make_transcript(texts: Sequence[str], seed: int) -> str:
-    """Returns the sentences without some, and with some that are not among them."""
+def make_transcript(texts: Sequence[str], seed: int) -> tuple[str, list[int]]:
+    """Returns the sentences without some, and with some that are not among them; and the numbers
+    of those that are in it."""
     draw, rng, taken = random.Random(seed), np.random.default_rng(seed), set(texts)
-    lines = []
-    for text in texts:
+    lines, written = [], []
+    for number, text in enumerate(texts):
         if draw.random() < EXTRA:
             other = make_sentence(rng)
             while other in taken:
@@ -91,7 +92,8 @@ def make_transcript(texts: Sequence[str], seed: int) -> str:
             lines.append(other)
         if draw.random() >= MISSING:
             lines.append(text)
-    return " ".join(lines) + "\n"
+            written.append(number)
+    return " ".join(lines) + "\n", written
 
 
 def score(kept: Sequence[Sentence], spoken: Sequence[Sentence]) -> tuple[int, int, list[float]]:
@@ -154,11 +156,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         with soundfile.SoundFile(temporary[0], "w", rate, 1, "PCM_16", format="WAV") as file:
             for _ in range(args.repeat):
                 file.write(samples)
-        text = make_transcript([text for *_, text in spoken], args.seed)
+        text, written = make_transcript([text for *_, text in spoken], args.seed)
         temporary[1].write_text(text, encoding="utf-8")
     normalize = TextNormalizer(TextOptions())
     truth = [Sentence(start, end, normalize(text).split()) for start, end, text in spoken]
-    total = sum(len(one.words) for one in truth)
+    total = sum(len(truth[number].words) for number in written)
     table = [["head", "utterances", "words kept %", "wrong", "bounds within 0.2 s %",
               "median s", "minutes", "peak GiB"]]  # fmt: skip
     for method in args.methods.split(","):
@@ -167,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command += [f"--transcript={transcript}", f"--exp-dir={args.exp_dir}"]
         command += [f"--method={method}", f"--window-seconds={args.window_seconds}"]
         subprocess.run(command, check=True)
-        minutes = (time.monotonic() - began) / 60
+        took = (time.monotonic() - began) / 60
         lines = (out / "segments.txt").read_text(encoding="utf-8").splitlines()
         fields = [line.split("|") for line in lines[1:]]
         kept = [Sentence(float(f[1]), float(f[2]), normalize(f[3]).split()) for f in fields]
@@ -175,9 +177,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = 100 * np.mean(np.array(distances) <= NEAR)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         table.append([method, str(len(kept)), f"{100 * count / total:.1f}", str(wrong),
-                      f"{near:.1f}", f"{np.median(distances):.3f}", f"{minutes:.1f}",
+                      f"{near:.1f}", f"{np.median(distances):.3f}", f"{took:.1f}",
                       f"{peak:.2f}"])  # fmt: skip
-    print(f"{len(truth)} sentences in {args.repeat * length / 60:.1f} minutes")
+    minutes = args.repeat * length / 60
+    print(f"{len(truth)} sentences in {minutes:.1f} minutes, {len(written)} of them in the text")
     print(text_table(table, is_right=True))
 
 

@@ -1,4 +1,4 @@
-"""Long recordings: windows that lose nothing, the best placement of all, and times that are true."""
+"""Long recordings: windows lose nothing, a placement is the best of all, and times are true."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def test_windows_follow_each_other_and_lose_no_sample(hop: int, count: int, size
         assert len(window) == frames * hop + OVERLAP and 20 <= frames <= 40
         assert np.array_equal(window, wave[at : at + len(window)])
         at += frames * hop
-    assert np.array_equal(np.concatenate([wave[:0], *found[-1:]]), wave[at:] if found else wave[:0])
+    assert np.array_equal(
+        np.concatenate([wave[:0], *found[-1:]]), wave[at:] if found else wave[:0]
+    )
     assert count <= OVERLAP or found
 
 
@@ -170,7 +172,9 @@ def test_stored_frames_are_the_encoders_and_a_killed_run_goes_on(
     assert whole.windows == [len(x) for x in expected] and len(whole.parts) > 2
     frames = whole.frames(0, whole.num_frames)
     torch.testing.assert_close(frames, torch.cat(expected), atol=2e-3, rtol=1e-3)
-    assert seconds == pytest.approx(whole.seconds) and abs(whole.seconds - len(wave) / 16000) < 0.05
+    assert (
+        seconds == pytest.approx(whole.seconds) and abs(whole.seconds - len(wave) / 16000) < 0.05
+    )
     levels = sound_levels(wave, HOP, whole.num_frames * encoder.subsampling_factor)
     assert np.abs(whole.levels(0, whole.num_frames) - levels)[:-2].max() < 0.5
     between = slice(whole.parts[0][0] + 1, sum(whole.parts[0]) + 5)

@@ -6,12 +6,26 @@ makes noise of usual lengths and a network with random weights, then runs, in tu
 one thread, the whole extraction in one process (reading, resampling, forward, writing,
 manifests; not the interpreter's start nor loading the network) and the forward alone on the
 same batches from memory.
+
+    python -m benchmarks.extract --workers 1,2 [--minutes 8]
+
+extracts the same with so many workers of a local cluster, which have loaded the network before.
+
+    python -m benchmarks.extract --simulate 10000000
+
+plans the shards of so many utterances that exist nowhere, and sends them to a worker that computes
+nothing: seconds, memory, and the shards that are in memory at once.
+
+    python -m benchmarks.extract --lines 100000
+
+looks up and merges so many utterances of a manifest, as an extraction does before and after.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import tempfile
@@ -24,20 +38,23 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording
 
-from local.demo.make_toy_xlsr import SHAPE, random_network
+from benchmarks.extract_planning import measure_lines, ready_cluster, simulate
+from local.demo.make_toy_xlsr import SHAPE, make_random, random_network
+from local.extract_cluster import prepare_dask
 from local.extract_features import check_options, extract_split, feature_info
 from local.extract_features import get_parser as extraction_parser
 from local.extract_shard import make_batches
 from local.extract_split import Split
-from local.extract_workers import InProcess, Task
+from local.extract_workers import InProcess, Task, Workers
 from local.extractors import XlsrExtractor
 from local.manifests import JsonlGzWriter, manifest_path
 from xlsr_transducer.core.errors import run_command
 from xlsr_transducer.core.geometry import SAMPLING_RATE
+from xlsr_transducer.core.options import Number
 from xlsr_transducer.data.audio import num_samples, read_audio
 from xlsr_transducer.data.features import load_feature_cuts
 from xlsr_transducer.model.feature_info import FeatureInfo
-from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint
+from xlsr_transducer.model.xlsr_checkpoint import XlsrCheckpoint, load_xlsr
 from xlsr_transducer.model.xlsr_config import XlsrConfig
 
 MEDIUM = dataclasses.replace(
@@ -47,16 +64,16 @@ SIZES = {"tiny": SHAPE, "medium": MEDIUM, "300m": XlsrConfig()}
 BATCH = tuple[list[str], list[np.ndarray]]
 
 
-def make_corpus(data_dir: Path, minutes: float, rate: int) -> None:
+def make_corpus(data_dir: Path, minutes: float, rate: int, split: str = "train") -> None:
     """Files of noise, 2 to 15 seconds long, and their manifest."""
     generator = np.random.default_rng(0)
-    (data_dir / "wav").mkdir(parents=True)
-    manifest_path(data_dir, "cuts", "train").parent.mkdir()
+    (data_dir / split).mkdir(parents=True)
+    manifest_path(data_dir, "cuts", split).parent.mkdir(exist_ok=True)
     left = minutes * 60
-    with JsonlGzWriter(manifest_path(data_dir, "cuts", "train")) as writer:
+    with JsonlGzWriter(manifest_path(data_dir, "cuts", split)) as writer:
         while left > 0:
             seconds = generator.uniform(2.0, 15.0)
-            path = data_dir / "wav" / f"{left:.3f}.wav"
+            path = data_dir / split / f"{left:.3f}.wav"
             noise = 0.1 * generator.standard_normal(round(seconds * rate))
             soundfile.write(path, noise, rate)
             recording = Recording.from_file(path)
@@ -161,6 +178,36 @@ def measure(options: argparse.Namespace, work: Path) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def measure_scaling(options: argparse.Namespace, work: Path) -> list[str]:
+    """Returns a row for each number of workers, which have loaded the network before."""
+    prepare_dask()
+    xlsr = make_random(work / "xlsr", 1, SIZES[options.size].to_dict())
+    words = ["--data-dir", str(work / "data"), "--xlsr", str(xlsr), "--cut", options.cut]
+    args = extraction_parser().parse_args([*words, "--max-duration", str(options.max_duration)])
+    info = feature_info(args, load_xlsr(str(xlsr)))
+    for split, minutes in (("warm", 2.5), ("train", options.minutes)):
+        make_corpus(args.data_dir, minutes, options.rate, split)
+    rows, one = [], 0.0
+    for count in options.workers:
+        folder = work / f"features-{count}"
+        info.save(folder)
+        task = Task(str(xlsr), info, folder, "cpu", args.max_duration)
+        with Workers(task, functools.partial(ready_cluster, count)) as workers:
+            extract_split(args, folder, "warm", info.feature_dim, workers)
+            start = time.perf_counter()
+            extract_split(args, folder, "train", info.feature_dim, workers)
+            seconds = time.perf_counter() - start
+        one = one or seconds * count
+        cells = [options.size, options.cut, count, options.minutes, f"{seconds:.1f}"]
+        rows.append("| " + " | ".join(map(str, [*cells, f"{one / seconds:.2f}"])) + " |")
+    return rows
+
+
+def whole_numbers(text: str) -> list[int]:
+    """``1,2``: [1, 2]."""
+    return [Number(int, at_least=1)(word) for word in text.split(",")]
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -171,6 +218,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=int, default=22050, help="of the audio files, in Hz")
     parser.add_argument("--max-duration", type=float, default=30.0)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--workers", type=whole_numbers, help="such as 1,2: scaling")
+    parser.add_argument("--simulate", type=int, help="utterances that are planned and sent")
+    parser.add_argument("--lines", type=int, help="utterances that are looked up and merged")
     return parser
 
 
@@ -178,7 +228,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = get_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as work:
-        row = measure(options, Path(work))
+        if options.simulate:
+            print(simulate(options.simulate, Path(work)))
+        elif options.lines:
+            print(measure_lines(options.lines, Path(work)))
+        elif options.workers:
+            print("| size | cut | workers | minutes of audio | seconds | times as fast |")
+            print("|" + "---|" * 6)
+            print("\n".join(measure_scaling(options, Path(work))))
+        else:
+            print_overhead(measure(options, Path(work)))
+
+
+def print_overhead(row: str) -> None:
+    """Prints a row with its title."""
     print("Times are wall time / processor time in seconds, medians; other load on the machine")
     print("disturbs the first, while the second counts reading ahead as if it cost time.\n")
     print(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 from xlsr_transducer.data.shar import read_member
 
@@ -27,7 +28,7 @@ def settings_digest(cut: dict) -> str:
     recording = cut["recording"]
     channels = [(s["type"], s["channels"]) for s in recording["sources"]]
     relevant = [[cut[key] for key in _KEYS], [recording.get(k) for k in _RECORDING_KEYS], channels]
-    return _digest(json.dumps(relevant).encode("ascii"))
+    return _digest([json.dumps(relevant).encode("ascii")])
 
 
 def file_state(cut: dict) -> str:
@@ -50,7 +51,7 @@ def content_digest(cut: dict) -> str:
 
 @functools.lru_cache(maxsize=256)  # a recording may hold many utterances
 def _content_digest(sources: tuple[tuple[str, str], ...], state: str) -> str:
-    return _digest(b"".join(_read(path, place) for path, place in sources))
+    return _digest(itertools.chain.from_iterable(_read(*source) for source in sources))
 
 
 def _file(source: dict) -> tuple[str, str]:
@@ -61,9 +62,17 @@ def _file(source: dict) -> tuple[str, str]:
     return path, f"{offset}:{size}"
 
 
-def _read(path: str, place: str) -> bytes:
-    return read_member(path, place) if place else Path(path).read_bytes()
+def _read(path: str, place: str) -> Iterator[bytes]:
+    """Yields the bytes in pieces: a recording may last for hours."""
+    if place:
+        yield read_member(path, place)
+        return
+    with open(path, "rb") as file:
+        yield from iter(lambda: file.read(1 << 20), b"")
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _digest(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

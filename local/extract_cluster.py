@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from distributed import Client
     from distributed.security import Security
 
-    Connected = Iterator[tuple[Client, Callable[[], None]]]
 
+Connected = Iterator[tuple["Client", Callable[[], None]]]
 INSTALL = "pip install distributed cryptography"
 _TLS_FILES = {"ca": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
 _CONFIG = {

@@ -170,7 +170,7 @@ class _Run:
             self._progress.set(finished + self._reports.seconds())
 
     def _submit(self, shard: Shard) -> None:
-        key = f"{shard.split}-{shard.name}-{uuid.uuid4().hex}"
+        key = f"{shard.split}-{uuid.uuid4().hex}"
         self._reports.expect(key)
         future = self._client.submit(
             compute_shard, self._task, shard, self._reports.topic, key, key=key, pure=False

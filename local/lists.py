@@ -38,9 +38,10 @@ class ListFile:
 
     def require(self) -> None:
         """Raises UserError if there is no such file or folder."""
-        if not self.path.exists():
+        if not (self.path.is_file() or self.path.is_dir()):
+            state = "is no file or folder" if self.path.exists() else "does not exist"
             given = f"; a file of that whole name is given as ./{self.language}={self.path}"
-            raise UserError(f"the list {self.path} does not exist" + given * bool(self.language))
+            raise UserError(f"the list {self.path} {state}" + given * bool(self.language))
 
 
 class Place(NamedTuple):

@@ -223,8 +223,7 @@ def get_parser() -> Parser:
     add("--demo-dir", type=Path, default=Path("exp/demo"), help="trainings of ./demo.sh")
     add("--exp-dir", type=Path, default=Path("exp/distillation"))
     add("--tables", nargs="+", choices=("ways", "streaming"), default=["ways", "streaming"])
-    add("--seeds", type=positive, default=3, help="trainings of each student that streams")
-    add("--seeds-of-ways", type=positive, default=1, help="trainings in each of the five ways")
+    add("--seeds", type=positive, default=3, help="trainings of each kind")
     add("--num-updates", type=positive, default=120, help="of each way, and of the teacher")
     add("--num-student-updates", type=positive, default=60, help="of a student that streams")
     add("--num-jobs", type=positive, default=2, help="trainings at a time, a thread each")
@@ -241,11 +240,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # One pool runs the programs, the other waits for them.
     with ThreadPoolExecutor(args.num_jobs) as pool, ThreadPoolExecutor(2) as tables:
         experiment = Experiment(*folders, pool)
-        seeds, of_ways = range(1, args.seeds + 1), range(1, args.seeds_of_ways + 1)
-        lengths = (args.num_updates, args.num_student_updates)
+        given = (experiment, range(1, args.seeds + 1), args.num_updates)
         waiting = {
-            "streaming": (streaming, experiment, seeds, *lengths),
-            "ways": (ways, experiment, of_ways, args.num_updates),
+            "streaming": (streaming, *given, args.num_student_updates),
+            "ways": (ways, *given),
         }
         futures = {name: tables.submit(*waiting[name]) for name in args.tables}
         for name, future in futures.items():

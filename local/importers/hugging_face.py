@@ -80,8 +80,9 @@ class HuggingFace(Corpus):
             raise
         except Exception as e:  # whatever the library, its parts or the network raise
             reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+            state = f"stopped after {count} rows" if count else "cannot be read"
             raise UserError(
-                f"{self.path}: stopped after {count} rows ({reason}); start again to go on"
+                f"{self.path}: {state} ({reason}){'; start again to go on' * bool(count)}"
             ) from e
         journal.complete()
 
@@ -115,7 +116,8 @@ class HuggingFace(Corpus):
         place, content = audio.get("path") or "", audio.get("bytes")
         found: dict[str, Any] = {"path": place, "audio": place}
         if content:
-            ending = os.path.splitext(place)[1] or _ending(content)
+            ending = os.path.splitext(place)[1]
+            ending = ending if re.fullmatch(r"\.\w{1,5}", ending) else _ending(content)
             name = f"{(number - 1) // _PER_FOLDER:04d}/{number:08d}{ending}"
             found = {"path": place or name, "audio": name}
             write_bytes(self.place / name, content)
@@ -209,14 +211,14 @@ def _open(library: Any, path: Path, role: str) -> Any:
     if not name.startswith(PREFIX):
         return _open_folder(library, path, role)
     name, *more = name.removeprefix(PREFIX).split(":")
+    if not name or len(more) > 2:
+        raise UserError(f"{path}: must be hf:NAME[:CONFIG][:SPLIT]")
     config = split = None
     if len(more) == 1:
         is_config = more[0] in library.get_dataset_config_names(name)
         config, split = (more[0], None) if is_config else (None, more[0])
     elif len(more) == 2:
         config, split = (part or None for part in more)
-    elif more:
-        raise UserError(f"{path}: must be hf:NAME[:CONFIG][:SPLIT]")
     if split is None:
         present = library.get_dataset_split_names(name, config)
         split = _split_of(present, role, path, f"{PREFIX}NAME:CONFIG:SPLIT")

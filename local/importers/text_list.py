@@ -88,7 +88,7 @@ def _has_times(line: bytes) -> bool:
 class TextList(Corpus):
     """A list of the recipe. The text may hold `|`, as it lies between fields that do not."""
 
-    form = "a list path|text|speaker"
+    form = "a list"
 
     def entries(self) -> Iterator[Entry]:
         layout = Layout.of(self.path) or Layout()

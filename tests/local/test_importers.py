@@ -13,6 +13,7 @@ from lhotse.kaldi import load_kaldi_data_dir
 from lhotse.recipes.commonvoice import _parse_utterance
 
 from local import prepare_manifests
+from local.importers import probing
 from local.utterances import RecordingPool, make_cut, read_utterances
 from tests.support.corpora import (
     FOREIGN,
@@ -122,6 +123,23 @@ def test_channels_of_a_recording_are_chosen(tmp_path):
     found = import_corpus(listed, tmp_path / "third", "--channel=2", "--max-rejected=60")
     assert [s["id"] for s in found] == ["b"]
     assert rejected(tmp_path / "third")[1].startswith("no such channel: 2, the file has 2")
+
+
+def test_the_header_of_a_recording_is_read_once_whatever_the_number_of_threads(
+    tmp_path, monkeypatch
+):
+    probed = []
+    probe = probing.probe_audio
+    monkeypatch.setattr(probing, "probe_audio", lambda a: (probed.append(a), probe(a))[1])
+    for name in "ab":
+        write_audio(tmp_path / f"{name}.wav", 4 * RATE)
+    (tmp_path / "c.wav").write_bytes(b"no audio")
+    rows = [f"{'abc'[i % 3]}.wav|{i / 100:.2f}|{i / 100 + 0.5:.2f}|t{i}|m" for i in range(300)]
+    listed = write_lines(tmp_path / "list.txt", *rows)
+    options = ["--num-jobs=4", "--max-rejected=40"]
+    assert len(import_corpus(listed, tmp_path / "data", *options)) == 200
+    assert len(set(rejected(tmp_path / "data").values())) == 1
+    assert sorted(probed) == [str((tmp_path / f"{n}.wav").resolve()) for n in "abc"]
 
 
 @pytest.mark.parametrize("value", ["-1", "x", ""])

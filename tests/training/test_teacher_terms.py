@@ -18,6 +18,7 @@ from tests.support.teachers import STREAMING, config_of, random_model, teacher_o
 from xlsr_transducer.model.heads import Losses, LossOptions
 from xlsr_transducer.model.heads.transducer import TransducerHead
 from xlsr_transducer.model.speech_model import SpeechModel
+from xlsr_transducer.training.gradient import autocast
 from xlsr_transducer.training.teacher_options import Scales
 
 SAMPLES = (9000, 400, 20000, 1700)  # the second is one frame
@@ -209,12 +210,24 @@ def taught_by_itself(model: SpeechModel, config: Any, **options: Any) -> tuple[L
     return model(*batch(), loss, teach=teacher.lesson), teacher
 
 
+HALF = pytest.param(
+    torch.bfloat16,
+    marks=pytest.mark.skipif(
+        torch.__version__.startswith("1."), reason="its layer norms of a CPU lack bfloat16"
+    ),
+)
+
+
+@pytest.mark.parametrize("dtype", [None, HALF])
 @pytest.mark.parametrize("options", [{}, {"cr_ctc_scale": 0.5}])
-def test_a_model_without_dropout_is_at_no_distance_from_itself(options: dict) -> None:
-    """And under other masks it would be."""
+def test_a_model_without_dropout_is_at_no_distance_from_itself(
+    options: dict, dtype: torch.dtype | None
+) -> None:
+    """In the precision of the training; and under other masks it would be."""
     config = config_of(**STEADY)
     model = random_model(config)
-    losses, teacher = taught_by_itself(model, config, **options)
+    with autocast(torch.device("cpu"), dtype):
+        losses, teacher = taught_by_itself(model, config, **options)
     assert losses.layers.eq(0).all() and losses.logits.eq(0).all()
     loss = LossOptions(ctc_loss_scale=0.2, **options)
     other = model(*batch(), loss, teach=lambda x, n, _: teacher.lesson(x, n, (None, None)))

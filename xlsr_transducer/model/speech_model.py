@@ -76,16 +76,20 @@ class SpeechModel(nn.Module):
         views = 2 if self.training and options.cr_ctc_scale > 0 else 1
         if views > 1:
             x, x_lens, y, y_lens = (torch.cat([v] * views) for v in (x, x_lens, y, y_lens))
-        masks = self.encoder.draw_masks(x)
-        lesson = None if teach is None else teach(x, x_lens, masks)
-        outputs: list[Tensor] | None = [] if lesson and lesson.layers else None
-        encoder_out, lens = self.encoder(x, x_lens, *chunk, *masks, outputs)
+        lesson: Lesson | None = None
+        layers: list[Tensor] = []
+        shared: tuple = ()  # what the encoder has in common with the teacher's
+        if teach is not None:
+            masks = self.encoder.draw_masks(x)
+            lesson = teach(x, x_lens, masks)
+            shared = (*masks, layers if lesson.layers else None)
+        encoder_out, lens = self.encoder(x, x_lens, *chunk, *shared)
         # Autocast off: sums of log-probabilities over hundreds of frames need float32.
         with torch.autocast(x.device.type, enabled=False):
             losses = self.losses(encoder_out.float(), lens, y, y_lens, options, lesson)
-            if outputs:
+            if layers:
                 frames = self.encoder.xlsr_frames(x_lens)
-                distance = layer_distance(outputs, lesson.layers, frames)
+                distance = layer_distance(layers, lesson.layers, frames)
                 losses = losses._replace(layers=distance * y_lens)
         return Losses(*[x.view(views, -1).mean(0) for x in losses])
 

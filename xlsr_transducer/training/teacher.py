@@ -46,9 +46,9 @@ class Teacher:
 
     def leave(self) -> None:
         """Nobody teaches from here on; its memory is freed."""
-        if self.model is not None and next(self.model.parameters()).is_cuda:
-            torch.cuda.empty_cache()
         self.model = self.config = None
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def lesson(self, x: Tensor, x_lens: Tensor, masks: Masks) -> Lesson:

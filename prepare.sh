@@ -11,7 +11,8 @@ Usage: ./prepare.sh --train-list FILE --val-list FILE [--test-list FILE ...] [op
        ./prepare.sh --train-list et=FILE --train-list lv=FILE --val-list et=FILE ... [options]
        ./prepare.sh --test-list FILE ... [options]
 
-Lists hold one `path|text|speaker` a line. Without lists, the demo corpus is made and used. Test
+Lists hold one `path|text|speaker` or `path|start|end|text|speaker` a line, or are corpora of other
+forms (docs/corpora.md). Without lists, the demo corpus is made and used. Test
 lists alone make test sets, in a new data folder or beside what one holds. Relative paths of options
 begin where you stand, those in a list in its folder.
 
@@ -19,7 +20,7 @@ begin where you stand, those in a list in its folder.
   stage 1   lists to recordings and supervisions  DATA/manifests/{recordings,supervisions,rejected}_*
   stage 2   text, and BPE model or letters        DATA/manifests/cuts_*, DATA/lang_{bpe_N,char}/
   stage 3   features                              DATA/features/ (by ./extract_features.sh)
-  stage 4   checks and statistics                 DATA/statistics.{txt,png}
+  stage 4   checks and statistics                 DATA/{statistics.{txt,png},flagged_SPLIT.tsv}
   stage 5   n-gram model, only on demand          DATA/lang_bpe_N/ngram_3.arpa
   stage 6   neural language model, on demand      DATA/lang_bpe_N/lm/
   stage 7   graph of words, on demand, needs k2   DATA/lang_bpe_N/{word_ngram_3.arpa,LG.pt}
@@ -27,6 +28,8 @@ begin where you stand, those in a list in its folder.
   --stage N, --stop-stage M   the stages to run (default: 0 and 4; --stage 5, 6 or 7 runs that one)
   --train-list, --val-list, --test-list [LANG=]FILE   each may be given several times
   --audio-root DIR       relative paths in the lists start here (default: the list's folder)
+  --channel N|each       of recordings with several (default: what the corpus names, or else 0)
+  --columns ROLE=NAME,...   of a Hugging Face data set, where they cannot be guessed
   --data-dir DIR         where everything is written (default: data)
   --unit bpe|char|label  tokens: BPE, in DATA/lang_bpe_N (default), letters, in DATA/lang_char, or
                          whole texts, the labels of a classifier, as they are, in DATA/lang_label
@@ -35,10 +38,16 @@ begin where you stand, those in a list in its folder.
                          (default: as it was when stage 2 ran before, or 0)
   --lang CODE            language of lists without LANG=, and of --lm-text (default: et)
   --max-rejected P       percent of a list's lines that may be unusable (default: 1)
-  --lower-case 1|0       (default: 1)
+  --case lower|keep      (default: lower; --lower-case 1|0 is the same)
   --lm-text FILE         text of the language models, a sentence a line (default: training text)
   --ngram-order N        words of its longest n-grams (default: 3)
   --punctuation in-word|keep|drop   in-word (default): only ' and - inside words are kept
+  --normalizer none|auto|CODE|FILE.py   spells figures and abbreviations out (default: none);
+                         auto: by the language of each text
+  --unicode nfc|nfkc     (default: nfc)
+  --audio-checks HOURS   audio that stage 4 reads, by --num-jobs processes: an even sample; -1: all
+                         of it, 0: none (default: 50)
+  --max-silence SECONDS  before or after the speech, more is flagged (default: 2)
 Handed on to ./extract_features.sh (see its --help):
   --xlsr NAME_OR_DIR_OR_PT, --cut, --normalize, --num-jobs, --single-process, --device,
   --extractor, --chunk-size, --left-context-chunks, --attention-sink-size, --max-duration,
@@ -64,6 +73,7 @@ val_lists=()
 test_lists=()
 only_tests=()
 audio_root=
+corpus_options=()
 data_dir=data
 unit=bpe
 vocab_size=2500
@@ -74,6 +84,7 @@ text_options=()
 lm_text=()
 ngram_options=()
 feature_options=()
+check_options=()
 
 stage_number() {
   [[ $2 =~ ^[0-7]$ ]] || fail "$1 $2: must be a stage, from 0 to 7"
@@ -97,13 +108,16 @@ set_option() {
     --test-list) test_lists+=("$name" "$value") ;;
     --language-token) token_options+=("$name" "$value") ;;
     --audio-root) audio_root=$value ;;
+    --channel | --columns) corpus_options+=("$name" "$value") ;;
     --data-dir) data_dir=$value ;;
     --lang) lang=$value ;;
     --max-rejected) max_rejected=$value ;;
     --lm-text) lm_text=("$name" "$value") ;;
     --ngram-order) ngram_options+=("$name" "$value") ;;
-    --lower-case | --punctuation) text_options+=("$name" "$value") ;;
-    --xlsr | --cut | --normalize | --num-jobs | --device | --extractor | --chunk-size | --subset | \
+    --case | --lower-case | --punctuation | --unicode | --normalizer) text_options+=("$name" "$value") ;;
+    --audio-checks | --max-silence) check_options+=("$name" "$value") ;;
+    --num-jobs) feature_options+=("$name" "$value"); check_options+=("$name" "$value") ;;
+    --xlsr | --cut | --normalize | --device | --extractor | --chunk-size | --subset | \
       --left-context-chunks | --attention-sink-size | --max-duration | --name)
       feature_options+=("$name" "$value") ;;
     *) fail "unknown option $name (see ./prepare.sh --help)" ;;
@@ -183,7 +197,7 @@ if runs 1; then
   run python -m local.prepare_manifests \
     ${train_lists[@]+"${train_lists[@]}"} ${val_lists[@]+"${val_lists[@]}"} \
     ${test_lists[@]+"${test_lists[@]}"} \
-    ${audio_root:+--audio-root "$audio_root"} \
+    ${audio_root:+--audio-root "$audio_root"} ${corpus_options[@]+"${corpus_options[@]}"} \
     --data-dir "$data_dir" --lang "$lang" --max-rejected "$max_rejected"
 fi
 
@@ -215,7 +229,7 @@ if runs 4; then
     log "tokens are not counted: there is no $lang_dir"
   fi
   run python -m local.validate_manifests --data-dir "$data_dir" \
-    ${lang_options[@]+"${lang_options[@]}"}
+    ${lang_options[@]+"${lang_options[@]}"} ${check_options[@]+"${check_options[@]}"}
 fi
 
 if runs 5; then

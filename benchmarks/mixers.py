@@ -8,21 +8,28 @@ the kinds taking turns. Tables:
 
 whole    forward of one utterance: attention in full context, attention in chunks (32, left
          context 2, sinks 4), and Mamba-2 both ways in full context: seconds, and peak memory
-         (above the weights; of a process of its own on a CPU).
+         (above the weights; of a process of its own on a CPU). Below it, at which lengths Mamba-2
+         overtakes attention, if it does: between two that were measured, by interpolation.
 chunk    one step of a stream: attention (left context 2, sinks 4), Mamba-2.
 state    bytes of a stream's state, float32 and bfloat16, and parameters.
 train    forward and backward of a batch (``--batch-seconds``): seconds of audio per second.
+teach    the same with a CTC head, alone and with a teacher of the same size with attention, whose
+         layers and outputs are compared: seconds, and peak memory with weights and gradients (of a
+         process of its own on a CPU; what an optimizer keeps would come on top).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import resource
+import itertools
+import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,9 +40,14 @@ from xlsr_transducer.core.geometry import HOP, OVERLAP, SAMPLING_RATE
 from xlsr_transducer.core.options import Number, Parser
 from xlsr_transducer.core.tables import text_table
 from xlsr_transducer.model.chunking import ChunkSettings
+from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model
 from xlsr_transducer.model.encoder import StreamingXLSREncoder
 from xlsr_transducer.model.encoder_options import EncoderOptions
+from xlsr_transducer.model.feature_info import FeatureInfo
+from xlsr_transducer.model.heads import LossOptions, TransducerOptions
 from xlsr_transducer.model.state import state_bytes
+from xlsr_transducer.training.teacher import Teacher
+from xlsr_transducer.training.teacher_options import Scales
 
 FULL, LEFT, SINKS = ChunkSettings(), 2, 4
 KINDS = {
@@ -43,7 +55,9 @@ KINDS = {
     "attention, chunks": ("attention", ChunkSettings(32, LEFT, SINKS)),
     "Mamba-2": ("bimamba2", FULL),
 }
-PARTS = ("whole", "chunk", "state", "train")
+PARTS = ("whole", "chunk", "state", "train", "teach")
+PIECE = 10  # seconds of each utterance in a training batch
+TOKENS, VOCABULARY = 40, 500  # of a piece
 
 
 def encoder_of(args: argparse.Namespace, mixer: str, chunk: int = 32) -> StreamingXLSREncoder:
@@ -71,7 +85,9 @@ def peak_bytes(args: argparse.Namespace) -> int:
     """Returns the most memory that was in use so far."""
     if args.device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Of this process alone: what getrusage tells begins with the peak of the one that started it.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
 
 
 @torch.inference_mode()
@@ -90,20 +106,47 @@ def forward(args: argparse.Namespace, kind: str, seconds: float) -> tuple[float,
     return statistics.median(times), (peak_bytes(args) - before) / 1e6
 
 
+def alone(args: argparse.Namespace, function: Callable[..., Any], *more: Any) -> Any:
+    """Returns ``function(args, *more)``; on a CPU of a process of its own, whose peak memory is
+    that of this call."""
+    if args.device == "cuda":
+        return function(args, *more)
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (args, *more))
+
+
 def whole(args: argparse.Namespace) -> None:
-    """Prints the table of whole utterances."""
+    """Prints the table of whole utterances, and where its columns cross."""
+    lengths = sorted(args.seconds)
     rows = [("seconds", *(f"{kind}: s, MB" for kind in KINDS))]
-    for seconds in args.seconds:
-        cells = []
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    for seconds in lengths:
         for kind in KINDS:
-            if args.device == "cuda":
-                found = forward(args, kind, seconds)
-            else:  # a process of its own, whose peak memory is that of this forward
-                with get_context("spawn").Pool(1) as pool:
-                    found = pool.apply(forward, (args, kind, seconds))
-            cells.append(f"{found[0]:.3f}, {found[1]:.0f}")
+            found[kind].append(alone(args, forward, kind, seconds))
+        cells = [f"{values[-1][0]:.3f}, {values[-1][1]:.0f}" for values in found.values()]
         rows.append((f"{seconds:g}", *cells))
     print(text_table(rows), flush=True)
+    *others, mamba = KINDS
+    for other, (i, what) in itertools.product(others, enumerate(("time", "memory"))):
+        ours, theirs = ([values[i] for values in found[kind]] for kind in (mamba, other))
+        print(f"{what}, {mamba} and {other}: {crossing(lengths, ours, theirs)}", flush=True)
+
+
+def crossing(lengths: Sequence[float], ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Returns in words at which lengths two curves cross, taken as straight between those that
+    were measured, with logarithms on both axes."""
+    if min(*ours, *theirs) <= 0:
+        return "not measurable"
+    leads = [math.log(a / b) for a, b in zip(ours, theirs)]
+    points = []
+    for (low, before), (high, after) in itertools.pairwise(zip(lengths, leads)):
+        if before * after < 0:
+            point = low * (high / low) ** (before / (before - after))
+            points.append(f"at about {point:.3g} s, {'less' if after < 0 else 'more'} beyond")
+    if points:
+        return "they cross " + "; ".join(points)
+    size = "less" if max(leads) < 0 else "more" if min(leads) > 0 else "equal"
+    return f"{size} at every length of {lengths[0]:g} to {lengths[-1]:g} s: they do not cross"
 
 
 @torch.inference_mode()
@@ -145,15 +188,20 @@ def state(args: argparse.Namespace) -> None:
     print(text_table(rows), flush=True)
 
 
+def training_batch(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns pieces of audio (N, n) and their lengths (N,)."""
+    count = max(int(args.batch_seconds / PIECE), 1)
+    x = 0.05 * torch.randn(count, PIECE * SAMPLING_RATE + OVERLAP, device=args.device)
+    return x, torch.full((count,), x.shape[1], device=args.device)
+
+
 def train(args: argparse.Namespace) -> None:
     """Prints the table of forward and backward."""
     rows = [("kind", "seconds of audio per second", "peak memory, MB")]
     for kind, (mixer, setting) in KINDS.items():
         encoder = encoder_of(args, mixer).float().train()
         encoder.xlsr.feature_extractor.requires_grad_(False)
-        count = max(int(args.batch_seconds / 10), 1)
-        x = 0.05 * torch.randn(count, 10 * SAMPLING_RATE + OVERLAP, device=args.device)
-        lens = torch.full((count,), x.shape[1], device=args.device)
+        x, lens = training_batch(args)
         dtype = DTYPES[args.dtype]
 
         def step(encoder=encoder, x=x, lens=lens, setting=setting, dtype=dtype) -> None:
@@ -166,9 +214,61 @@ def train(args: argparse.Namespace) -> None:
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         times = [measured(args, step)[0] for _ in range(args.repeats)]
-        speed = 10 * count / statistics.median(times)
+        speed = PIECE * len(x) / statistics.median(times)
         rows.append((kind, f"{speed:.1f}", f"{peak_bytes(args) / 1e6:.0f}"))
         del encoder
+    print(text_table(rows), flush=True)
+
+
+def taught_step(args: argparse.Namespace, mixer: str, is_taught: bool) -> tuple[float, float]:
+    """Returns seconds of forward and backward, the median of some, and the peak memory in MB."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    config = model_config(args, mixer)
+    model = build_model(config).to(args.device).train()
+    model.encoder.xlsr.feature_extractor.requires_grad_(False)
+    teacher = None
+    if is_taught:
+        teacher = Teacher(Scales(15.0, 1.0), config)
+        other = model_config(args, "attention")
+        teacher.take(other, build_model(other).state_dict(), torch.device(args.device))
+    x, lens = training_batch(args)
+    y = torch.randint(1, VOCABULARY, (len(x), TOKENS), device=args.device)
+    y_lens = torch.full((len(x),), TOKENS, device=args.device)
+    dtype, options = DTYPES[args.dtype], LossOptions(heads="ctc")
+
+    def step() -> None:
+        with torch.autocast(args.device, dtype, enabled=dtype != torch.float32):
+            losses = model(x, lens, y, y_lens, options, FULL, teacher and teacher.lesson)
+        total = options.weighted(losses, 0)
+        if teacher:
+            total = total + teacher.weighted(losses)
+        total.sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    step()
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = [measured(args, step)[0] for _ in range(args.repeats)]
+    return statistics.median(times), peak_bytes(args) / 1e6
+
+
+def model_config(args: argparse.Namespace, mixer: str) -> ModelConfig:
+    """Returns that of a CTC model without dropout."""
+    encoder = EncoderOptions(mixer=mixer, time_mask_prob=0.0, xlsr_dropout=0.0, dropout=0.0)
+    features = FeatureInfo("random", "", "waveform", "cumulative", 1)
+    of_heads = (TransducerOptions(), StreamingOptions(), VOCABULARY, ("ctc",))
+    return ModelConfig(features, SIZES[args.size].without_dropout(), encoder, *of_heads)
+
+
+def teach(args: argparse.Namespace) -> None:
+    """Prints the table of what a teacher costs."""
+    rows = [("student", "alone: s, MB", "taught: s, MB", "time", "memory")]
+    for mixer, title in (("attention", "attention"), ("bimamba2", "Mamba-2")):
+        plain, taught = (alone(args, taught_step, mixer, is_taught) for is_taught in (False, True))
+        ratios = [f"x {b / a:.2f}" for a, b in zip(plain, taught)]
+        cells = [f"{seconds:.2f}, {size:.0f}" for seconds, size in (plain, taught)]
+        rows.append((title, *cells, *ratios))
     print(text_table(rows), flush=True)
 
 
@@ -192,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.device}, {args.dtype}, {args.threads} threads")
-    tables = {"whole": whole, "chunk": chunk, "state": state, "train": train}
+    tables = dict(zip(PARTS, (whole, chunk, state, train, teach)))
     for part in args.parts:
         tables[part](args)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,15 @@ class SplitStatistics:
         self.speakers: set[str] = set()
         self.crowded: list[str] = []  # ids of utterances with more tokens than encoder frames
 
-    def add(self, cut: dict, tokenizer: Tokenizer | None) -> None:
-        """Counts a cut, given as its dictionary."""
+    def add(self, cut: dict, tokenizer: Tokenizer | None) -> int | None:
+        """Counts a cut, given as its dictionary; returns how many tokens it has, if that is
+        known."""
         [supervision] = cut["supervisions"]
         ids = tokenizer.encode([supervision["text"]])[0] if tokenizer else None
         language = supervision.get("language") or _NONE
         self._add(cut, supervision, ids)
         self.languages.setdefault(language, SplitStatistics(language))._add(cut, supervision, ids)
+        return None if ids is None else len(ids)
 
     def _add(self, cut: dict, supervision: dict, ids: list[int] | None) -> None:
         words = supervision["text"].split()
@@ -95,19 +97,30 @@ def _number(values: array, function: Callable) -> str:
     return f"{function(np.asarray(values)):.2f}" if values else _NONE
 
 
-def plot_histograms(splits: Sequence[SplitStatistics], path: Path) -> None:
-    """Draws durations, words and tokens per second, each split as a share of its utterances."""
+def plot_histograms(
+    splits: Sequence[SplitStatistics], path: Path, audio: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """Draws durations, words and tokens per second, and measures of the audio, each split as a
+    share of its utterances.
+
+    Args:
+      audio: label of a measure -> values of each split whose audio was read.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = [
         ("seconds per utterance", [np.asarray(s.durations) for s in splits]),
         ("words per second", [s.per_second(s.words) for s in splits]),
     ]
     if any(len(s.tokens) for s in splits):
         panels.append(("tokens per second", [s.per_second(s.tokens) for s in splits]))
-    for axes, (label, values) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    panels += [(label, [values[s.name] for s in splits]) for label, values in audio.items()]
+    rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(12, 3.6 * rows), layout="constrained")
+    for axes in figure.subplots(rows, 3, squeeze=False).flat[len(panels) :]:
+        axes.remove()
+    for axes, (label, values) in zip(figure.axes, panels, strict=True):
         present = np.concatenate(values)
         bins = np.histogram_bin_edges(present, bins=40) if len(present) else 40
         for split, one in zip(splits, values, strict=True):
@@ -116,5 +129,6 @@ def plot_histograms(splits: Sequence[SplitStatistics], path: Path) -> None:
                 axes.hist(one, bins, weights=weights, histtype="step", label=split.name)
         axes.set_xlabel(label)
         axes.set_ylabel("% of utterances")
-    axes.legend()
+    if any(len(s.durations) for s in splits):
+        figure.axes[0].legend()
     FigureCanvasAgg(figure).print_png(path)

@@ -23,10 +23,11 @@ import numpy as np
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.logs import set_up_logging
-from xlsr_transducer.core.options import Number, Parser, add_options, from_args, word
+from xlsr_transducer.core.options import Number, Parser, word
 from xlsr_transducer.data.lm_text import read_texts, texts_of
 from xlsr_transducer.data.sources import note_source, text_digest
-from xlsr_transducer.data.text import TextNormalizer, TextOptions
+from xlsr_transducer.data.text import TextNormalizer
+from xlsr_transducer.data.text_options import add_text_options, read_record, text_options
 from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.search.lm.ngram import BEGIN, END, words_of
 
@@ -166,7 +167,7 @@ def get_parser() -> Parser:
     parser.add_argument("--lm-text", type=Path, help="a sentence a line (default: training text)")
     parser.add_argument("--unit", choices=("token", "word"), default="token")
     parser.add_argument("--lang", type=word, default="et", help="language of the text")
-    add_options(parser, TextOptions)
+    add_text_options(parser)
     return parser
 
 
@@ -176,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     order = args.ngram_order
     tokenizer = Tokenizer.load(args.lang_dir)
     if args.lm_text:
-        texts = read_texts(args.lm_text, TextNormalizer(from_args(TextOptions, args), args.lang))
+        options = text_options(args, read_record(args.data_dir))
+        texts = read_texts(args.lm_text, TextNormalizer(options, args.lang))
     else:
         texts = texts_of(args.data_dir, "train")
     if args.unit == "word":

@@ -2,7 +2,7 @@
 
     python -m local.prepare_labels --data-dir data
 
-writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance, channel 0, its text the label),
+writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance, its text the label),
 DATA/lang_label/labels.txt, the labels of training in their order, and counts.tsv beside it, the
 utterances and minutes of each label in each split.
 """
@@ -10,7 +10,6 @@ utterances and minutes of each label in each split.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from local.manifests import JsonlGzWriter, manifest_path, split_names
-from local.prepare_text import OPTIONS_FILE, make_cut, read_utterances
+from local.utterances import make_cut, read_utterances
 from xlsr_transducer.core.errors import UserError, run_command
 from xlsr_transducer.core.files import replacing, write_text
 from xlsr_transducer.core.logs import set_up_logging
@@ -27,6 +26,7 @@ from xlsr_transducer.core.options import Parser
 from xlsr_transducer.data.labels import LABELS_FILE, LANG_DIR, Labels
 from xlsr_transducer.data.sources import note_source, text_digest
 from xlsr_transducer.data.splits import load_splits
+from xlsr_transducer.data.text_options import write_label_record
 
 Counts = dict[str, tuple[int, float]]  # utterances and seconds of each label
 UNITS = ("utterances", "minutes")
@@ -36,9 +36,9 @@ def count_labels(data_dir: Path, split: str) -> Counts:
     """Returns what a split has of each label."""
     utterances: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
-    for recording, supervision in read_utterances(data_dir, split):
+    for _, supervision in read_utterances(data_dir, split):
         utterances[supervision.text] += 1
-        seconds[supervision.text] += recording.duration
+        seconds[supervision.text] += supervision.duration
     logging.info("%s: %d utterances of %d labels", split, sum(utterances.values()), len(seconds))
     return {label: (count, seconds[label]) for label, count in utterances.items()}
 
@@ -120,8 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for split in names:
         write_cuts(args.data_dir, split)
     # The options of a text: tests that are not prepared as labels are then refused beside these.
-    options = args.data_dir / "manifests" / OPTIONS_FILE
-    write_text(options, json.dumps({"unit": "label"}) + "\n")
+    write_label_record(args.data_dir)
     if splits["train"] and not is_beside:
         given.write(lang_dir / LABELS_FILE)
         note_source(lang_dir, LABELS_FILE, text_digest(args.data_dir))

@@ -1,25 +1,23 @@
 """Stage 2, first part: normalizes the text and writes the cuts that training reads.
 
-    python -m local.prepare_text --data-dir data [--lower-case 0] [--punctuation keep]
+    python -m local.prepare_text --data-dir data [--case keep] [--punctuation keep]
 
-writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance, channel 0; the text as it was
-stays in the supervision's custom field `original_text`) and DATA/manifests/text_report.tsv, which
-shows for each character whether it was kept, mapped or dropped. Utterances of which no text is
-left join rejected_SPLIT.tsv.
+writes DATA/manifests/cuts_SPLIT.jsonl.gz (one cut per utterance; the text as it was stays in the
+supervision's custom field `original_text`) and DATA/manifests/text_report.tsv, which shows for
+each character whether it was kept, mapped or dropped; text_changes.tsv shows texts before and
+after, and text_undecided.tsv what can be read otherwise. Utterances of which no text is left join
+rejected_SPLIT.tsv.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
-import json
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from lhotse import MonoCut, Recording, SupervisionSegment
 from tqdm import tqdm
 
 from local.manifests import (
@@ -33,45 +31,25 @@ from local.manifests import (
     split_names,
     write_rejected,
 )
-from xlsr_transducer.core.errors import UserError, run_command
-from xlsr_transducer.core.files import replacing, write_text
+from local.text_changes import ChangeTables, change_tables
+from local.utterances import make_cut, read_utterances
+from xlsr_transducer.core.errors import run_command
+from xlsr_transducer.core.files import replacing
 from xlsr_transducer.core.logs import set_up_logging
-from xlsr_transducer.core.options import Number, Parser, add_options, from_args, word
+from xlsr_transducer.core.options import Number, Parser, word
+from xlsr_transducer.data.normalizers import Report
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.text import CharacterUse, TextNormalizer, TextOptions
+from xlsr_transducer.data.text_options import (
+    add_text_options,
+    check_same,
+    read_record,
+    text_options,
+    write_record,
+)
 
-OPTIONS_FILE = "text_options.json"
 _NO_TEXT = "empty text after normalization"
 _REPORT_HEADER = ("action", "character", "code", "name", "becomes")
-
-
-def read_utterances(data_dir: Path, split: str) -> Iterator[tuple[Recording, SupervisionSegment]]:
-    """Recordings with their supervisions, one at a time. Raises UserError if they do not pair."""
-    paths = [manifest_path(data_dir, kind, split) for kind in ("recordings", "supervisions")]
-    items = zip(*(read_jsonl_gz(path) for path in paths), strict=True)
-    try:
-        for recording, supervision in items:
-            if supervision["recording_id"] != recording["id"]:
-                raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again")
-            yield Recording.from_dict(recording), SupervisionSegment.from_dict(supervision)
-    except ValueError as e:
-        if isinstance(e, UserError):
-            raise
-        raise UserError(f"{paths[0]} and {paths[1]} do not pair: run stage 1 again") from e
-
-
-def make_cut(recording: Recording, supervision: SupervisionSegment, text: str) -> MonoCut:
-    """Returns the whole recording's first channel with the normalized ``text``."""
-    supervision.custom = {**(supervision.custom or {}), "original_text": supervision.text}
-    supervision.text = text
-    return MonoCut(
-        id=supervision.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[supervision],
-    )
 
 
 class Normalizers:
@@ -82,12 +60,13 @@ class Normalizers:
         self._options, self._default = options, language
         self._of: dict[str, TextNormalizer] = {}
 
-    def __call__(self, text: str, language: str | None) -> str:
-        """Returns the normalized text of a language."""
+    def __call__(self, text: str, language: str | None) -> tuple[str, Report]:
+        """Returns the normalized text of a language, and what changed."""
         language = language or self._default
         if language not in self._of:
             self._of[language] = TextNormalizer(self._options, language)
-        return self._of[language](text)
+        report = Report(language)
+        return self._of[language](text, report), report
 
     @property
     def uses(self) -> collections.Counter[CharacterUse]:
@@ -101,7 +80,11 @@ class Normalizers:
 
 
 def prepare_split(
-    data_dir: Path, split: str, normalizers: Normalizers, max_rejected: float
+    data_dir: Path,
+    split: str,
+    normalizers: Normalizers,
+    max_rejected: float,
+    changes: ChangeTables,
 ) -> None:
     """Writes the cuts of one split and brings its table of rejected lines up to date."""
     accepted: collections.Counter[str] = collections.Counter()  # by list
@@ -112,7 +95,8 @@ def prepare_split(
             utterances = read_utterances(data_dir, split)
             for recording, supervision in tqdm(utterances, desc=split, disable=None):
                 custom = supervision.custom or {}
-                text = normalizers(supervision.text, supervision.language)
+                text, report = normalizers(supervision.text, supervision.language)
+                changes.add(split, supervision.id, supervision.text, text, report)
                 if text:
                     cuts.write(make_cut(recording, supervision, text))
                     accepted[custom.get("list", "")] += 1
@@ -157,40 +141,13 @@ def log_report(uses: dict[str, collections.Counter[CharacterUse]], path: Path) -
     if unknown and train:
         logging.warning("not in the training text, so unknown to the model: %s", " ".join(unknown))
     if any(character.isdigit() for character in train):
-        logging.warning("the text holds digits: better spell numbers out as they are spoken")
+        logging.warning("the text holds digits: --normalizer spells them out as they are spoken")
     logging.info("details: %s", path)
 
 
 def _shown(use: CharacterUse) -> str:
     character = use.character if use.character.isprintable() else f"U+{ord(use.character):04X}"
     return f"{character}>{use.becomes}" if use.action == "mapped" else character
-
-
-def check_same_options(path: Path, options: TextOptions, languages: set[str]) -> None:
-    """Refuses test sets beside a training text that was normalized otherwise.
-
-    Args:
-      path: of the options of the training text.
-      languages: of the test sets.
-
-    Raises:
-      UserError: names the options.
-    """
-    if not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    lang = before.pop("lang", None)  # older files
-    foreign = sorted(languages - set(before.pop("languages", [lang])))
-    if before != dataclasses.asdict(options):
-        raise UserError(
-            f"the training text was made with other options than these ({path}): give test sets "
-            "the same --lower-case and --punctuation"
-        )
-    if foreign:
-        raise UserError(
-            f"the training text has no {', '.join(foreign)} ({path} names its languages): give "
-            "test sets theirs by --lang, or --test-list LANG=FILE"
-        )
 
 
 def get_parser() -> Parser:
@@ -211,32 +168,34 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--only-tests", action="store_true", help="leave training and validation as they are"
     )
-    add_options(parser, TextOptions)
+    add_text_options(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     set_up_logging()
-    options = from_args(TextOptions, args)
     splits = load_splits(args.data_dir)
     names = splits["test"] if args.only_tests else split_names(args.data_dir)
     folder = args.data_dir / "manifests"
     is_beside = args.only_tests and splits["train"]
-    if is_beside:
+    record = read_record(args.data_dir) if is_beside else None
+    options = text_options(args, record)
+    if record:
         items = (read_jsonl_gz(manifest_path(args.data_dir, "supervisions", n)) for n in names)
         languages = {s.get("language") or args.lang for one in items for s in one}
-        check_same_options(folder / OPTIONS_FILE, options, languages)
+        check_same(record, options, languages)
     uses, languages = {}, set()
-    for split in names:
-        normalizers = Normalizers(options, args.lang)
-        prepare_split(args.data_dir, split, normalizers, args.max_rejected)
-        uses[split] = normalizers.uses
-        if not is_beside and split in (splits["train"] or names):
-            languages |= normalizers.languages
-            values = {**dataclasses.asdict(options), "languages": sorted(languages)}
-            write_text(folder / OPTIONS_FILE, json.dumps(values, indent=2) + "\n")
-    path = folder / ("text_report_tests.tsv" if args.only_tests else "text_report.tsv")
+    suffix = "_tests" if args.only_tests else ""
+    with change_tables(folder, suffix) as changes:
+        for split in names:
+            normalizers = Normalizers(options, args.lang)
+            prepare_split(args.data_dir, split, normalizers, args.max_rejected, changes)
+            uses[split] = normalizers.uses
+            if not is_beside and split in (splits["train"] or names):
+                languages |= normalizers.languages
+                write_record(args.data_dir, options, languages)
+    path = folder / f"text_report{suffix}.tsv"
     write_report(path, uses)
     log_report(uses, path)
 

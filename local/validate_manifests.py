@@ -1,155 +1,71 @@
-"""Stage 4: checks the manifests and stored features, and describes the corpus.
+"""Stage 4: checks the manifests, stored features and audio, and describes the corpus.
 
     python -m local.validate_manifests --data-dir data [--lang-dir data/lang_bpe_2500]
 
-writes DATA/statistics.txt (a table) and DATA/statistics.png (histograms). Fails if anything is
-wrong, after naming the first cases of each kind.
+writes DATA/statistics.txt (tables), DATA/statistics.png (histograms), and DATA/flagged_SPLIT.tsv,
+which names utterances that are odd. Fails if anything contradicts, after naming the first cases of
+each kind.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import hashlib
 import logging
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from local.checks.audio import AudioOptions, Measured, flag_audio, measure_all
+from local.checks.faults import Problems, cut_problems, feature_problems
+from local.checks.flags import Flags, flag_table
+from local.checks.languages import flag_languages
+from local.checks.rates import flag_rates
+from local.checks.repeats import (
+    flag_overlaps,
+    flag_shared_texts,
+    repeated_rows,
+    speakers_in_train,
+)
+from local.checks.utterances import Utterances
 from local.corpus_statistics import SplitStatistics, plot_histograms, tables
 from local.manifests import manifest_path, read_jsonl_gz, split_names
-from xlsr_transducer.core.errors import UserError, run_command
-from xlsr_transducer.core.files import replacing
-from xlsr_transducer.core.geometry import num_frames
-from xlsr_transducer.core.options import Parser
+from xlsr_transducer.core.errors import run_command
+from xlsr_transducer.core.files import disk_errors_named, replacing
+from xlsr_transducer.core.options import Number, Parser, add_options, from_args
 from xlsr_transducer.data.datamodule import DataModule, DataOptions
 from xlsr_transducer.data.features import INFO_FILE, cuts_path
-from xlsr_transducer.data.labels import Units, load_units
-from xlsr_transducer.data.shar import FEATURES_TYPE
+from xlsr_transducer.data.labels import Labels, Units, load_units
 from xlsr_transducer.data.sources import stale_features, stale_text
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.data.tokenizer import language_first
 from xlsr_transducer.model.feature_info import FeatureInfo
 
-_SHOWN_PER_KIND = 5
-_TOLERANCE = 1e-3  # seconds: durations are rounded to samples here and there
-_ITEM_SIZE = 2  # bytes of a float16
-
-
-class Problems:
-    """Counts what is wrong by kind, and logs the first cases of each."""
-
-    def __init__(self) -> None:
-        self.counts: collections.Counter[str] = collections.Counter()
-
-    def add(self, kind: str, where: str) -> None:
-        """``where``: file and cut."""
-        self.counts[kind] += 1
-        if self.counts[kind] <= _SHOWN_PER_KIND:
-            logging.error("%s: %s", where, kind)
-
-    def add_stale(self, reason: str) -> None:
-        """``reason``: which file was made from other data, and the command that makes it again."""
-        self.counts["files that were not made from the manifests as they are now"] += 1
-        logging.error("%s", reason)
-
-    def raise_if_any(self) -> None:
-        """Raises UserError with the number of cases of each kind."""
-        if self.counts:
-            kinds = "; ".join(f"{kind} ({n})" for kind, n in self.counts.most_common())
-            raise UserError(f"the manifests are not in order: {kinds}")
-
-
-def cut_problems(cut: dict) -> Iterator[str]:
-    """Yields the faults of a cut, seen alone. ``cut``: a lhotse cut's dictionary."""
-    if cut.get("type") != "MonoCut":
-        yield f"it is a {cut.get('type')}, not a MonoCut"
-        return
-    for part in ("recording", "supervisions", "duration"):
-        if cut.get(part) is None:
-            yield f"there is no {part}"
-            return
-    duration = cut["duration"]
-    if not (math.isfinite(duration) and duration > 0):
-        yield "the duration is not a positive number"
-        return
-    recording = cut["recording"]
-    if cut["start"] < 0 or cut["start"] + duration > recording["duration"] + _TOLERANCE:
-        yield "the cut reaches beyond its recording"
-    if len(cut["supervisions"]) != 1:
-        yield "there is not exactly one supervision"
-        return
-    [supervision] = cut["supervisions"]
-    if not (supervision["text"] or "").strip():
-        yield "the text is empty"
-    end = supervision["start"] + supervision["duration"]
-    if not (supervision["start"] >= -_TOLERANCE and end <= duration + _TOLERANCE):
-        yield "the supervision reaches beyond the recording"
-    if supervision["recording_id"] != recording["id"]:
-        yield "the supervision belongs to another recording"
-
-
-def feature_problems(cut: dict, info: FeatureInfo, folder: Path) -> Iterator[str]:
-    """Yields the faults of a cut's features."""
-    features = cut.get("features")
-    if features is None:
-        yield "there are no features"
-        return
-    if features["num_frames"] != num_frames(cut["recording"]["num_samples"]):
-        yield "the number of frames is not floor((samples - 400) / 320) + 1"
-    if features["num_features"] != info.feature_dim:
-        yield "the feature dimension differs from features.json"
-    if features["storage_type"] == "numpy_files":
-        path = folder / features["storage_path"] / features["storage_key"]
-        size = path.stat().st_size if path.is_file() else 0
-        if size < features["num_frames"] * features["num_features"] * _ITEM_SIZE:
-            yield "the array is missing or too short"
-    elif features["storage_type"] == FEATURES_TYPE:
-        path = folder / features["storage_path"]
-        size = path.stat().st_size if path.is_file() else 0
-        if size < sum(map(int, features["storage_key"].split(":"))):  # where it begins, and bytes
-            yield "the tar file of the array is missing or too short"
-
-
-def _source(cut: dict) -> bytes:
-    """A short replacement of the audio files of a cut."""
-    sources = [source["source"] for source in cut["recording"]["sources"]]
-    return hashlib.blake2b("\0".join(map(os.fspath, sources)).encode(), digest_size=16).digest()
-
-
-class Uniqueness:
-    """Finds ids and audio that occur twice, within a split or in two."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, str | bytes], str] = {}
-
-    def problems(self, cut: dict, split: str) -> Iterator[str]:
-        """Yields what this cut shares with an earlier one."""
-        for what, key in (("id", cut["id"]), ("audio", _source(cut))):
-            first = self._seen.setdefault((what, key), "")
-            if first:
-                yield f"the same {what} occurs " + ("twice" if first == split else f"in {first}")
-            self._seen[what, key] = first or split
-
 
 def check_cuts(
     data_dir: Path, splits: Sequence[str], tokenizer: Units | None, problems: Problems
-) -> list[SplitStatistics]:
-    """Checks the cuts of all splits and gathers their statistics."""
-    uniqueness = Uniqueness()
+) -> tuple[list[SplitStatistics], Utterances]:
+    """Checks the cuts of all splits, and gathers their statistics and what the flags need."""
+    utterances = Utterances(data_dir, has_tokens=tokenizer is not None)
     gathered = []
     for split in splits:
         path = manifest_path(data_dir, "cuts", split)
         statistics = SplitStatistics(split)
+        utterances.begin(split)
         for cut in read_jsonl_gz(path):
-            found = [*cut_problems(cut)] or [*uniqueness.problems(cut, split)]
+            found = [*cut_problems(cut)]
             for kind in found:
                 problems.add(kind, f"{path}: {cut['id']}")
             if not found:
-                statistics.add(cut, tokenizer)
+                count = statistics.add(cut, tokenizer)
+                utterances.add(cut, count)
         gathered.append(statistics)
-    return gathered
+    utterances.close()
+    for row, first, what in repeated_rows(utterances):
+        split, earlier = utterances.split_of(row), utterances.split_of(first)
+        where = "twice" if split == earlier else f"in {earlier}"
+        path = manifest_path(data_dir, "cuts", split)
+        problems.add(f"the same {what} occurs {where}", f"{path}: {utterances[row].id}")
+    return gathered, utterances
 
 
 def check_features(data_dir: Path, splits: Sequence[str], problems: Problems) -> None:
@@ -192,10 +108,49 @@ def check_left_out(data_dir: Path, splits: Sequence[str], tokenizer: Units) -> N
                 )  # fmt: skip
 
 
+def find_flags(
+    args: argparse.Namespace, u: Utterances, is_speech: bool, has_audio: bool
+) -> tuple[str, Measured | None]:
+    """Writes the tables of flagged utterances.
+
+    Args:
+      is_speech: whether the texts are what is spoken, not labels.
+      has_audio: whether the audio is read too.
+
+    Returns:
+      Their numbers as a table; the measures of the audio, if it was read.
+    """
+    flags, train = Flags(u), load_splits(args.data_dir)["train"]
+    flag_overlaps(u, flags)
+    if is_speech:
+        flag_rates(u, flags)
+        flag_languages(u, flags)
+        flag_shared_texts(u, flags, train)
+    options, measured = from_args(AudioOptions, args), None
+    num_read = dict.fromkeys(u.splits, 0)
+    if has_audio and options.audio_checks:
+        measured = measure_all(args.data_dir, u, options, args.num_jobs)
+        flag_audio(measured, flags, options.max_silence)
+        num_read = measured.num_read(u)
+    flags.write(args.data_dir)
+    more = [
+        ("utterances whose audio was read", {s: str(n) for s, n in num_read.items()}),
+        ("speakers who are in training too", speakers_in_train(u, train)),
+    ]
+    return flag_table(flags, num_read, more), measured
+
+
 def get_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--lang-dir", type=Path, help="counts tokens with this BPE model")
+    parser.add_argument(
+        "--num-jobs",
+        type=Number(int, at_least=1, at_most=1024),
+        default=len(os.sched_getaffinity(0)),
+        help="processes that read audio (default: one for each CPU)",
+    )
+    add_options(parser, AudioOptions)
     return parser
 
 
@@ -205,18 +160,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = split_names(args.data_dir)
     tokenizer = load_units(args.lang_dir) if args.lang_dir else None
     problems = Problems()
-    statistics = check_cuts(args.data_dir, splits, tokenizer, problems)
+    with disk_errors_named(args.data_dir):
+        statistics, utterances = check_cuts(args.data_dir, splits, tokenizer, problems)
     check_features(args.data_dir, splits, problems)
     for lang_dir in sorted(args.data_dir.glob("lang_*")):
         for reason in stale_text(lang_dir, args.data_dir):
             problems.add_stale(reason)
     if tokenizer is not None and not problems.counts:
         check_left_out(args.data_dir, load_splits(args.data_dir)["train"], tokenizer)
-    text = tables(statistics)
+    is_speech = not isinstance(tokenizer, Labels)
+    flagged, measured = find_flags(args, utterances, is_speech, has_audio=not problems.counts)
+    text = f"{tables(statistics)}\n{flagged}"
     outputs = [args.data_dir / "statistics.txt", args.data_dir / "statistics.png"]
     with replacing(*outputs) as (text_path, image_path):
         text_path.write_text(text, encoding="utf-8")
-        plot_histograms(statistics, image_path)
+        plot_histograms(statistics, image_path, measured.by_split(utterances) if measured else {})
     print(text, end="")
     for split in statistics:
         if split.crowded:

@@ -25,23 +25,25 @@ from xlsr_transducer.data.labels import units_for
 from xlsr_transducer.data.sources import require_current
 from xlsr_transducer.data.splits import load_splits
 from xlsr_transducer.model.checkpoint import save_below_cut
-from xlsr_transducer.model.config import ModelConfig, StreamingOptions, build_model, with_mixer
+from xlsr_transducer.model.config import ModelConfig, StreamingOptions, with_layers
 from xlsr_transducer.model.encoder_options import EncoderOptions
 from xlsr_transducer.model.heads import ClassifierOptions, LossOptions, TransducerOptions
 from xlsr_transducer.training.distributed import Process, ProcessOptions, joined
 from xlsr_transducer.training.failed_batch import FailureOptions
 from xlsr_transducer.training.group_weights import GroupWeightOptions
+from xlsr_transducer.training.initial_weights import initial_model, size_of
 from xlsr_transducer.training.launch import launch
 from xlsr_transducer.training.loop import Trainer
 from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 from xlsr_transducer.training.options import LoopOptions, TrainOptions
 from xlsr_transducer.training.resume import require_unused, resume_command, sole_training
-from xlsr_transducer.training.start import InputOptions, load_weights, read_input, size_of
+from xlsr_transducer.training.start import InputOptions, read_input
+from xlsr_transducer.training.teacher_options import TeacherOptions
 
 OF_MODEL = (EncoderOptions, TransducerOptions, StreamingOptions, ClassifierOptions)
 OF_TRAINER = (LoopOptions, OptimOptions, LossOptions, FailureOptions, MemoryOptions,
-              GroupWeightOptions)  # fmt: skip
+              GroupWeightOptions, TeacherOptions)  # fmt: skip
 OPTION_GROUPS = (InputOptions, ProcessOptions, DataOptions, AugmentOptions, *OF_TRAINER, *OF_MODEL)
 
 
@@ -85,14 +87,14 @@ def _train(args: argparse.Namespace, options: dict[type, Any], process: Process)
     lang_dir, tokenizer = units_for(heads, args.data_dir, args.lang_dir)
     require_current(args.data_dir, source.folder, lang_dir)
     given = (options[cls] for cls in (EncoderOptions, StreamingOptions))
-    options.update((type(o), o) for o in with_mixer(*given, source.xlsr, source.features.cut))
+    *changed, xlsr = with_layers(*given, source.xlsr, source.features.cut)
+    options.update((type(o), o) for o in changed)
     tokenizer = options[InputOptions].with_languages(tokenizer)
     *of_model, classifier = (options[cls] for cls in OF_MODEL)
     sizes = (tokenizer.vocab_size, heads, classifier)
-    config = ModelConfig(source.features, source.xlsr, *of_model, *sizes)
-    model = build_model(config)
-    if network:
-        load_weights(model, config, network, options[InputOptions], tokenizer.tokens)
+    config = ModelConfig(source.features, xlsr, *of_model, *sizes)
+    given = (options[InputOptions], tokenizer.tokens, options[TeacherOptions].teacher)
+    model = initial_model(config, network, *given)
     prepare_lora(model, options[OptimOptions])
     given = (options[DataOptions], source.folder, tokenizer, options[AugmentOptions])
     work_dir, subsampling = args.exp_dir / "plan", model.encoder.subsampling_factor

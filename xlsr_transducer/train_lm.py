@@ -18,7 +18,8 @@ from xlsr_transducer.core.logs import save_settings, set_up_logging
 from xlsr_transducer.core.options import Parser, add_options, from_args, word
 from xlsr_transducer.data.lm_text import Sentences, read_texts, texts_of
 from xlsr_transducer.data.sources import note_source, text_digest
-from xlsr_transducer.data.text import TextNormalizer, TextOptions
+from xlsr_transducer.data.text import TextNormalizer
+from xlsr_transducer.data.text_options import add_text_options, read_record, text_options
 from xlsr_transducer.data.tokenizer import Tokenizer, find_lang_dir
 from xlsr_transducer.search.lm.model import LanguageModel, LmOptions
 from xlsr_transducer.training.lm import LmTrainer, LmTrainOptions
@@ -33,8 +34,9 @@ def get_parser() -> Parser:
     parser.add_argument(
         "--lang", type=word, default="et", help="language of the text (default: et)"
     )
-    for cls in (LmTrainOptions, LmOptions, TextOptions):
+    for cls in (LmTrainOptions, LmOptions):
         add_options(parser, cls)
+    add_text_options(parser)
     return parser
 
 
@@ -51,7 +53,8 @@ def _train(args: argparse.Namespace, options: LmTrainOptions, lm_options: LmOpti
     lang_dir = args.lang_dir or find_lang_dir(args.data_dir)
     tokenizer = Tokenizer.load(lang_dir)
     if args.lm_text:
-        texts = read_texts(args.lm_text, TextNormalizer(from_args(TextOptions, args), args.lang))
+        text = text_options(args, read_record(args.data_dir))
+        texts = read_texts(args.lm_text, TextNormalizer(text, args.lang))
     else:
         texts = texts_of(args.data_dir, "train")
     train = Sentences.encode(texts, tokenizer, "training")

@@ -68,7 +68,7 @@ def test_the_texts_of_lists_become_labels_as_they_are(tmp_path: Path) -> None:
     # Tests beside them are labels too, by the labels of training.
     more = write_list(tmp_path, "more", ["turn on", "off", "off"], 0.1)
     prepare_manifests.main([f"--test-list={more}", f"--data-dir={data}"])
-    with pytest.raises(UserError, match="made with other options"):
+    with pytest.raises(UserError, match="the training texts are labels"):
         prepare_text.main([f"--data-dir={data}", "--only-tests"])
     prepare_labels.main([f"--data-dir={data}", "--only-tests"])
     assert Labels.load(data / "lang_label").tokens == sorted(SHOUTED)

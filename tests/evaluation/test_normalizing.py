@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.evaluation.normalizing import Normalizer, basic, is_cased_or_punctuated
+from xlsr_transducer.evaluation.normalizing import Normalizer
+from xlsr_transducer.recognition.plain_text import basic, is_cased_or_punctuated
 
 
 def test_basic_is_what_transformers_has_of_whisper() -> None:

@@ -23,8 +23,9 @@ from tests.support.tiny_hugging_face import (
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.evaluation.baseline import Baseline, BaselineOptions
-from xlsr_transducer.evaluation.normalizing import Normalizer, basic
+from xlsr_transducer.evaluation.normalizing import Normalizer
 from xlsr_transducer.evaluation.records import find_results
+from xlsr_transducer.recognition.plain_text import basic
 
 KINDS = {"ctc": write_ctc, "whisper": write_whisper, "seq2seq": write_encoder_decoder}
 TEXTS = ["Tere, ema on kodus.", "Ilm on hea", "ema"]

@@ -213,19 +213,19 @@ def test_test_splits_are_named_after_their_lists_if_there_are_several(corpus):
 def test_order_of_the_list_is_kept_and_headers_are_read_by_several_threads(corpus, monkeypatch):
     import threading
 
-    import local.prepare_manifests as module
+    import local.importers.probing as module
 
     threads: collections.Counter = collections.Counter()
     barrier = threading.Barrier(2, timeout=20)
 
-    def probe(lines, folder):
+    def probe(block, prober):
         threads[threading.get_ident()] += 1
-        if len(lines) == 64:  # the two full blocks of the training list
+        if len(block) == 64:  # the two full blocks of the training list
             barrier.wait()
-        return original(lines, folder)
+        return original(block, prober)
 
-    original = module.probe_lines
-    monkeypatch.setattr(module, "probe_lines", probe)
+    original = module.probe_block
+    monkeypatch.setattr(module, "probe_block", probe)
     names = [f"{i}.wav" for i in range(150)]
     for name in names:
         write_audio(corpus / name, samples=10)

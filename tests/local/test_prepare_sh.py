@@ -138,7 +138,7 @@ def test_a_test_list_beside_a_corpus_may_not_contradict_it(prepared, tmp_path):
     with pytest.raises(UserError, match="is in two splits: line 1 of the train"):
         prepare_manifests.main([f"--test-list={tmp_path / 'same.txt'}", where])
     prepare_manifests.main([f"--test-list={tmp_path / 'new.txt'}", where])
-    with pytest.raises(UserError, match="the same --lower-case"):
+    with pytest.raises(UserError, match="keep: the training text was made with in-word"):
         prepare_text.main(["--only-tests", "--punctuation=keep", where])
     assert not (data / "manifests" / "cuts_test.jsonl.gz").exists()
 

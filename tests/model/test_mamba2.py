@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.model.test_streaming_encoder import difference, in_blocks, masked, three_waves
 from tests.support.stream_driver import TINY, serve, speech
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.model import mamba2
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.config import StreamingOptions, with_mixer
 from xlsr_transducer.model.encoder import StreamingXLSREncoder
@@ -84,8 +85,9 @@ def mixer_of_transformers(width: int, seed: int):
 
     own = Mamba2(width)
     config = Mamba2Config(
-        num_heads=own.num_heads, head_dim=own.head_dim, hidden_size=width, state_size=128,
-        expand=1, n_groups=1, conv_kernel=4, chunk_size=32, use_bias=False,
+        num_heads=own.num_heads, head_dim=own.head_dim, hidden_size=width,
+        state_size=own.state_size, expand=1, n_groups=1, conv_kernel=own.history + 1,
+        chunk_size=32, use_bias=False,
     )  # fmt: skip
     theirs = Mamba2Mixer(config, layer_idx=0).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -97,15 +99,82 @@ def mixer_of_transformers(width: int, seed: int):
     return theirs, own
 
 
+@pytest.fixture(params=[(64, 128, 4), (16, 24, 4), (8, 5, 3), (12, 7, 2)], ids=str)
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head width, state size and kernel: those of the reference, and others."""
+    for name, value in zip(("HEAD_DIM", "STATE_SIZE", "KERNEL"), request.param):
+        monkeypatch.setattr(mamba2, name, value)
+
+
+def empty_states(mixer: Mamba2, x: Tensor) -> list[Tensor]:
+    shapes = [mixer.history, mixer.conv_width], [mixer.num_heads, mixer.head_dim, mixer.state_size]
+    return [x.new_zeros([x.shape[0], *shape]) for shape in shapes]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("width", [64, 96, 256])
-def test_a_scan_is_that_of_transformers(width: int) -> None:
+def test_a_scan_is_that_of_transformers(width: int, sizes: None) -> None:
     theirs, own = mixer_of_transformers(width, 1)
     for frames in (1, 3, 64, 150):
         x = torch.randn(2, frames, width)
         expected = theirs(x)
-        found, _, _ = own(x, *own.init_states(2, CPU, x.dtype))
+        found, _, _ = own(x, *empty_states(own, x))
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def frame_by_frame(mixer: Mamba2, x: Tensor) -> Tensor:
+    """The block of the paper, of which nothing is computed for two frames together."""
+    weights = mixer.state_dict()
+    width, heads, states = mixer.width, mixer.num_heads, mixer.state_size
+    kernel = weights["conv1d.weight"][:, 0]  # (channels, K)
+    past = x.new_zeros(x.shape[0], kernel.shape[1], kernel.shape[0])
+    state = x.new_zeros(x.shape[0], heads, mixer.head_dim, states)
+    outputs = []
+    for frame in x.unbind(1):
+        projected = frame @ weights["in_proj.weight"].T
+        gate, new, dt = projected[:, :width], projected[:, width:-heads], projected[:, -heads:]
+        past = torch.cat((past[:, 1:], new[:, None]), 1)
+        seen = torch.einsum("nkc,ck->nc", past, kernel) + weights["conv1d.bias"]
+        seen = seen * seen.sigmoid()
+        u, b, c = seen[:, :width], seen[:, width : width + states], seen[:, width + states :]
+        u = u.reshape(-1, heads, mixer.head_dim)
+        dt = (1 + (dt + weights["dt_bias"]).exp()).log()
+        decay = (-dt * weights["A_log"].exp()).exp()
+        state = decay[:, :, None, None] * state
+        state = state + torch.einsum("nh,nhp,ns->nhps", dt, u, b)
+        y = torch.einsum("nhps,ns->nhp", state, c) + weights["D"][:, None] * u
+        y = y.flatten(1) * gate * gate.sigmoid()
+        y = y / (y.square().mean(1, keepdim=True) + 1e-5).sqrt() * weights["norm.weight"]
+        outputs.append(y @ weights["out_proj.weight"].T)
+    return torch.stack(outputs, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [32, 96])
+def test_a_scan_in_parts_is_the_block_frame_by_frame(width: int, sizes: None) -> None:
+    mixer = Mamba2(width).double()
+    for parameter in mixer.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(3, 150, width, dtype=torch.float64)
+    expected = frame_by_frame(mixer, x)
+    states, parts = empty_states(mixer, x), []
+    for part in x.split([1, 2, 64, 80, 3], dim=1):
+        y, *states = mixer(part, *states)
+        parts.append(y)
+    assert (torch.cat(parts, 1) - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_with_the_residual_the_input_is_added_once_more() -> None:
+    plain, with_residual = BiMamba2(32), BiMamba2(32, has_residual=True)
+    with_residual.load_state_dict(plain.state_dict())
+    x, lens = torch.randn(2, 20, 32), torch.tensor([20, 7])
+    for chunk_size in (-1, 8):
+        states = plain.forwards.init_states(2, CPU, x.dtype)
+        expected = plain(x, lens, chunk_size, *states)
+        found = with_residual(x, lens, chunk_size, *states)
+        assert torch.equal(found[0], expected[0] + x)
+        assert all(map(torch.equal, found[1:], expected[1:]))
 
 
 @torch.no_grad()
@@ -222,8 +291,9 @@ def test_layers_are_chosen_by_numbers_and_ranges() -> None:
             chosen(wrong)
     with pytest.raises(UserError, match="within 12 to 23"):
         chosen("3", 12)
-    with pytest.raises(UserError, match="--mixer-layers 3 needs --mixer bimamba2"):
-        EncoderOptions(mixer_layers="3")
+    for given in (dict(mixer_layers="3"), dict(mixer_residual=True)):
+        with pytest.raises(UserError, match=r"--mixer-[a-z]+ [13] needs --mixer bimamba2"):
+            EncoderOptions(**given)
 
 
 def test_options_of_attention_mean_nothing_without_it() -> None:

@@ -9,7 +9,7 @@ import pytest
 from xlsr_transducer.evaluation.groups import groups_section
 from xlsr_transducer.evaluation.normalizing import Normalizer
 from xlsr_transducer.evaluation.records import find_results
-from xlsr_transducer.recognition.languages import UNKNOWN, Spread, language_table
+from xlsr_transducer.recognition.languages import UNKNOWN, Spread, value_table
 from xlsr_transducer.recognition.scoring import (
     Transcript,
     error_rate,
@@ -69,7 +69,7 @@ def test_one_language_has_no_table_and_utterances_without_one_do_not_spoil_it(tm
     assert "language" not in format_table([result, score("u", "s", TRANSCRIPTS)])
     facts["fi1"] = FACTS["fi1"]
     result = write_results(tmp_path, "t", "s", TRANSCRIPTS, facts=facts)
-    lines = language_table([result]).splitlines()
+    lines = value_table([result]).splitlines()
     assert [line.split()[1] for line in lines[2:]] == [
         UNKNOWN, "et", "fi", "worst", "mean", "gap",
     ]  # fmt: skip
@@ -88,9 +88,9 @@ def test_sets_of_one_language_each_are_compared_with_each_other(tmp_path):
         ["test_et+test_lv", name] for name in ("et", "lv", "worst", "mean", "gap")
     ]
     both = of("et", "lv", set_name="val")
-    assert language_table([*scores, both]).count("worst") == 2
+    assert value_table([*scores, both]).count("worst") == 2
     again = of("et", set_name="test_et_2")
-    assert language_table([*scores, again]) == ""  # which one would be Estonian's?
+    assert value_table([*scores, again]) == ""  # which one would be Estonian's?
 
 
 def test_the_report_has_a_group_of_each_language(tmp_path):

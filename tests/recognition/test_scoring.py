@@ -36,6 +36,26 @@ def edit_distance(ref, hyp) -> int:
     return row[-1]
 
 
+def test_a_second_rate_stands_without_case_and_punctuation_where_texts_have_them(tmp_path):
+    cased = [
+        Transcript("a", "Tere, Mari!".split(), "tere Mari.".split()),
+        Transcript("b", "Kuidas läheb?".split(), "Kuidas läks?".split()),
+    ]
+    result = write_results(tmp_path, "test", "greedy", cased)
+    assert (result.wer.percent, result.plain_wer.percent) == (75.0, 25.0)
+    summary = (tmp_path / "wer-summary-test-greedy.txt").read_text().splitlines()
+    assert summary[1] == "greedy\t75.00\t0"
+    assert summary[-2:] == ["without case and punctuation\tWER", "greedy\t25.00"]
+    errs = (tmp_path / "errs-test-greedy.txt").read_text()
+    assert "\n%WER without case and punctuation = 25.00 [" in errs
+    lower = score("other", "greedy", EXAMPLE)
+    assert lower.plain_wer is None
+    heading, _, *rows = format_table([result, lower]).splitlines()
+    assert heading.endswith("WER % without case and punctuation")
+    assert [row.split("  ")[-1].strip() for row in rows] == [str(result.plain_wer), str(lower.wer)]
+    assert "without" not in format_table([lower])
+
+
 def test_counts_equal_a_plain_edit_distance():
     draw = random.Random(1)
     pairs = []

@@ -90,6 +90,29 @@ def test_two_lines_are_about_equally_long() -> None:
     assert sorted(map(len, text.split("\n"))) == [19, 24]
 
 
+def test_a_cue_of_punctuated_text_ends_with_a_sentence_where_that_fills_half_of_it() -> None:
+    texts = (
+        "Tere tulemast kõigile, kes täna siia tulid! Alustame nüüd. Ilm on täna väga ilus ja soe"
+    )
+    words = [Span(text, i * 0.3, i * 0.3 + 0.2, 1.0) for i, text in enumerate(texts.split())]
+    shown = [
+        text.replace("\n", " ")
+        for *_, text in parsed(render("srt", [segment(0, words)], 0), "srt")
+    ]
+    assert shown == ["Tere tulemast kõigile, kes täna siia tulid! Alustame nüüd.",
+                     "Ilm on täna väga ilus ja soe"]  # fmt: skip
+    early = [Span(text, i * 0.3, i * 0.3 + 0.2, 1.0)
+             for i, text in enumerate(["Jah.", *["sõnadele"] * 12])]  # fmt: skip
+    first, *_ = parsed(render("srt", [segment(0, early)], 0), "srt")
+    assert first[2].startswith("Jah. sõnadele sõnadele")  # a cue of one word would be worse
+    paused = [*words[:10], *(Span("ilm", 9.0 + i, 9.1 + i, 1.0) for i in range(1))]
+    shown = [
+        text.replace("\n", " ")
+        for *_, text in parsed(render("srt", [segment(0, paused)], 0), "srt")
+    ]
+    assert shown == [" ".join(texts.split()[:10]), "ilm"]
+
+
 def test_a_word_that_is_longer_than_a_line_is_not_cut() -> None:
     words = [Span("a" * 50, 0.0, 0.5, 1.0), Span("b", 0.5, 0.6, 1.0)]
     [(_, _, text)] = parsed(render("vtt", [segment(0, words)], 1.0), "webvtt")

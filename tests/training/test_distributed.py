@@ -27,6 +27,7 @@ STEADY = ["--dropout=0", "--xlsr-dropout=0", "--max-duration=3", "--total-durati
           "--num-epochs=2", "--save-every-n=5"]  # fmt: skip
 # Of three batches in most steps, one of two processes has two, the other one and a dummy.
 THAWS = ["--freeze-encoder-steps=5", "--layerdrop=0.3", "--gradient-checkpointing=1"]
+TAUGHT = ["--layerdrop=0.3", "--gradient-checkpointing=1", "--cr-ctc-scale=0.2"]
 WIDE = {"FLOAT64": "1"}
 DRIVER = "tests.support.train_driver"
 needs_processes = pytest.mark.skipif(
@@ -38,12 +39,24 @@ def options(corpus: Path, exp: Path, *more: str) -> list[str]:
     return ["--data-dir", str(corpus), "--exp-dir", str(exp), *SMALL, *STEADY, *more]
 
 
-def trainings(corpus: Path, folder: Path, *more: str) -> list[tuple[list[str], dict[str, str]]]:
+def trainings(
+    corpus: Path, teacher: Path, folder: Path, *more: str
+) -> list[tuple[list[str], dict[str, str]]]:
     """The trainings of one process and of two."""
     found = []
     for name, environment, given in (
         ("steps", WIDE, THAWS),
         ("lora", WIDE, ["--lora-rank=2", "--freeze-encoder-steps=2", "--num-epochs=1"]),
+        (
+            "taught",
+            WIDE,
+            [
+                "--num-epochs=1",
+                "--distill-until-step=7",
+                *TAUGHT,
+                f"--teacher-snapshots={teacher}",
+            ],
+        ),
         ("gradient", {}, ["--max-duration=6", "--total-duration=24", "--num-epochs=1"]),
     ):
         exp = folder / name
@@ -73,17 +86,18 @@ def start(corpus: Path, exp: Path, *more: str, failure: str = "") -> subprocess.
 
 
 @pytest.fixture(scope="module")
-def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(corpus: Path, streaming_exp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trainings in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    statuses = run_together(trainings(corpus, folder), 1, folder / "log.txt")
+    runs = trainings(corpus, streaming_exp, folder)
+    statuses = run_together(runs, 1, folder / "log.txt")
     assert statuses == [0], (folder / "log.txt").read_text()
     assert len(read_trace(folder / "steps")) >= 20
     return folder
 
 
 @pytest.fixture(scope="module")
-def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pair(corpus: Path, streaming_exp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in two processes. In the first training one fails after step 12; it is resumed."""
     folder = tmp_path_factory.mktemp("pair")
     exp = folder / "steps"
@@ -93,7 +107,8 @@ def pair(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert status == 1, printed
     assert time.time() - (exp / "0.txt").stat().st_mtime < 30  # since the last step
     (folder / "failure.txt").write_text(printed)
-    statuses = run_together(trainings(corpus, folder, "--resume=auto"), 2, folder / "log.txt")
+    runs = trainings(corpus, streaming_exp, folder, "--resume=auto")
+    statuses = run_together(runs, 2, folder / "log.txt")
     assert statuses == [0, 0], (folder / "log.txt").read_text()
     return folder
 
@@ -144,11 +159,13 @@ def test_a_killed_training_resumes_with_the_same_losses_to_the_last_bit(
 
 
 @needs_processes
-@pytest.mark.parametrize("name, last", [("steps", "epoch-2.pt"), ("lora", "epoch-1.pt")])
+@pytest.mark.parametrize(
+    "name, last", [("steps", "epoch-2.pt"), ("lora", "epoch-1.pt"), ("taught", "epoch-1.pt")]
+)
 def test_two_processes_take_the_steps_of_one(
     alone: Path, pair: Path, name: str, last: str
 ) -> None:
-    """In float64, with layers that thaw and are dropped, or with LoRA."""
+    """In float64, with layers that thaw and are dropped, with LoRA, or with teachers in turn."""
     one, two = (read_checkpoint(folder / name / last) for folder in (alone, pair))
     assert one["step"] == two["step"] >= (20 if name == "steps" else 8)
     for part in ("model", "model_avg"):

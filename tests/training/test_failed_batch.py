@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from xlsr_transducer.training.failed_batch import (
 )
 from xlsr_transducer.training.gradient import Objective, finite
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
+from xlsr_transducer.training.teacher import Teacher
+from xlsr_transducer.training.teacher_options import Scales
 
 LOSS = LossOptions(ctc_loss_scale=0.2, warm_step=10)
 
@@ -80,6 +83,23 @@ def test_a_failed_batch_repeats_to_the_bit(
     assert f"gradient norm {norm:.9g}" in shown
 
 
+def test_a_batch_of_a_training_with_a_teacher_repeats_without_the_teachers_file(
+    corpus: Path, streaming_exp: Path, tmp_path: Path, batch: Batch
+) -> None:
+    kept = keeper(corpus, streaming_exp, tmp_path)
+    teacher = Teacher(Scales(15.0, 1.0), kept.objective.config)
+    weights = read_checkpoint(streaming_exp / "epoch-2.pt")["model"]
+    teacher.take(kept.objective.config, weights, torch.device("cpu"))
+    kept.objective = dataclasses.replace(kept.objective, teacher=teacher)
+    losses = losses_of(kept, batch, 7)
+    expected = kept.objective.weighted(losses, finite(losses), 7).sum() / batch.token_lens.sum()
+    kept.keep(batch, 2, 7, "a defect")
+    result = replay(read_failed_batch(kept.saved[0]), torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(losses, result.losses))
+    assert result.losses.layers.any() and result.losses.logits.any()
+    assert float(result.total) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
 def test_a_batch_of_losses_that_are_not_finite_is_kept_and_leads_to_its_module(
     corpus: Path, streaming_exp: Path, tmp_path: Path, batch: Batch
 ) -> None:
@@ -106,7 +126,7 @@ def test_a_few_bad_losses_are_named_and_do_not_fail_the_batch(
     value = torch.ones(len(batch.ids))
     simple = value.clone()
     simple[1] = float("inf")
-    is_finite = finite(Losses(simple, value, value, value, value))
+    is_finite = finite(Losses(simple, *[value] * (len(Losses._fields) - 1)))
     assert is_finite.tolist() == [i != 1 for i in range(len(batch.ids))]
     kept.name_losses(batch, is_finite, 1, 1)
     assert batch.ids[1] in caplog.text and batch.ids[0] not in caplog.text

@@ -19,7 +19,8 @@ from xlsr_transducer.data.tokenizer import Tokenizer
 from xlsr_transducer.model.checkpoint import CheckpointOptions, load_model, read_checkpoint
 from xlsr_transducer.model.config import ModelConfig, build_model
 from xlsr_transducer.model.speech_model import SpeechModel
-from xlsr_transducer.training.start import InputOptions, load_weights, read_input
+from xlsr_transducer.training.initial_weights import load_weights
+from xlsr_transducer.training.start import InputOptions, read_input
 
 UPPER = [token.upper() if len(token) == 1 else token for token in VOCABULARY]
 

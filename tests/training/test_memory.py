@@ -158,10 +158,10 @@ def test_a_scan_tries_the_whole_utterance_and_the_smallest_chunks(
     seen: set[tuple[int, int]] = set()
     forward = SpeechModel.forward
 
-    def noted(self, x, x_lens, y, y_lens, options, chunk):
+    def noted(self, x, x_lens, y, y_lens, options, chunk, *others):
         if self.training:
             seen.add((len(x), chunk.chunk_size))
-        return forward(self, x, x_lens, y, y_lens, options, chunk)
+        return forward(self, x, x_lens, y, y_lens, options, chunk, *others)
 
     def stop(self, extent) -> bool:
         raise InterruptedError

@@ -51,14 +51,16 @@ def _compare(plain: dict, sharded: dict) -> None:
 
 @needs_fsdp2
 def test_two_sharded_processes_resume_a_plain_training_as_one_plain_process_does(
-    corpus: Path, tmp_path: Path
+    corpus: Path, streaming_exp: Path, tmp_path: Path
 ) -> None:
+    """With a teacher, which is not divided."""
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
-    run_train(corpus, plain, *PLAIN)
+    given = (*PLAIN, f"--teacher={streaming_exp / 'epoch-2.pt'}", "--distill-layer-scale=1")
+    run_train(corpus, plain, *given)
     sharded.mkdir()
     for name in ("epoch-1.pt", "xlsr_below_cut.pt"):
         shutil.copy(plain / name, sharded)
-    words = [f"--data-dir={corpus}", f"--exp-dir={sharded}", "--num-epochs=2", *SMALL, *PLAIN,
+    words = [f"--data-dir={corpus}", f"--exp-dir={sharded}", "--num-epochs=2", *SMALL, *given,
              "--start-epoch=2", "--sharding=fsdp2", "--gradient-checkpointing=1"]  # fmt: skip
     log = tmp_path / "log.txt"
     assert run_together([(words, {})], 2, log) == [0, 0], log.read_text()

@@ -92,6 +92,20 @@ def locked(path: Path, message: str) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Returns whether a process holds the lock file ``path``; leaves no file."""
+    if not path.is_file():
+        return False
+    with open(path) as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other process that asks for this works in the folder; waits until it may."""

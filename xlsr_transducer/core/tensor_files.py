@@ -96,6 +96,16 @@ def load_verified(path: Path) -> Any:
     Raises:
       UserError: it is missing, damaged, or unsafe.
     """
+    require_intact(path)
+    return load_tensors(path)
+
+
+def require_intact(path: Path) -> None:
+    """Reads a file whole and checks it.
+
+    Raises:
+      UserError: it is missing, or an archive whose checksums do not fit.
+    """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     if zipfile.is_zipfile(path) and not _is_intact(path):  # reading what is no archive tells more
@@ -103,7 +113,6 @@ def load_verified(path: Path) -> Any:
             f"{path}: damaged, as its checksums do not fit: it is truncated, or has changed on "
             "the disk; use another one"
         )
-    return load_tensors(path)
 
 
 def _is_intact(path: Path) -> bool:

@@ -75,8 +75,17 @@ def read_audio(source: Union[str, Path, MonoCut]) -> np.ndarray:
       UserError: the file cannot be read, is shorter than the manifest says, or holds NaN.
     """
     cut = source if isinstance(source, MonoCut) else cut_of_file(source)
+    return _read(cut, SAMPLING_RATE)
+
+
+def read_native(cut: MonoCut) -> tuple[np.ndarray, int]:
+    """Reads the channel of a cut as ``read_audio`` does, but at its own rate, which is in Hz."""
+    return _read(cut, cut.recording.sampling_rate), cut.recording.sampling_rate
+
+
+def _read(cut: MonoCut, rate: int) -> np.ndarray:
     try:
-        recording = with_audio(cut.recording).resample(SAMPLING_RATE)
+        recording = with_audio(cut.recording).resample(rate)
         samples = recording.load_audio(
             channels=cut.channel, offset=cut.start, duration=audio_duration(cut)
         )

@@ -12,6 +12,7 @@ from lhotse.utils import fastcopy
 from xlsr_transducer.data.flaws import damage_named
 
 LANGUAGE = "language"
+COLUMNS = "columns"  # custom field of a supervision: what its corpus told besides, as text
 
 
 def load_cuts(path: Path) -> CutSet:
@@ -26,11 +27,14 @@ def group_of(supervision: SupervisionSegment, group_by: str = "") -> str:
     """Returns the group of an utterance; "" if it has none.
 
     Args:
-      group_by: ``language``, or a custom field; "": custom field ``group``, or else the language.
+      group_by: ``language``, a custom field, or a column of the corpus; "": custom field
+        ``group``, or else the language.
     """
     custom = supervision.custom or {}
     if group_by:
-        value = supervision.language if group_by == LANGUAGE else custom.get(group_by)
+        columns = custom.get(COLUMNS) or {}
+        own = custom.get(group_by, columns.get(group_by))
+        value = supervision.language if group_by == LANGUAGE else own
     else:
         value = custom.get("group") or supervision.language
     return "" if value is None else str(value)

@@ -346,7 +346,7 @@ class DataModule:
             batch_size=None,
             num_workers=self.options.num_workers,
             generator=torch.Generator(),  # leave the global one alone
-            worker_init_fn=_belong_to_the_parent,
+            worker_init_fn=belong_to_the_parent,
         )
 
 
@@ -355,7 +355,7 @@ def _shared_out(plan: Plan, rank: int = 0, world_size: int = 1) -> list[Planned]
     return [Planned(*plan.batch(k)) for k in range(rank, len(plan), world_size)]
 
 
-def _belong_to_the_parent(worker: int) -> None:
+def belong_to_the_parent(worker: int = 0) -> None:
     """Ctrl-C, and many a batch system's SIGTERM, reach all processes; the parent needs its
     readers until it has ended the step, and ends them itself.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from xlsr_transducer.evaluation.normalizing import BASIC, Normalizer, is_cased_or_punctuated
+from xlsr_transducer.evaluation.normalizing import Normalizer
 from xlsr_transducer.evaluation.records import Record, slug, word_errors
 from xlsr_transducer.evaluation.section import Column, Section, Table, Utterances
 from xlsr_transducer.evaluation.snippets import shown
 from xlsr_transducer.recognition.audio_sets import AudioSet
+from xlsr_transducer.recognition.plain_text import basic, is_cased_or_punctuated
 from xlsr_transducer.recognition.scoring import ErrorRate, error_rate
 
 NUM_WORST = 50
@@ -98,7 +99,6 @@ def normalized_again(records: Sequence[Record]) -> ErrorRate | None:
     """Returns the WER by Whisper's basic normalisation; None without case and punctuation."""
     if not is_cased_or_punctuated([t for r in records for t in (r.ref, r.hyp)]):
         return None
-    basic = Normalizer.parse(BASIC)
     return error_rate([(basic(r.ref).split(), basic(r.hyp).split()) for r in records])
 
 

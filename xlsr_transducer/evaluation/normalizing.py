@@ -16,12 +16,12 @@ two numbers. The rest comes in the order given. Reference and recognised text ar
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.recognition.plain_text import basic
 
 NONE, BASIC, NUMBERS = "none", "basic", "numbers:"
 Step = Callable[[str], str]
@@ -67,19 +67,6 @@ def _step(name: str) -> tuple[Step, str]:
     path = Path(name)
     replace = Replacements.read(path)
     return replace, f"{len(replace)} replacements of {path.name}"
-
-
-def basic(text: str) -> str:
-    """Returns the text as Whisper's normaliser for all languages but English has it.
-
-    Combining marks are removed where they have no composed form, which takes the vowels off
-    scripts such as Devanagari; compare such languages without it.
-    """
-    text = re.sub(r"[<\[][^>\]]*[>\]]", "", text.lower())
-    text = re.sub(r"\(([^)]+?)\)", "", text)
-    composed = unicodedata.normalize("NFKC", text)
-    kept = (" " if unicodedata.category(c)[0] in "MSP" else c for c in composed)
-    return " ".join("".join(kept).lower().split())
 
 
 def spelt_numbers(language: str) -> Step:
@@ -161,16 +148,3 @@ class Replacements:
                 kept.append(words[at])
                 at += 1
         return " ".join(kept)
-
-
-def is_cased_or_punctuated(texts: Sequence[str]) -> bool:
-    """Returns whether texts hold capitals or punctuation beyond ' and - in words.
-
-    Their plain WER counts spelling as errors, so that a second one, normalised by ``basic``, is
-    worth having.
-    """
-    return any(
-        c.isupper() or (unicodedata.category(c)[0] == "P" and c not in "'-")
-        for text in texts
-        for c in text
-    )

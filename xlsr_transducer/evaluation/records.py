@@ -112,6 +112,7 @@ class ResultFiles:
             scored = [normalizer(text).split() for text in (ref, hyp)]
             fields = ("seconds", "speaker", "language", "custom", "audio", "start", "unread")
             more = {field: known[field] for field in fields if field in known}
+            more["custom"] = {**known.get("columns", {}), **known.get("custom", {})}
             records.append(Record(name, ref, hyp, *scored, spans, **more))
         return records
 

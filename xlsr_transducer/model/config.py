@@ -12,7 +12,7 @@ from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Number, flag_of, numbers_of, option
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.encoder import StreamingXLSREncoder, XLSREncoder
-from xlsr_transducer.model.encoder_options import EncoderOptions, mamba_layers
+from xlsr_transducer.model.encoder_options import EncoderOptions, kept_layers, mamba_layers
 from xlsr_transducer.model.feature_info import FeatureInfo
 from xlsr_transducer.model.heads import HEADS, ClassifierOptions, TransducerOptions, make_heads
 from xlsr_transducer.model.speech_model import SpeechModel
@@ -117,6 +117,13 @@ class ModelConfig:
         return len(mamba_layers(self.encoder, layers)) < layers
 
     @property
+    def kept_layers(self) -> list[int]:
+        """Which layers of the pretrained XLSR the model's layers 0, 1, ... are."""
+        if not self.encoder.keep_layers:
+            return list(range(self.xlsr.num_hidden_layers))
+        return [int(number) for number in self.encoder.keep_layers.split(",")]
+
+    @property
     def has_ctc(self) -> bool:
         """Whether there is a CTC head."""
         return "ctc" in self.heads
@@ -138,7 +145,7 @@ class ModelConfig:
         try:
             features = dict(values["features"])
             features["chunk"] = ChunkSettings(**features["chunk"])
-            return cls(
+            config = cls(
                 features=FeatureInfo(**features),
                 xlsr=XlsrConfig.from_dict(values["xlsr"], where),
                 encoder=EncoderOptions(**values["encoder"]),
@@ -148,6 +155,9 @@ class ModelConfig:
                 heads=_heads(values),
                 classifier=ClassifierOptions(**values.get("classifier", {})),
             )
+            if len(config.kept_layers) != config.xlsr.num_hidden_layers:
+                raise ValueError(f"keep_layers {config.encoder.keep_layers}")
+            return config
         except (KeyError, TypeError, ValueError, AttributeError) as e:  # a UserError too
             raise UserError(f"{where}: the model's configuration is not understood ({e})") from e
 
@@ -164,6 +174,48 @@ def _heads(values: dict[str, Any]) -> tuple[str, ...]:
     if not heads or not set(heads) <= set(HEADS):
         raise ValueError(f"heads {heads}")
     return heads
+
+
+def with_layers(
+    encoder: EncoderOptions, streaming: StreamingOptions, xlsr: XlsrConfig, cut: str
+) -> tuple[EncoderOptions, StreamingOptions, XlsrConfig]:
+    """Returns the options with the layers of ``--keep-layers`` and ``--mixer`` as numbers, and the
+    shape of the XLSR that has only the layers that are kept.
+
+    Args:
+      xlsr: the pretrained one. cut: of the features.
+
+    Raises:
+      UserError: as ``with_kept_layers`` and ``with_mixer`` have it.
+    """
+    encoder, xlsr = with_kept_layers(encoder, xlsr, cut)
+    return (*with_mixer(encoder, streaming, xlsr, cut), xlsr)
+
+
+def with_kept_layers(
+    encoder: EncoderOptions, xlsr: XlsrConfig, cut: str
+) -> tuple[EncoderOptions, XlsrConfig]:
+    """Returns the options with the layers of ``--keep-layers`` as numbers, and the shape of the
+    XLSR that has only these.
+
+    Raises:
+      UserError: there are no such layers, or features of this cut have passed others.
+    """
+    kept = kept_layers(encoder, xlsr.num_hidden_layers)
+    if len(kept) == xlsr.num_hidden_layers:
+        return dataclasses.replace(encoder, keep_layers=""), xlsr
+    below = max(xlsr.number_of_level(cut), 0)
+    if kept[:below] != list(range(below)) or len(kept) == below:
+        raise UserError(
+            f"--keep-layers {encoder.keep_layers}: the features of --cut {cut} have passed layers "
+            f"0 to {below - 1} of XLSR, so all of these must be kept, and one above them; use "
+            "--cut frontend or waveform to leave out others"
+        )
+    numbers = ",".join(map(str, kept))
+    return (
+        dataclasses.replace(encoder, keep_layers=numbers),
+        dataclasses.replace(xlsr, num_hidden_layers=len(kept)),
+    )
 
 
 def with_mixer(

@@ -124,7 +124,8 @@ class XLSREncoder(nn.Module):
         self.channel_mask_length = options.channel_mask_length
         self.has_fixed_masks = options.mask_lengths == "fixed"
         layers = mamba_layers(options, config.num_hidden_layers)
-        self.xlsr = Wav2Vec2(self.config, level, normalize=normalize, mamba_layers=layers)
+        mamba = dict(mamba_layers=layers, mamba_residual=options.mixer_residual)
+        self.xlsr = Wav2Vec2(self.config, level, normalize=normalize, **mamba)
         self.layer_weights = self._layer_weights() if options.weighted_layers else None
         # Has the device and precision of the module, which may have no parameter.
         self.register_buffer("like", torch.zeros(0), persistent=False)
@@ -137,19 +138,24 @@ class XLSREncoder(nn.Module):
         chunk_size: int = -1,
         left_context_chunks: int = -1,
         attention_sink_size: int = 0,
+        time_mask: Optional[Tensor] = None,
+        channel_mask: Optional[Tensor] = None,
+        layer_outputs: Optional[List[Tensor]] = None,
     ) -> Tuple[Tensor, Tensor]:
         """Encodes whole utterances.
 
         Args:
           x: (N, n) samples or (N, T, D) features at the level.
           x_lens: (N,) int64, valid samples or frames.
+          time_mask, channel_mask: of ``draw_masks``; in training they are drawn if none is given.
+          layer_outputs: takes the output of each layer of XLSR above the level.
 
         Returns:
           (N, ceil(T / 2), E), zero at padding, and lengths (N,) int64; (N, T, D) without an
           adapter.
         """
-        time_mask = self._draw_time_mask(x) if self.training else None
-        channel_mask = self._draw_channel_mask(x) if self.training else None
+        if time_mask is None and channel_mask is None:
+            time_mask, channel_mask = self.draw_masks(x)
         x, lens = self.xlsr(
             x,
             x_lens,
@@ -159,8 +165,17 @@ class XLSREncoder(nn.Module):
             time_mask,
             channel_mask,
             self.layer_weights,
+            layer_outputs,
         )
         return self.adapter(x, lens)
+
+    @torch.jit.unused
+    def xlsr_frames(self, x_lens: Tensor) -> Tensor:
+        """Returns the XLSR frames (N,) of inputs of these lengths (N,) int64."""
+        if not self.xlsr.from_waveform:
+            return x_lens
+        frames = torch.div(x_lens - self.xlsr.overlap, self.xlsr.hop, rounding_mode="floor")
+        return frames.clamp(min=0)
 
     def _layer_weights(self) -> nn.Parameter:
         """Returns weights before their softmax, (L + 1,): of the first layer's input and of the
@@ -193,7 +208,8 @@ class XLSREncoder(nn.Module):
         unit, overlap = (self.xlsr.hop, self.xlsr.overlap) if self.xlsr.from_waveform else (1, 0)
         frames = (x.shape[1] - overlap) // unit
         if frames <= self.longest_whole or not self.is_blockwise(chunk_size, left_context_chunks):
-            return self.forward(x, x_lens, chunk_size, left_context_chunks, attention_sink_size)
+            settings = (chunk_size, left_context_chunks, attention_sink_size)
+            return self.forward(x, x_lens, *settings, None, None, None)
         state = self._init_states(
             x.shape[0], x.device, chunk_size, left_context_chunks, attention_sink_size
         )
@@ -266,6 +282,13 @@ class XLSREncoder(nn.Module):
             x, lens, states.adapter, lens == frames
         )
         return out, out_lens, EncoderState(xlsr, past)
+
+    def draw_masks(self, x: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+        """Draws which of XLSR's frames (N, T) and channels (N, D) training hides, bool; None:
+        none of them."""
+        if not self.training:
+            return None, None
+        return self._draw_time_mask(x), self._draw_channel_mask(x)
 
     def _draw_time_mask(self, x: Tensor) -> Optional[Tensor]:
         """Returns (N, T) bool for an input (N, n) or (N, T, D)."""

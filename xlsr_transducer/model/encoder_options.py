@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from xlsr_transducer.core.errors import UserError
-from xlsr_transducer.core.options import Options, option
+from xlsr_transducer.core.options import Options, flag_of, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,14 @@ class EncoderOptions(Options):
     )
     mixer_layers: str = option(
         "all", "layers with --mixer bimamba2, from 0: all, or numbers and ranges such as 0,12-23"
+    )
+    mixer_residual: bool = option(
+        False, "with --mixer bimamba2: add the mixer's input to its output once more"
+    )
+    keep_layers: str = option(
+        "",
+        "layers of XLSR that the model has, from 0: numbers and ranges such as 0,2,4 or 0-5,8; "
+        "the others are left out (default: all are kept)",
     )
     weighted_layers: bool = option(
         False,
@@ -78,15 +86,19 @@ class EncoderOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mixer == "attention" and self.mixer_layers != "all":
-            raise UserError(f"--mixer-layers {self.mixer_layers} needs --mixer bimamba2")
+        if self.mixer == "attention":
+            for name, default in (("mixer_layers", "all"), ("mixer_residual", False)):
+                given = getattr(self, name)
+                if given != default:
+                    shown = int(given) if isinstance(given, bool) else given
+                    raise UserError(f"{flag_of(name)} {shown} needs --mixer bimamba2")
 
 
 def mamba_layers(options: EncoderOptions, num_layers: int, first: int = 0) -> list[int]:
     """Returns the layers that have Mamba-2 in the place of attention.
 
     Args:
-      first: the lowest layer that may.
+      num_layers: of the model. first: the lowest layer that may.
 
     Raises:
       UserError: there is no such layer.
@@ -95,15 +107,45 @@ def mamba_layers(options: EncoderOptions, num_layers: int, first: int = 0) -> li
         return []
     if options.mixer_layers == "all":
         return list(range(first, num_layers))
-    found: set[int] = set()
-    for part in options.mixer_layers.split(","):
+    return sorted(set(_layers("--mixer-layers", options.mixer_layers, first, num_layers)))
+
+
+def kept_layers(options: EncoderOptions, num_layers: int) -> list[int]:
+    """Returns which layers of a pretrained XLSR those of the model are: entry j is the number
+    there of the model's layer j.
+
+    Args:
+      num_layers: of the pretrained XLSR.
+
+    Raises:
+      UserError: there are no such layers, or not in this order.
+    """
+    if not options.keep_layers:
+        return list(range(num_layers))
+    kept = _layers("--keep-layers", options.keep_layers, 0, num_layers)
+    if kept != sorted(set(kept)):
+        raise UserError(
+            f"--keep-layers {options.keep_layers}: must ascend and name each layer once, as the "
+            "order of layers is XLSR's"
+        )
+    return kept
+
+
+def _layers(flag: str, text: str, first: int, num_layers: int) -> list[int]:
+    """Returns the layers of a list of numbers and ranges, in its order.
+
+    Raises:
+      UserError: one is not within ``first`` to ``num_layers`` - 1; names the option ``flag``.
+    """
+    found: list[int] = []
+    for part in text.split(","):
         low, _, high = part.strip().partition("-")
         high = high or low
-        is_range = low.isdigit() and high.isdigit() and int(low) <= int(high)
+        is_range = low.isdecimal() and high.isdecimal() and int(low) <= int(high)
         if not is_range or int(low) < first or int(high) >= num_layers:
             raise UserError(
-                f"--mixer-layers {options.mixer_layers}: {part.strip() or repr(part)} must be a "
-                f"layer, or a range such as 12-23, within {first} to {num_layers - 1}"
+                f"{flag} {text}: {part.strip() or repr(part)} must be a layer, or a range such "
+                f"as 12-23, within {first} to {num_layers - 1}"
             )
-        found.update(range(int(low), int(high) + 1))
-    return sorted(found)
+        found.extend(range(int(low), int(high) + 1))
+    return found

@@ -101,8 +101,10 @@ class BiMamba2(nn.Module):
     Complexity", ICLR 2025.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, has_residual: bool = False):
+        """``has_residual``: the output is that of the scans and the input once more."""
         super().__init__()
+        self.has_residual = has_residual
         self.forwards = Mamba2(width)
         self.backwards = Mamba2(width)
 
@@ -120,7 +122,8 @@ class BiMamba2(nn.Module):
           (N, T, D), anything beyond ``lens``, and both states after frame T.
         """
         out, conv, ssm = self.forwards(x, conv, ssm)
-        return out + self._backwards(x, lens, chunk_size), conv, ssm
+        out = out + self._backwards(x, lens, chunk_size)
+        return (out + x if self.has_residual else out), conv, ssm
 
     def _backwards(self, x: Tensor, lens: Tensor, chunk_size: int) -> Tensor:
         batch, frames, width = x.shape

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from xlsr_transducer.model.chunking import ChunkSettings
 from xlsr_transducer.model.decoder import Decoder
+from xlsr_transducer.model.distillation import layer_distance
 from xlsr_transducer.model.encoder import XLSREncoder
-from xlsr_transducer.model.heads.base import Head, Losses, LossOptions
+from xlsr_transducer.model.heads.base import Guide, Head, Lesson, Losses, LossOptions, Teach
 from xlsr_transducer.model.heads.classifier import ClassifierHead
 from xlsr_transducer.model.joiner import Joiner
 
@@ -59,6 +60,7 @@ class SpeechModel(nn.Module):
         y_lens: Tensor,
         options: LossOptions,
         chunk: ChunkSettings = FULL_CONTEXT,
+        teach: Teach | None = None,
     ) -> Losses:
         """Losses of a padded batch.
 
@@ -69,32 +71,56 @@ class SpeechModel(nn.Module):
           x: (N, n) samples or (N, T, D) features at the level of the encoder; x_lens: (N,) int64.
           y: (N, U) int64 tokens without blanks, anything beyond y_lens; U >= 1.
           chunk: what each frame may see.
+          teach: gives a teacher's outputs for the same input, under the same masks.
         """
         views = 2 if self.training and options.cr_ctc_scale > 0 else 1
         if views > 1:
             x, x_lens, y, y_lens = (torch.cat([v] * views) for v in (x, x_lens, y, y_lens))
-        encoder_out, lens = self.encoder(x, x_lens, *chunk)
+        lesson: Lesson | None = None
+        layers: list[Tensor] = []
+        shared: tuple = ()  # what the encoder has in common with the teacher's
+        if teach is not None:
+            masks = self.encoder.draw_masks(x)
+            lesson = teach(x, x_lens, masks)
+            shared = (*masks, layers if lesson.layers else None)
+        encoder_out, lens = self.encoder(x, x_lens, *chunk, *shared)
         # Autocast off: sums of log-probabilities over hundreds of frames need float32.
         with torch.autocast(x.device.type, enabled=False):
-            losses = self.losses(encoder_out.float(), lens, y, y_lens, options)
+            losses = self.losses(encoder_out.float(), lens, y, y_lens, options, lesson)
+            if layers:
+                frames = self.encoder.xlsr_frames(x_lens)
+                distance = layer_distance(layers, lesson.layers, frames)
+                losses = losses._replace(layers=distance * y_lens)
         return Losses(*[x.view(views, -1).mean(0) for x in losses])
 
     def losses(
-        self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor, options: LossOptions
+        self,
+        encoder_out: Tensor,
+        lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        options: LossOptions,
+        lesson: Lesson | None = None,
     ) -> Losses:
-        """Returns the losses of encoded utterances.
+        """Returns the losses of encoded utterances, without that of ``layers``.
 
         Args:
           encoder_out: (N, T, E) float32; lens: (N,) int64.
           y, y_lens: as ``forward`` takes them.
+          lesson: a teacher's outputs for the same utterances.
         """
         is_token = torch.arange(y.shape[1], device=y.device) < y_lens.unsqueeze(1)
         y = torch.where(is_token, y, torch.zeros_like(y))
-        missing = y.shape[1] - encoder_out.shape[1]
-        if missing > 0:  # k2 asserts as many frames as tokens
-            encoder_out = F.pad(encoder_out, (0, 0, 0, missing))
-        found: dict[str, Tensor] = {}
-        for head in self.heads.values():
-            found.update(head.losses(encoder_out, lens, y, y_lens, options))
+        # k2 asserts as many frames as tokens.
+        padding = (0, 0, 0, max(y.shape[1] - encoder_out.shape[1], 0))
+        encoder_out = F.pad(encoder_out, padding)
+        taught = F.pad(lesson.encoder_out, padding) if lesson else None
         zeros = encoder_out.new_zeros(len(y))
+        found: dict[str, Tensor] = {}
+        distance = zeros
+        for name, head in self.heads.items():
+            guide = Guide(lesson.heads[name], taught) if lesson and name in lesson.heads else None
+            found.update(head.losses(encoder_out, lens, y, y_lens, options, guide))
+            distance = distance + found.pop("logits", zeros)
+        found["logits"] = distance * y_lens
         return Losses(*[found.get(name, zeros) for name in Losses._fields])

@@ -9,7 +9,7 @@ S attention sinks, P frames of left context, F new frames of a streaming step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,9 @@ class Wav2Vec2(nn.Module):
         end: str = "last",
         normalize: str = "cumulative",
         mamba_layers: Sequence[int] = (),
+        mamba_residual: bool = False,
     ):
-        """``mamba_layers``: those that have Mamba-2 in the place of attention."""
+        """``mamba_layers``, ``mamba_residual``: as ``Encoder`` takes them."""
         super().__init__()
         first, last = config.number_of_level(start), config.number_of_level(end)
         if first > last:
@@ -65,7 +66,7 @@ class Wav2Vec2(nn.Module):
             self.feature_projection = FeatureProjection(config)
             self.masked_spec_embed = nn.Parameter(torch.rand(config.hidden_size))
         if self.has_layers:
-            self.encoder = Encoder(config, first, last, mamba_layers)
+            self.encoder = Encoder(config, first, last, mamba_layers, mamba_residual)
 
     def forward(
         self,
@@ -77,6 +78,7 @@ class Wav2Vec2(nn.Module):
         time_mask: Optional[Tensor] = None,
         channel_mask: Optional[Tensor] = None,
         layer_weights: Optional[Tensor] = None,
+        layer_outputs: Optional[List[Tensor]] = None,
     ) -> Tuple[Tensor, Tensor]:
         """Whole utterances, each frame seeing what the chunk settings let it see.
 
@@ -86,6 +88,7 @@ class Wav2Vec2(nn.Module):
           time_mask: (N, T) bool, frames to hide from the transformer (training).
           channel_mask: (N, D) bool, channels of its input to hide (training).
           layer_weights: (L + 1,), whose softmax weighs all layers (see ``Encoder.forward``).
+          layer_outputs: takes the output of each layer.
 
         Returns:
           (N, T, D) at the end level, zero at padding, and its lengths (N,).
@@ -101,7 +104,15 @@ class Wav2Vec2(nn.Module):
             x = x.masked_fill(channel_mask.unsqueeze(1), 0.0)
         x = zero_padding(x, lens)
         if self.has_layers:
-            x = self.encoder(x, lens, chunk_size, left_context_chunks, sink_size, layer_weights)
+            x = self.encoder(
+                x,
+                lens,
+                chunk_size,
+                left_context_chunks,
+                sink_size,
+                layer_weights,
+                layer_outputs,
+            )
         return x, lens
 
     def front_end(self, x: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:

@@ -289,8 +289,8 @@ class EncoderLayer(Layer):
 class MambaLayer(Layer):
     """The same layer with Mamba-2, forwards and backwards, in the place of attention."""
 
-    def __init__(self, config: XlsrConfig):
-        super().__init__(config, "mamba", BiMamba2(config.hidden_size))
+    def __init__(self, config: XlsrConfig, has_residual: bool = False):
+        super().__init__(config, "mamba", BiMamba2(config.hidden_size, has_residual))
         self.has_attention = False
 
     def forward(self, x: Tensor, mask: Optional[Tensor], lens: Tensor, chunk_size: int) -> Tensor:
@@ -332,9 +332,15 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, config: XlsrConfig, first: int, last: int, mamba_layers: Sequence[int] = ()
+        self,
+        config: XlsrConfig,
+        first: int,
+        last: int,
+        mamba_layers: Sequence[int] = (),
+        mamba_residual: bool = False,
     ):
-        """``mamba_layers``: those that have Mamba-2 in the place of attention."""
+        """``mamba_layers``: those that have Mamba-2 in the place of attention; with
+        ``mamba_residual`` it adds its input once more."""
         super().__init__()
         self.norm_first = config.do_stable_layer_norm
         self.has_bottom = first < 0
@@ -346,9 +352,11 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
         # A dictionary, so that a part keeps the layer numbers of the whole in its names.
         numbers = range(max(first, 0), last)
-        self.layers = nn.ModuleDict(
-            {str(i): (MambaLayer if i in mamba_layers else EncoderLayer)(config) for i in numbers}
-        )
+        self.layers = nn.ModuleDict()
+        for i in numbers:
+            is_mamba = i in mamba_layers
+            layer = MambaLayer(config, mamba_residual) if is_mamba else EncoderLayer(config)
+            self.layers[str(i)] = layer
         self.num_mamba = len(set(numbers) & set(mamba_layers))
         self.num_attention = len(numbers) - self.num_mamba
 
@@ -360,12 +368,15 @@ class Encoder(nn.Module):
         left_context_chunks: int,
         sink_size: int,
         layer_weights: Optional[Tensor] = None,
+        layer_outputs: Optional[List[Tensor]] = None,
     ) -> Tensor:
         """(N, T, D), zero at padding -> (N, T, D), zero at padding.
 
         Args:
           layer_weights: (L + 1,): the output is the sum of the first layer's input and of each
             layer's output, the last one after the outer norm, weighted by their softmax.
+          layer_outputs: takes the output of each layer, (N, T, D), before the outer norm; of one
+            that is left out in this step its input.
         """
         if self.has_bottom:
             x = x + self.pos_conv_embed(x, chunk_size)
@@ -381,6 +392,8 @@ class Encoder(nn.Module):
                 inputs.append(x)
             if not (self.training and layer.is_dropped):
                 x = layer(x, mask, lens, chunk_size)
+            if layer_outputs is not None:
+                layer_outputs.append(x)
         if self.has_top and self.norm_first:
             x = self.layer_norm(x)
         if layer_weights is not None:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ WEIGHT_NORM_KEYS = (
     ("weight_g", "weight_v"),
     ("g", "v"),
 )
+LAYER = re.compile(r"((?:.*\.)?encoder\.layers\.)(\d+)(\..*)")
 ADAPTER = re.compile(r"adapter\.([^.]+)\.(?:safetensors|bin)")
 LANGUAGES_SHOWN = 50  # MMS has 1,162
 HF_PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed")
@@ -65,6 +67,24 @@ class XlsrCheckpoint:
     weights: dict[str, Tensor]
     source: str  # what the user named: a folder, a file or a Hugging Face name
     sha256: str  # of the file with the weights
+
+    def with_layers(self, kept: Sequence[int]) -> XlsrCheckpoint:
+        """Returns the network of these layers alone, numbered from 0; ``sha256`` is the file's."""
+        config = dataclasses.replace(self.config, num_hidden_layers=len(kept))
+        return dataclasses.replace(self, config=config, weights=of_layers(self.weights, kept))
+
+
+def of_layers(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
+    """Returns the weights without those of other layers than ``kept``, of which layer kept[j] is
+    called layer j. Any prefix may stand before the names of XLSR."""
+    chosen = {}
+    for name, value in weights.items():
+        match = LAYER.match(name)
+        if match is None:
+            chosen[name] = value
+        elif int(match[2]) in kept:
+            chosen[f"{match[1]}{kept.index(int(match[2]))}{match[3]}"] = value
+    return chosen
 
 
 def load_xlsr(source: str, language: str | None = None) -> XlsrCheckpoint:

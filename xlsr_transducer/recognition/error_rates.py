@@ -1,16 +1,19 @@
-"""Word and character error rates of a set, with intervals, and of the languages in it."""
+"""Word and character error rates of a set, with intervals, and by language or another column."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import kaldialign
 
+from xlsr_transducer.recognition.plain_text import basic, is_cased_or_punctuated
+
 NUM_RESAMPLES = 1000
-UNKNOWN = "(unknown)"  # the language of utterances whose manifest names none
+UNKNOWN = "(unknown)"  # the value of utterances whose manifest names none
+LANGUAGE = "language"  # the column that every manifest may have
 
 
 @dataclass(frozen=True)
@@ -55,45 +58,60 @@ class Score:
     wer: ErrorRate
     cer: ErrorRate
     num_unread: int = 0  # of the utterances
-    languages: Mapping[str, Score] = field(default_factory=dict)  # of each, if any is known
+    columns: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    """Scores by column, such as the language or a dialect, then by value, if any is known."""
+    plain_wer: ErrorRate | None = None  # without case and punctuation, where texts have them
     num_identified: int | None = None  # utterances whose language was found; None: not sought
+
+    @property
+    def languages(self) -> Mapping[str, Score]:
+        """The score of each language, if any is known."""
+        return self.columns.get(LANGUAGE, {})
 
 
 def score(
     set_name: str, suffix: str, transcripts: Iterable[Transcript], num_unread: int = 0
 ) -> Score:
-    """Returns WER and CER. Characters include one space between words."""
+    """Returns WER and CER, and the WER without case and punctuation where texts have them.
+
+    Characters include one space between words.
+    """
     transcripts = list(transcripts)
     words = [(t.ref, t.hyp) for t in transcripts]
     chars = [(list(" ".join(t.ref)), list(" ".join(t.hyp))) for t in transcripts]
     rates = error_rate(words), error_rate(chars)
-    return Score(set_name, suffix, len(transcripts), *rates, num_unread)
+    plain = None
+    if is_cased_or_punctuated(word for pair in words for side in pair for word in side):
+        texts = [tuple(basic(" ".join(side)).split() for side in pair) for pair in words]
+        plain = error_rate(texts)
+    return Score(set_name, suffix, len(transcripts), *rates, num_unread, plain_wer=plain)
 
 
-def score_languages(
+def score_values(
     total: Score,
     transcripts: Iterable[Transcript],
     unread: Iterable[str],
-    languages: Mapping[str, str],
-) -> Score:
-    """Returns the score of a set with those of its languages.
+    values: Mapping[str, str],
+) -> dict[str, Score]:
+    """Returns the scores of the parts of a set that have each value of a column; {} without any.
 
     Args:
+      total: the score of the set.
       unread: ids of the utterances that could not be read.
-      languages: of each utterance by id, as far as they are known.
+      values: of each utterance by id, as far as they are known.
     """
     unread, parts = set(unread), defaultdict(list)
     for t in transcripts:
-        parts[languages.get(t.id) or UNKNOWN].append(t)
+        parts[values.get(t.id) or UNKNOWN].append(t)
     if set(parts) <= {UNKNOWN}:
-        return total
+        return {}
     if len(parts) == 1:
-        return replace(total, languages={name: total for name in parts})
+        return {name: total for name in parts}
     found = {}
     for name, some in sorted(parts.items()):
         count = sum(t.id in unread for t in some)
         found[name] = score(total.set_name, total.suffix, some, count)
-    return replace(total, languages=found)
+    return found
 
 
 def error_rate(

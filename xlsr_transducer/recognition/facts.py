@@ -8,13 +8,14 @@ from typing import Any
 from lhotse import MonoCut
 
 from xlsr_transducer.data.audio import AUDIO_DURATION, audio_duration
+from xlsr_transducer.data.cuts import COLUMNS
 
 PLAIN = (str, int, float, bool)  # custom fields of other kinds, such as arrays, are left out
 
 
 def facts_of(cut: MonoCut) -> dict[str, Any]:
-    """Returns plain values: seconds, speaker and language ('' if unknown), custom fields, place
-    of the audio.
+    """Returns plain values: seconds, speaker and language ('' if unknown), columns of the corpus
+    as text, custom fields, place of the audio.
 
     Custom fields are those of the supervision, and of the cut where the supervision lacks them.
     ``audio`` is a path and ``start`` the second in it where the utterance begins; audio that is no
@@ -29,6 +30,7 @@ def facts_of(cut: MonoCut) -> dict[str, Any]:
         "seconds": round(audio_duration(cut), 3),
         "speaker": supervision.speaker or "",
         "language": supervision.language or "",
+        "columns": dict(fields.get(COLUMNS) or {}),
         "custom": plain_fields(fields),
         "audio": str(sources[0].source) if is_file else "",
         "start": round(cut.start, 3),

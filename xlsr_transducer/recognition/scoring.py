@@ -4,14 +4,16 @@ For a test set and a suffix that names the settings, ``write_results`` leaves
 
     recogs-<set>-<suffix>.txt       id, reference words, recognised words
     errs-<set>-<suffix>.txt         the rate, alignments, confusions, counts per word; rates by
-                                    language where there are several
-    wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances; then the same by language
+                                    language, and by other columns, where they have several values
+    wer-summary-<set>-<suffix>.txt  settings, WER, unread utterances; the WER without case and
+                                    punctuation where texts have them; then the same by language
+                                    and other columns
     utterances-<set>-<suffix>.jsonl one JSON object per utterance: texts, speaker, language (and
-                                    language_found by a model that tells it), seconds, custom
-                                    fields, place of the audio
+                                    language_found by a model that tells it), seconds, columns of
+                                    the corpus, custom fields, place of the audio
     tokens-<set>-<suffix>.jsonl     one JSON object per utterance with token ids, their encoder
                                     frames and log-probs (read by local/compare_decodes.py), words
-                                    with start, end and confidence, speaker and custom fields
+                                    with start, end and confidence, speaker, columns, custom fields
 
 An utterance that could not be read has no recognised words, so that all of its words count as
 deleted; every file tells how many there are.
@@ -22,6 +24,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +39,15 @@ from xlsr_transducer.recognition.error_rates import (
     Transcript,
     error_rate,
     score,
-    score_languages,
+    score_values,
 )
 from xlsr_transducer.recognition.languages import (
+    columns_of,
     has_several,
     identified_table,
-    language_rows,
-    language_table,
     spreads,
+    value_rows,
+    value_tables,
     with_identified,
 )
 from xlsr_transducer.recognition.spans import Span
@@ -59,13 +63,14 @@ __all__ = [
     "error_rate",
     "format_table",
     "score",
-    "score_languages",
     "write_results",
 ]
 
 # In place of a missing word: no text holds a NUL. Shown as "*", as icefall does.
 GAP = "\0"
 SHOWN_GAP = "*"
+PLAIN = "without case and punctuation"
+SPREAD = (("worst", "highest"), ("mean", "mean"), ("gap", "gap"))  # shown, and field of Spread
 
 Pairs = list[tuple[str, str]]
 
@@ -100,9 +105,12 @@ def write_results(
     twice = [i for i, n in counts.items() if n > 1]
     if twice:
         raise UserError(f"{set_name}: utterance id {twice[0]} occurs {counts[twice[0]]} times")
-    languages = {i: known.get("language", "") for i, known in facts.items()}
     result = score(set_name, suffix, transcripts, len(unread))
-    result = score_languages(result, transcripts, unread, languages)
+    parts = {
+        name: score_values(result, transcripts, unread, values)
+        for name, values in columns_of(facts).items()
+    }
+    result = replace(result, columns={name: found for name, found in parts.items() if found})
     result = with_identified(result, transcripts, facts)
     name = f"{set_name}-{suffix}"
     files = {
@@ -121,30 +129,37 @@ def write_results(
 
 
 def format_table(scores: Sequence[Score]) -> str:
-    """Returns a plain text table, one line per score; then one of the languages, if there are
-    several, and one of how often they were found, if they were sought."""
+    """Returns a plain text table, one line per score; then one of the languages, and of each
+    other column, if there are several, and one of how often languages were found, if they were
+    sought."""
     rates = ("WER % [95 %]", "CER % [95 %]")
-    rows = [("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread")]
+    has_plain = any(s.plain_wer for s in scores)  # a column only where texts have case
+    rows = [("set", "settings", *rates, "words", "ins/del/sub", "utts", "unread",
+             *[f"WER % {PLAIN}"] * has_plain)]  # fmt: skip
     for s in scores:
         kinds = f"{s.wer.insertions}/{s.wer.deletions}/{s.wer.substitutions}"
         cells = (s.set_name, s.suffix, str(s.wer), str(s.cer), str(s.wer.num_ref), kinds)
-        rows.append((*cells, str(s.num_utterances), str(s.num_unread)))
-    tables = (text_table(rows), language_table(scores), identified_table(scores))
+        plain = [str(s.plain_wer or s.wer)] * has_plain
+        rows.append((*cells, str(s.num_utterances), str(s.num_unread), *plain))
+    tables = (text_table(rows), *value_tables(scores), identified_table(scores))
     return "\n\n".join(filter(None, tables))
 
 
 def _summary(result: Score) -> str:
-    """The settings and their rate; then each language, the worst, their mean, and the gap."""
+    """The settings and their rate; then by column each value, the worst, their mean, and the
+    gap."""
     rate = f"{result.suffix}\t{result.wer.percent:.2f}\t{result.num_unread}\n"
-    if not has_several(result.languages):
-        return f"settings\tWER\tunread\n{rate}"
-    of_each = {name: (s.wer.percent, s.cer.percent) for name, s in result.languages.items()}
-    both = spreads(result.languages)
-    of_each["worst"] = tuple(s.highest for s in both)
-    of_each["mean"] = tuple(s.mean for s in both)
-    of_each["gap"] = tuple(s.gap for s in both)
-    rows = [f"{name}\t{wer:.2f}\t{cer:.2f}\n" for name, (wer, cer) in of_each.items()]
-    return f"settings\tWER\tunread\n{rate}\nlanguage\tWER\tCER\n" + "".join(rows)
+    if result.plain_wer:
+        rate += f"\n{PLAIN}\tWER\n{result.suffix}\t{result.plain_wer.percent:.2f}\n"
+    parts = [f"settings\tWER\tunread\n{rate}"]
+    for column, values in result.columns.items():
+        if has_several(values):
+            of_each = [(name, s.wer.percent, s.cer.percent) for name, s in values.items()]
+            both = spreads(values)
+            of_each += [(what, *(getattr(s, field) for s in both)) for what, field in SPREAD]
+            rows = "".join(f"{name}\t{wer:.2f}\t{cer:.2f}\n" for name, wer, cer in of_each)
+            parts.append(f"{column}\tWER\tCER\n{rows}")
+    return "\n".join(parts)
 
 
 def _recogs(transcripts: Iterable[Transcript]) -> str:
@@ -190,7 +205,11 @@ def _token_lines(
             ]
         known = facts.get(t.id, {})
         entry.update(
-            {key: known[key] for key in ("speaker", "language", "custom") if key in known}
+            {
+                key: known[key]
+                for key in ("speaker", "language", "columns", "custom")
+                if key in known
+            }
         )
         if t.id in unread:
             entry["unread"] = unread[t.id]
@@ -210,6 +229,7 @@ def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str,
         f"{wer.substitutions} substitutions, over {wer.num_ref} reference words "
         f"({correct} correct)",
         f"95 % interval of the WER: {wer.low:.2f} to {wer.high:.2f}",
+        *([f"%WER {PLAIN} = {result.plain_wer}"] if result.plain_wer else []),
         f"%CER = {result.cer}, over {result.cer.num_ref} characters",
         f"{len(unread)} of {len(transcripts)} utterances could not be read; their words count as "
         "deletions",
@@ -233,12 +253,12 @@ def _errs(transcripts: Sequence[Transcript], result: Score, unread: Mapping[str,
             *_word_stats(confusions),
         ],
     ]
-    if has_several(result.languages):
-        rows = [("language", "WER % [95 %]", "CER % [95 %]", "words", "utterances", "unread")]
-        rows += [cells for _, *cells in language_rows("", result.languages)]
-        sections.append(
-            ["BY LANGUAGE: rates, the worst, their mean, and the gap", text_table(rows)]
-        )
+    for column, values in result.columns.items():
+        if has_several(values):
+            rows = [(column, "WER % [95 %]", "CER % [95 %]", "words", "utterances", "unread")]
+            rows += [cells for _, *cells in value_rows("", values)]
+            title = f"BY {column.upper()}: rates, the worst, their mean, and the gap"
+            sections.append([title, text_table(rows)])
     if identified := identified_table([result]):
         sections.append(["LANGUAGE FOUND: in how many utterances", identified])
     if unread:

@@ -21,6 +21,7 @@ LINES = 2
 LONGEST = 7.0  # seconds of a cue
 SHORTEST = 1.0  # seconds, if the next cue does not come before
 PAUSE = 1.0  # seconds without a word that end a cue
+_ENDS = (".", "?", "!", "…")  # of sentences, in texts that are punctuated
 
 
 class Writer:
@@ -170,15 +171,26 @@ def render(name: str, segments: Iterable[TimedText], seconds: float) -> str:
 
 
 def _groups(words: Sequence[Span]) -> Iterator[list[Span]]:
-    """Splits the words of a segment into cues."""
+    """Splits the words of a segment into cues, where there is punctuation at the end of
+    sentences."""
     group: list[Span] = []
     for word in words:
         if group and not _fits(group, word):
-            yield group
-            group = []
+            size = _whole_sentences(group)
+            if not _fits(group[size:] or group, word):  # a pause, say: nothing is moved
+                size = len(group)
+            yield group[:size]
+            group = group[size:]
         group.append(word)
     if group:
         yield group
+
+
+def _whole_sentences(group: Sequence[Span]) -> int:
+    """Returns how many words belong to sentences that end in a full cue; all of them, if a
+    sentence would leave more than half of it empty."""
+    ends = [i for i, word in enumerate(group, 1) if word.text.rstrip('"').endswith(_ENDS)]
+    return ends[-1] if ends and 2 * ends[-1] >= len(group) else len(group)
 
 
 def _fits(group: list[Span], word: Span) -> bool:

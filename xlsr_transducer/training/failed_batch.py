@@ -31,6 +31,8 @@ from xlsr_transducer.training.inf_check import InfCheck
 from xlsr_transducer.training.lora import load_lora_state, lora_state
 from xlsr_transducer.training.optim import OptimOptions, prepare_lora
 from xlsr_transducer.training.sharding import gather, is_sharded
+from xlsr_transducer.training.teacher import Teacher
+from xlsr_transducer.training.teacher_options import Scales
 
 KIND = "failed batch 2"
 FEW = 3  # utterances of a batch whose loss may not be finite before the batch counts as failed
@@ -148,6 +150,7 @@ class FailedBatches:
             "seed": o.seed,
             "autocast": str(o.autocast).replace("torch.", "") if o.autocast else "",
             "lora": lora_state(self.model),
+            "teacher": o.teacher.content() if o.teacher else None,
         }
 
 
@@ -185,6 +188,9 @@ def replay(content: dict[str, Any], device: torch.device, inf_check: bool = Fals
     prepare_lora(model, objective.optim)
     load_lora_state(model, content["lora"])
     model.to(device)
+    if objective.teacher:
+        given = content["teacher"]
+        objective.teacher.take(ModelConfig.from_dict(given["config"]), given["model"], device)
     epoch, step = content["epoch"], content["step"]
     objective.prepare(model, step)
     if inf_check:
@@ -202,10 +208,12 @@ def replay(content: dict[str, Any], device: torch.device, inf_check: bool = Fals
 
 def objective_of(content: dict[str, Any]) -> Objective:
     """Returns the objective of the training that a failed batch is of."""
+    config, given = ModelConfig.from_dict(content["config"]), content.get("teacher")
     return Objective(
-        ModelConfig.from_dict(content["config"]),
+        config,
         OptimOptions(**content["optim"]),
         LossOptions(**content["loss"]),
         content["seed"],
         getattr(torch, content["autocast"]) if content["autocast"] else None,
+        Teacher(Scales(*given["scales"]), config) if given else None,
     )

@@ -15,6 +15,7 @@ from xlsr_transducer.model.heads import Losses, LossOptions
 from xlsr_transducer.model.masking import drop_layers
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.training.optim import OptimOptions, set_trainable
+from xlsr_transducer.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Objective:
     loss: LossOptions
     seed: int
     autocast: torch.dtype | None  # of the encoder; None: float32
+    teacher: Teacher | None = None
 
     def prepare(self, model: SpeechModel, step: int, drops_layers: bool = True) -> None:
         """Sets which parameters ``step`` trains, and which layers it leaves out, if any."""
@@ -54,14 +56,16 @@ class Objective:
         """
         torch.manual_seed(random.Random(f"{self.seed} {epoch} {index}").getrandbits(63))
         chunk = chunk or self.config.streaming.draw(self.seed, step)
+        teach = self.teacher.lesson if self.teacher and self.teacher.model else None
+        inputs = (batch.inputs, batch.input_lens, batch.tokens, batch.token_lens)
         with autocast(batch.inputs.device, self.autocast):
-            return model(
-                batch.inputs, batch.input_lens, batch.tokens, batch.token_lens, self.loss, chunk
-            )
+            return model(*inputs, self.loss, chunk, teach)
 
     def weighted(self, losses: Losses, is_finite: Tensor, step: int) -> Tensor:
         """Returns what is to go down, (N,): 0 of utterances not in ``is_finite`` (N,) bool."""
         weighted = self.loss.weighted(losses, step)
+        if self.teacher:
+            weighted = weighted + self.teacher.weighted(losses)
         return torch.where(is_finite, weighted, torch.zeros_like(weighted))
 
 

@@ -42,6 +42,7 @@ from xlsr_transducer.training.resume import (
 )
 from xlsr_transducer.training.retention import remove_old
 from xlsr_transducer.training.sharding import check_sharding, is_sharded, shard, whole
+from xlsr_transducer.training.snapshots import Teaching
 from xlsr_transducer.training.state import TrainingState
 from xlsr_transducer.training.step import Stepper, StepReport
 from xlsr_transducer.training.validate import Validation, validate
@@ -81,6 +82,7 @@ class Trainer:
         self.loop, self.memory, self.process = loop, options.memory, process
         recompute_layers(model, self.memory.gradient_checkpointing)
         self.options, self.autocast = options, loop.autocast_dtype(process.device)
+        self.teaching = Teaching(options.teacher, config, data.tokenizer, optim, process)
         scaler = grad_scaler(self.autocast == torch.float16)
         groups = options.groups
         weights = groups.of(data.train_groups(splits["train"])) if groups.is_on else None
@@ -141,7 +143,12 @@ class Trainer:
 
     def _make_stepper(self, extent: Extent) -> Stepper:
         objective = Objective(
-            self.config, self.options.optim, self.loss, self.loop.seed, self.autocast
+            self.config,
+            self.options.optim,
+            self.loss,
+            self.loop.seed,
+            self.autocast,
+            self.teaching.teacher,
         )
         failed = FailedBatches(
             self.loop.exp_dir,
@@ -177,6 +184,7 @@ class Trainer:
             progress.use_batch_options(self.data.batch_options(splits, seed)),
         )
         for batch in loader:
+            self.teaching.prepare(progress.step)
             self.stepper.add(batch)
             if batch.place.is_last:
                 report = self.stepper.update(batch, self.interrupt.requested)
@@ -270,7 +278,9 @@ class Trainer:
 
     def _content(self, keep: bool, is_whole: bool) -> dict[str, Any]:
         content = model_content(self.config, self.data.tokenizer, self.state.weights(keep))
-        return {**content, **(self.state.content(keep) if is_whole else {})}
+        if not is_whole:
+            return content
+        return {**content, **self.state.content(keep), "teacher": self.teaching.note}
 
     def _save_alone(self) -> None:
         """Saves the state after the last step, on whichever process ran out of memory first.
@@ -294,6 +304,7 @@ class Trainer:
         path, content = self.process.from_main(self._start() if self.process.is_main else None)
         if path:
             self.restore(path, content)
+        self.teaching.begin(self.state.progress.step, content.get("teacher"), path)
 
     def _start(self) -> tuple[Path | None, dict[str, Any]]:
         """The checkpoint to resume from, and its content."""

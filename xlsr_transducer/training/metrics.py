@@ -28,6 +28,8 @@ class LossSums:
     ctc: float = 0.0
     consistency: float = 0.0
     classifier: float = 0.0
+    layers: float = 0.0
+    logits: float = 0.0
     tokens: int = 0
     utterances: int = 0
     seconds: float = 0.0

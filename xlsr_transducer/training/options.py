@@ -16,6 +16,7 @@ from xlsr_transducer.training.memory import MemoryOptions
 from xlsr_transducer.training.optim import OptimOptions
 from xlsr_transducer.training.resume import AUTO
 from xlsr_transducer.training.sharding import SHARDING
+from xlsr_transducer.training.teacher_options import TeacherOptions
 
 NUM_EPOCHS = 30
 
@@ -117,3 +118,4 @@ class TrainOptions:
     failure: FailureOptions
     memory: MemoryOptions
     groups: GroupWeightOptions
+    teacher: TeacherOptions

@@ -17,6 +17,7 @@ from xlsr_transducer.core.options import flag_of
 from xlsr_transducer.core.tensor_files import step_of
 from xlsr_transducer.model.checkpoint import numbered_files, read_checkpoint
 from xlsr_transducer.model.config import CHUNK_NAMES, ModelConfig, StreamingOptions
+from xlsr_transducer.model.encoder_options import EncoderOptions
 
 AUTO = "auto"
 LOCK = "training.lock"
@@ -119,6 +120,8 @@ def check_same_model(path: Path, saved: ModelConfig, now: ModelConfig) -> None:
 
 def _values(group: Any) -> dict[str, Any]:
     """The fields of a group of options; of streaming, the values that training draws from."""
+    if isinstance(group, EncoderOptions):
+        return {**dataclasses.asdict(group), "keep_layers": group.keep_layers or "all"}
     if not isinstance(group, StreamingOptions):
         return dataclasses.asdict(group)
     if not group.streaming:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.core.options import Options, flag_of, option
+
+
+class Scales(NamedTuple):
+    """Weights of the two terms that a teacher adds to the loss."""
+
+    layers: float
+    logits: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +46,18 @@ class TeacherOptions(Options):
                 if getattr(self, field.name) != field.default:
                     given = flag_of(field.name)
                     raise UserError(f"{given} needs --teacher or --teacher-snapshots")
+        elif not any(self.scales):
+            raise UserError(
+                "--distill-layer-scale 0 and --distill-logits-scale 0: nothing is taught; give "
+                "one, or no teacher"
+            )
 
     @property
     def is_on(self) -> bool:
         """Whether there is a teacher."""
         return bool(self.teacher or self.teacher_snapshots)
+
+    @property
+    def scales(self) -> Scales:
+        """Weights of the two terms."""
+        return Scales(self.distill_layer_scale, self.distill_logits_scale)

@@ -1,13 +1,15 @@
 """The interface of a head, the losses of all heads, and their options.
 
-Letters: N batch, T encoder frames, E width of the encoder, U tokens.
+Letters: N batch, T encoder frames, E width of the encoder, U tokens, D width
+of XLSR.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Optional
 
 from torch import Tensor, nn
 
@@ -21,7 +23,8 @@ CTC_BESIDE_TRANSDUCER = 0.2  # icefall's weight
 
 class Losses(NamedTuple):
     """Per utterance, (N,) float32: negative log-probabilities in nats; zeros of a head that the
-    model has not.
+    model has not. The last two are the distance from a teacher, zeros without one: means over an
+    utterance, times its tokens, so that their sums divide by tokens as those of the others do.
 
     Infinite where no path exists: CTC with fewer frames than tokens (and blanks between equal
     ones), the modified and constrained topologies with fewer frames than tokens.
@@ -32,6 +35,15 @@ class Losses(NamedTuple):
     ctc: Tensor
     consistency: Tensor  # of the CTC head's two views of an utterance; zeros without them
     classifier: Tensor
+    layers: Tensor  # see ``distillation.layer_distance``
+    logits: Tensor  # see ``distillation.divergence``, over all heads that the teacher has too
+
+
+class Guide(NamedTuple):
+    """A teacher's head for a student's head of the same kind."""
+
+    head: Head
+    encoder_out: Tensor  # (N, T, E) float32, of the teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,15 +149,34 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def losses(
-        self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor, options: LossOptions
+        self,
+        encoder_out: Tensor,
+        lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        options: LossOptions,
+        guide: Guide | None = None,
     ) -> dict[str, Tensor]:
         """Returns the head's losses of each utterance, (N,), by their names in ``Losses``.
 
         Args:
           encoder_out: (N, T, E) float32, T >= U; lens: (N,) int64.
           y: (N, U) int64 tokens, 0 beyond y_lens (N,); U >= 1.
+          guide: a teacher's head, which adds ``logits``: the mean divergence of the outputs.
         """
 
     @abstractmethod
     def describe(self) -> str:
         """Returns the head in a few words, for the log."""
+
+
+class Lesson(NamedTuple):
+    """What a teacher computes of a batch, without gradients."""
+
+    layers: Sequence[Tensor]  # (N, T, D) for each layer of the student; empty: none is taught
+    encoder_out: Tensor  # (N, T, E) float32
+    heads: Mapping[str, Head]  # those that the student has too; empty: none is taught
+
+
+Masks = tuple[Optional[Tensor], Optional[Tensor]]  # of frames (N, T), of channels (N, D)
+Teach = Callable[[Tensor, Tensor, Masks], Lesson]  # of input, its lengths, and its masks

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlsr_transducer.core.options import Options, option
-from xlsr_transducer.model.heads.base import Head, LossOptions
+from xlsr_transducer.model.distillation import divergence
+from xlsr_transducer.model.heads.base import Guide, Head, LossOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,23 @@ class ClassifierHead(Head):
         return self.logits(self.advance(encoder_out, lens, start))
 
     def losses(
-        self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor, options: LossOptions
+        self,
+        encoder_out: Tensor,
+        lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        options: LossOptions,
+        guide: Guide | None = None,
     ) -> dict[str, Tensor]:
         """Returns ``classifier``, the cross-entropy; ``y`` (N, 1) holds labels (see
         ``Head.losses``). It is infinite of a label that the model does not have, an empty ``y``.
         """
-        losses = F.cross_entropy(self(encoder_out, lens), y[:, 0], reduction="none")
-        return {"classifier": losses.masked_fill(y_lens == 0, float("inf"))}
+        logits = self(encoder_out, lens)
+        losses = F.cross_entropy(logits, y[:, 0], reduction="none")
+        found = {"classifier": losses.masked_fill(y_lens == 0, float("inf"))}
+        if guide is not None:
+            found["logits"] = divergence(logits, guide.head(guide.encoder_out, lens))
+        return found
 
     def describe(self) -> str:
         """Returns ``classifier of 107 labels``."""

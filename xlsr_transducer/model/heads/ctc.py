@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlsr_transducer.model.heads.base import Head, LossOptions
+from xlsr_transducer.model.distillation import divergence, mean_over
+from xlsr_transducer.model.heads.base import Guide, Head, LossOptions
 
 BLANK_ID = 0
 
@@ -23,11 +24,18 @@ class CtcHead(Head):
         self.output = nn.Linear(width, vocab_size)
 
     def losses(
-        self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor, options: LossOptions
+        self,
+        encoder_out: Tensor,
+        lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        options: LossOptions,
+        guide: Guide | None = None,
     ) -> dict[str, Tensor]:
         """Returns ``ctc``, and in training with ``cr_ctc_scale`` also ``consistency`` (see
         ``Head.losses``)."""
-        log_probs = self.output(encoder_out).log_softmax(-1)
+        logits = self.output(encoder_out)
+        log_probs = logits.log_softmax(-1)
         ctc = F.ctc_loss(
             log_probs.transpose(0, 1),
             y,
@@ -40,6 +48,10 @@ class CtcHead(Head):
         found = {"ctc": ctc.masked_fill(frames_of_ctc(y, y_lens) > lens, float("inf"))}
         if self.training and options.cr_ctc_scale > 0:
             found["consistency"] = consistency(log_probs, lens)
+        if guide is not None:
+            distance = divergence(logits, guide.head.output(guide.encoder_out))
+            is_frame = torch.arange(logits.shape[1], device=lens.device) < lens.unsqueeze(1)
+            found["logits"] = mean_over(distance, is_frame)
         return found
 
     def describe(self) -> str:
@@ -71,6 +83,6 @@ def consistency(log_probs: Tensor, lens: Tensor) -> Tensor:
       (2 N,): its mean over an utterance's two rows is the utterance's loss.
     """
     other = log_probs.roll(len(log_probs) // 2, dims=0).detach()
-    divergence = F.kl_div(log_probs, other, reduction="none", log_target=True).sum(2)
+    distance = F.kl_div(log_probs, other, reduction="none", log_target=True).sum(2)
     is_frame = torch.arange(log_probs.shape[1], device=lens.device) < lens.unsqueeze(1)
-    return divergence.masked_fill(~is_frame, 0.0).sum(1)
+    return distance.masked_fill(~is_frame, 0.0).sum(1)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from xlsr_transducer.core.options import Options, option
 from xlsr_transducer.loss import get_backend
 from xlsr_transducer.model.decoder import Decoder
-from xlsr_transducer.model.heads.base import Head, LossOptions
+from xlsr_transducer.model.distillation import divergence, mean_over
+from xlsr_transducer.model.heads.base import Guide, Head, LossOptions
 from xlsr_transducer.model.joiner import Joiner
 
 
@@ -42,15 +43,29 @@ class TransducerHead(Head):
         self.simple_lm_proj = nn.Linear(dim, vocab_size)
 
     def losses(
-        self, encoder_out: Tensor, lens: Tensor, y: Tensor, y_lens: Tensor, options: LossOptions
+        self,
+        encoder_out: Tensor,
+        lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        options: LossOptions,
+        guide: Guide | None = None,
     ) -> dict[str, Tensor]:
         """Returns ``simple`` and ``pruned`` (see ``Head.losses``)."""
         decoder_out = self.decoder_dropout(self.decoder(F.pad(y, (1, 0))))
         boundary = torch.zeros(y.shape[0], 4, dtype=torch.int64, device=y.device)
         boundary[:, 2], boundary[:, 3] = y_lens, lens
         simple, ranges = self._simple_loss(encoder_out, decoder_out, y, boundary, options)
-        pruned = self._pruned_loss(encoder_out, decoder_out, y, ranges, boundary, options)
-        return {"simple": simple, "pruned": pruned}
+        logits = self._pruned_logits(encoder_out, decoder_out, ranges, options)
+        pruned = self._pruned_loss(logits, y, ranges, boundary, options)
+        found = {"simple": simple, "pruned": pruned}
+        if guide is not None:
+            decoded = guide.head.decoder(F.pad(y, (1, 0)))
+            theirs = guide.head._pruned_logits(guide.encoder_out, decoded, ranges, options)
+            frames = torch.arange(ranges.shape[1], device=ranges.device).view(1, -1, 1)
+            is_cell = (frames < lens.view(-1, 1, 1)) & (ranges <= y_lens.view(-1, 1, 1))
+            found["logits"] = mean_over(divergence(logits, theirs), is_cell)
+        return found
 
     def describe(self) -> str:
         """Returns ``transducer over 500 tokens``."""
@@ -78,23 +93,25 @@ class TransducerHead(Head):
         )
         return loss, ranges
 
-    def _pruned_loss(
-        self,
-        encoder_out: Tensor,
-        decoder_out: Tensor,
-        y: Tensor,
-        ranges: Tensor,
-        boundary: Tensor,
-        options: LossOptions,
+    def _pruned_logits(
+        self, encoder_out: Tensor, decoder_out: Tensor, ranges: Tensor, options: LossOptions
     ) -> Tensor:
+        """Returns the joiner's output at the cells of the lattice in ``ranges`` (N, T, R):
+        (N, T, R, V)."""
         k2 = get_backend(options.loss_backend)
         am, lm = k2.do_rnnt_pruning(
             am=self.joiner.encoder_proj(encoder_out),
             lm=self.joiner.decoder_proj(decoder_out),
             ranges=ranges,
         )
+        return self.joiner(am, lm, project_input=False)
+
+    def _pruned_loss(
+        self, logits: Tensor, y: Tensor, ranges: Tensor, boundary: Tensor, options: LossOptions
+    ) -> Tensor:
+        k2 = get_backend(options.loss_backend)
         return k2.rnnt_loss_pruned(
-            logits=self.joiner(am, lm, project_input=False),  # (N, T, R, V)
+            logits=logits,
             symbols=y,
             ranges=ranges,
             termination_symbol=self.decoder.blank_id,

@@ -1,0 +1,1 @@
+"""The checks of stage 4: faults, which are errors, and flags, which are warnings."""

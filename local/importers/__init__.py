@@ -1,0 +1,1 @@
+"""What corpora come as: each form is read into the same entries, then into lhotse's manifests."""

@@ -1,0 +1,1 @@
+"""Long recordings and their transcripts as utterances: what ``python -m local.segment`` does."""

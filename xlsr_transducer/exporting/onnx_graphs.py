@@ -28,7 +28,8 @@ from xlsr_transducer.model.encoder import Adapter
 from xlsr_transducer.model.joiner import Joiner
 from xlsr_transducer.model.speech_model import SpeechModel
 from xlsr_transducer.model.state import fields_of, state_of
-from xlsr_transducer.model.wav2vec2_layers import ConvLayer, PositionalConv
+from xlsr_transducer.model.wav2vec2_front_end import ConvLayer
+from xlsr_transducer.model.wav2vec2_layers import PositionalConv
 
 # A server that normalises the utterance has taken its level away. Models that receive it are given
 # the level for which cumulative normalisation is made.

@@ -23,12 +23,8 @@ from xlsr_transducer.model.normalize import (
     normalize_utterance,
 )
 from xlsr_transducer.model.state import Wav2Vec2State
-from xlsr_transducer.model.wav2vec2_layers import (
-    Encoder,
-    FeatureEncoder,
-    FeatureProjection,
-    zero_padding,
-)
+from xlsr_transducer.model.wav2vec2_front_end import FeatureEncoder, FeatureProjection
+from xlsr_transducer.model.wav2vec2_layers import Encoder, zero_padding
 from xlsr_transducer.model.xlsr_config import FRONTEND, WAVEFORM, XlsrConfig
 
 

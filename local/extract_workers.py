@@ -259,12 +259,12 @@ def _extractor(task: Task, device: str) -> Extractor:
 
 
 def _device(device: str, name: str) -> str:
-    """Returns the GPU of a worker: the one of the number at the end of its name."""
+    """Returns the GPU of a worker: that of its number, the name being such as 3 or gpu-3."""
     if device != "cuda":
         return device
     if not torch.cuda.is_available():
         raise UserError(
             f"--device cuda: PyTorch sees no GPU on {socket.gethostname()}; use --device cpu"
         )
-    number = re.search(r"\d+$", name)
-    return f"cuda:{int(number.group()) % torch.cuda.device_count() if number else 0}"
+    number = re.search(r"(?:^|-)(\d+)$", name)  # not the port of an address
+    return f"cuda:{int(number.group(1)) % torch.cuda.device_count() if number else 0}"

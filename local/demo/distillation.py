@@ -43,7 +43,6 @@ from xlsr_transducer.evaluation.significance import Difference, paired_bootstrap
 FEATURES, FIRST_MODEL = "frontend-cumulative", "full/best-valid-wer.pt"
 SETS = ("test_seen", "test_unseen")
 FULL = -1  # of chunk sizes
-STANDARD, TEACHER = "standard", "teacher"
 SNAPSHOTS = 8
 # The widths of the demo's first model; each batch is a step, on stored features.
 TRAINING = (
@@ -69,25 +68,22 @@ class Experiment:
     exp: Path
     pool: ThreadPoolExecutor  # of programs that it waits for
 
-    def folder(self, name: str, seed: int) -> Path:
-        return self.exp / f"{name}-{seed}"
-
-    def train(self, name: str, seed: int, num_updates: int, *options: object) -> Path:
-        """Trains, unless that was done; returns the file of the last weights."""
-        folder = self.folder(name, seed)
+    def train(self, name: str, num_updates: int, seed: int, *options: object) -> Path:
+        """Trains, unless that was done; returns the folder."""
+        folder = self.exp / f"{name.replace(' ', '-')}-{num_updates}-{seed}"
         where = ("--data-dir", self.data, "--exp-dir", folder)
         steps = ("--num-updates", num_updates, "--seed", seed, "--resume", "auto")
         once(folder, ("./train.sh", *where, *TRAINING, *steps, *options))
-        return folder / f"epoch-{last_epoch(folder)}.pt"
+        return folder
 
-    def decode(self, name: str, seed: int, chunks: Sequence[int]) -> Decoded:
+    def decode(self, folder: Path, chunks: Sequence[int]) -> Decoded:
         """Returns what the last weights recognise of the test sets, all together."""
-        folder, found = self.folder(name, seed), {}
+        found = {}
         last = ("--epoch", last_epoch(folder), "--use-averaged-model", 0)
         for chunk in chunks:
-            results = folder / f"chunk-{chunk}"
             where = ("--data-dir", self.data, "--exp-dir", folder, "--split", ",".join(SETS))
             command = (sys.executable, "-m", "xlsr_transducer.decode", *where, *last)
+            results = folder / f"chunk-{chunk}"
             once(results, (*command, "--decode-chunk-len", chunk, "--num-workers", 0))
             found[chunk] = records_of(folder, chunk)
         return found
@@ -99,6 +95,10 @@ class Experiment:
 
 def last_epoch(folder: Path) -> int:
     return max((int(path.stem.partition("-")[2]) for path in folder.glob("epoch-*.pt")), default=0)
+
+
+def last_weights(folder: Path) -> Path:
+    return folder / f"epoch-{last_epoch(folder)}.pt"
 
 
 def records_of(folder: Path, chunk: int) -> list[Record]:
@@ -117,25 +117,24 @@ def records_of(folder: Path, chunk: int) -> list[Record]:
 
 def ways(experiment: Experiment, seeds: Sequence[int], num_updates: int) -> str:
     """Trains in the five ways and returns their table."""
-    found: dict[tuple[str, int], Future[Decoded]] = {}
+    found: dict[tuple[str, int], Future[tuple[Path, Decoded]]] = {}
     views = (FULL, 32)
 
-    def run(name: str, seed: int, *options: object) -> Decoded:
-        experiment.train(name, seed, num_updates, *options)
-        return experiment.decode(name, seed, views)
+    def run(name: str, seed: int, *options: object) -> tuple[Path, Decoded]:
+        folder = experiment.train(name, num_updates, seed, *options)
+        return folder, experiment.decode(folder, views)
 
     snapshots = ("--save-every-n", max(num_updates // SNAPSHOTS, 1), "--keep-last-k", 0)
     for seed in seeds:
-        found[STANDARD, seed] = experiment.pool.submit(
-            run, STANDARD, seed, *BOTH_VIEWS, *experiment.start(), *snapshots
+        found["standard", seed] = experiment.pool.submit(
+            run, "standard", seed, *BOTH_VIEWS, *experiment.start(), *snapshots
         )
         found["unguided", seed] = experiment.pool.submit(
             run, "unguided", seed, *MAMBA, *experiment.start(), "--mixer-residual", 1
         )
     for seed in seeds:
-        found[STANDARD, seed].result()
-        folder = experiment.folder(STANDARD, seed)
-        last = ("--teacher", folder / f"epoch-{last_epoch(folder)}.pt")
+        folder, _ = found["standard", seed].result()
+        last = ("--teacher", last_weights(folder))
         in_turn = (*experiment.start(), "--teacher-snapshots", folder)
         for name, options in (
             ("target guided", last),
@@ -147,7 +146,7 @@ def ways(experiment: Experiment, seeds: Sequence[int], num_updates: int) -> str:
         ("way", "full context: WER % [95 %]", "chunk 32: WER % [95 %]",
          "against unguided, at chunk 32")
     ]  # fmt: skip
-    results = {key: future.result() for key, future in found.items()}
+    results = {key: future.result()[1] for key, future in found.items()}
     unguided = [results["unguided", seed][32] for seed in seeds]
     for name in dict.fromkeys(name for name, _ in results):
         decoded = [results[name, seed] for seed in seeds]
@@ -161,14 +160,14 @@ def streaming(
     experiment: Experiment, seeds: Sequence[int], num_updates: int, num_student_updates: int
 ) -> str:
     """Trains streaming students of a full-context teacher and returns their table."""
-    seed = seeds[0]
-    begin = (TEACHER, seed, num_updates, *experiment.start())
-    path = experiment.pool.submit(experiment.train, *begin).result()
-    teachers = experiment.pool.submit(experiment.decode, TEACHER, seed, (FULL, 16))
+    begin = ("teacher", num_updates, seeds[0], *experiment.start())
+    teacher = experiment.pool.submit(experiment.train, *begin).result()
+    teachers = experiment.pool.submit(experiment.decode, teacher, (FULL, 16))
 
     def run(name: str, seed: int, flag: str) -> list[Record]:
-        experiment.train(name, seed, num_student_updates, *CHUNKS, flag, path)
-        return experiment.decode(name, seed, (16,))[16]
+        begin = (f"{name}-after-{num_updates}", num_student_updates, seed)
+        folder = experiment.train(*begin, *CHUNKS, flag, last_weights(teacher))
+        return experiment.decode(folder, (16,))[16]
 
     students = {"alone": "--init-from", "taught": "--teacher"}
     futures = {
@@ -246,10 +245,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             "ways": (ways, *given),
         }
         futures = {name: tables.submit(*waiting[name]) for name in args.tables}
-        for name, future in futures.items():
-            table = future.result()
-            print(f"{name}\n{table}\n", flush=True)
-            write_text(experiment.exp / f"{name}.txt", table + "\n")
+        try:
+            for name, future in futures.items():
+                table = future.result()
+                print(f"{name}\n{table}\n", flush=True)
+                write_text(experiment.exp / f"{name}.txt", table + "\n")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
+            raise
 
 
 if __name__ == "__main__":

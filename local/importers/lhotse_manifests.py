@@ -14,6 +14,7 @@ from local.importers.parts import EACH, TOLERANCE, Wanted
 from local.importers.safety import place_problem, refuse_command
 from local.utterances import RecordingPool
 from xlsr_transducer.core.errors import UserError
+from xlsr_transducer.data.cuts import COLUMNS
 
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 KINDS = ("recordings", "supervisions", "cuts")
@@ -92,6 +93,7 @@ class LhotseCorpus(Corpus):
         file, number = (self.recordings, recording["line"]) if self.recordings else (None, line)
         problem = _recording_problem(recording, file or self.path, number)
         custom = {**(supervision.get("custom") or {}), "gender": supervision.get("gender")}
+        custom.update(custom.pop(COLUMNS, None) or {})  # of a manifest of this recipe
         text = (supervision.get("text") or "").strip()
         told = supervision["channel"]
         told = tuple(told) if isinstance(told, list) else (told,)
@@ -128,8 +130,10 @@ class LhotseCorpus(Corpus):
     def _in_source(self, entry: Entry, source: dict) -> Entry:
         positions = {channel: i for i, channel in enumerate(source["channels"])}
         path = source["source"]
+        missing = [c for c in entry.channels if c not in positions]
+        problem = f"no such channel: {missing[0]}" if missing else ""
         return dataclasses.replace(
-            entry, path=path, audio=self.locate(path), channel_in_file=positions
+            entry, path=path, audio=self.locate(path), channel_in_file=positions, problem=problem
         )
 
 

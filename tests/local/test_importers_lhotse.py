@@ -234,3 +234,22 @@ def test_a_damaged_manifest_is_an_error_and_a_bad_line_a_reason(pair, tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"xy_supervisions_train.jsonl.gz: damaged"):
         import_corpus(pair, tmp_path / "data")
+
+
+def test_the_manifests_of_this_recipe_are_read_again_with_their_columns(pair, tmp_path):
+    first = import_corpus(pair, tmp_path / "data")
+    again = import_corpus(tmp_path / "data" / "manifests", tmp_path / "again")
+    keys = ("id", "recording_id", "start", "duration", "channel", "text", "language", "recording")
+    assert [[s[key] for key in keys] for s in again] == [[s[key] for key in keys] for s in first]
+    columns = [s["custom"]["columns"] for s in again]
+    assert columns[1] == {**first[1]["custom"]["columns"], "line": "2"}
+
+
+def test_a_channel_that_the_recording_lacks_is_named(pair, tmp_path):
+    path = pair / "xy_recordings_train.jsonl.gz"
+    found = list(read_jsonl_gz(path))
+    found[1]["sources"][0]["channels"] = found[1]["channel_ids"] = [1, 2]
+    write_json_lines(path, *found)
+    found = import_corpus(pair, tmp_path / "data", "--max-rejected=30")
+    assert [(s["id"], s["channel"]) for s in found] == [("b-1", 0), ("a-2", 0), ("b-2", 0)]
+    assert rejected(tmp_path / "data") == {1: "no such channel: 0"}

@@ -74,6 +74,8 @@ def test_files_of_attention_and_mamba_are_told_apart(
     streaming = ("--streaming=1", "--chunk-size=16,8,-1")
     with pytest.raises(UserError, match="--mixer bimamba2 and attention"):
         run_train(corpus, mamba_exp, *streaming, "--start-epoch=2")
+    with pytest.raises(UserError, match=r"epoch-2.pt: .*--mixer attention and bimamba2.*--init-"):
+        run_train(corpus, streaming_exp, *MAMBA, "--start-epoch=3")
     with pytest.raises(UserError, match=r"--init-from .*mamba.* is new"):
         run_train(corpus, tmp_path, *streaming, f"--init-from={mamba_exp / 'epoch-1.pt'}")
     with pytest.raises(UserError, match="--lora-rank 2: LoRA changes attention"):

@@ -2,7 +2,7 @@
 
 DATA/features/NAME/ holds features.json (a ``model.feature_info.FeatureInfo``),
 cuts_SPLIT.jsonl.gz (lhotse cuts of 16 kHz recordings with features attached) and
-SPLIT/shard_NNNNN/ with the arrays.
+SPLIT/features.*.tar with the arrays (in folders of older versions, one file each).
 A cut lasts as long as its frames, 20 ms each. Its audio is 5 to 25 ms longer, which is less
 than another frame needs.
 """

@@ -1,9 +1,9 @@
 """Corpora in Lhotse Shar: a few large tar files in place of millions of small ones.
 
-``local.make_shar`` writes them, and manifests with the tar file and position of each utterance:
-``tar_member`` features, and recordings whose source is of type ``shar``. So batches are planned
-from the manifests as ever, and each process reads of the tar files what its own batches need, by
-position. The plan takes a few tar files at a time.
+The extraction of features and ``local.make_shar`` write them, and manifests with the tar file and
+position of each utterance: ``tar_member`` features, and recordings whose source is of type
+``shar``. So batches are planned from the manifests as ever, and each process reads of the tar
+files what its own batches need, by position. The plan takes a few tar files at a time.
 """
 
 from __future__ import annotations

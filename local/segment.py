@@ -144,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = write_results(args.out_dir, done)
             count = sum(not row.reason for _, rows in done for row in rows)
             logging.info(f"{count} utterances: {path}; all else: {path.with_suffix('.tsv')}")
+            if not count:
+                status = complain(f"no utterance: {path.with_suffix('.tsv')} tells why")
     return status
 
 

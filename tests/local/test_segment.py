@@ -481,6 +481,10 @@ def test_many_recordings_and_what_is_wrong_with_one(
     assert len(errors) == 2 and "broken.wav: unreadable audio" in errors[0]
     assert "short.wav: is shorter than a frame" in errors[1]
     assert (tmp_path / "out" / "segments.txt").read_text().count("|mari\n") > 0
+    write(tmp_path / "wrong.txt", "ksksk mlmlm ntntn")
+    arguments = [f"--audio={audio}", f"--transcript={tmp_path / 'wrong.txt'}"]
+    assert run(recording, *arguments, f"--out-dir={tmp_path / 'out'}") == 2
+    assert "no utterance: " in capsys.readouterr().err.splitlines()[-1]
     for content, complaint in (
         ("a|b", "list.txt:1: a line has audio|transcript|speaker"),
         (f"{audio}|t.txt|x\n\n{audio}|t.txt|y", "list.txt:3: .*is named twice"),

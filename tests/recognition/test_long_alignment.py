@@ -105,6 +105,11 @@ def test_missing_and_extra_sentences_lead_nothing_astray(vocabulary: int, wrong:
     assert exact == sum(map(bool, true)) or wrong
 
 
+@pytest.mark.parametrize("words, wanted", [("x a b q y", (1, 4)), ("x q b c y", (1, 4))])
+def test_a_wrong_word_at_its_edge_belongs_to_a_unit(words: str, wanted: tuple[int, int]) -> None:
+    assert place([["a", "b", "c"]], words.split()) == [wanted]
+
+
 def test_nothing_is_placed_on_nothing() -> None:
     assert place([], ["a"]) == [] and place([["a"], []], []) == [None, None]
     assert place([[]], ["a"]) == [None]

@@ -35,6 +35,7 @@ _CONFIG = {
     "distributed.scheduler.http.routes": [],  # no pages: they could be seen by others
     "distributed.worker.http.routes": [],
     "distributed.scheduler.allowed-failures": 2,  # so many workers may die of a shard
+    "distributed.admin.low-level-log-length": 100,  # messages in memory, each with a shard
     "distributed.scheduler.worker-saturation": 1.0,  # and no other shard is blamed for it
 }
 _NO_PAGES = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}

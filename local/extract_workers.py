@@ -181,7 +181,8 @@ class _Run:
         future.add_done_callback(self._ready.put)
 
     def _room(self) -> int:
-        """Returns how many shards more the workers can take: each has one, and the next."""
+        """Returns how many shards more the workers can take: one each, so that none is blamed for
+        the death of a worker that computed another."""
         now = time.monotonic()
         if now - self._looked > RECOVER_SECONDS:
             self._looked = now
@@ -192,7 +193,7 @@ class _Run:
         elif now - self._had_workers > ALONE_SECONDS:
             logging.warning("there is no worker: waiting for one")
             self._had_workers = now
-        return max(max(2 * threads, 1) - len(self._pending), 0)
+        return max(max(threads, 1) - len(self._pending), 0)
 
 
 def _require(future: Future, shard: Shard) -> None:

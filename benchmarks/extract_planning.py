@@ -54,7 +54,7 @@ def cuts(count: int, folder: Path) -> Iterator[dict]:
         }
 
 
-def no_op(task: Task, shard: Shard, topic: str, key: str) -> None:
+def no_op(task: Task, content: bytes, topic: str, key: str) -> None:
     """In the place of the computation of a shard."""
 
 

@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ _CONFIG = {
     "distributed.scheduler.http.routes": [],  # no pages: they could be seen by others
     "distributed.worker.http.routes": [],
     "distributed.scheduler.allowed-failures": 2,  # so many workers may die of a shard
-    "distributed.scheduler.worker-saturation": 1.0,  # and no other shard is blamed for it
+    "distributed.admin.low-level-log-length": 100,  # messages in memory, each with a shard
 }
 _NO_PAGES = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 _KINDS = {str: "a text", int: "a whole number", list: "a list of texts"}
@@ -74,8 +75,9 @@ def prepare_dask() -> None:
             f"{e.name or e} is missing, which workers need: {INSTALL}, or give --single-process"
         ) from e
     dask.config.set(_CONFIG)
-    for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # it is told in our words
+    for name in ("asyncio", *logging.root.manager.loggerDict):
+        if name.split(".")[0] in ("distributed", "tornado", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # it is told in our words
 
 
 @contextlib.contextmanager
@@ -85,7 +87,8 @@ def local_cluster(num_jobs: int) -> Connected:
     from distributed.security import Security
 
     # The threads that start here, and the processes that these start, never get Ctrl-C: this
-    # process ends them.
+    # process ends them. The tracker comes first, as its start lets Ctrl-C into its thread.
+    resource_tracker.ensure_running()
     with interrupts_held_back():
         cluster = LocalCluster(
             n_workers=0,

@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import itertools
 import logging
+import pickle
 import queue
 import re
 import socket
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,13 +175,14 @@ class _Run:
         key = f"{shard.split}-{uuid.uuid4().hex}"
         self._reports.expect(key)
         future = self._client.submit(
-            compute_shard, self._task, shard, self._reports.topic, key, key=key, pure=False
+            compute_shard, self._task, packed(shard), self._reports.topic, key, key=key, pure=False
         )
         self._pending[key] = future, shard
         future.add_done_callback(self._ready.put)
 
     def _room(self) -> int:
-        """Returns how many shards more the workers can take: each has one, and the next."""
+        """Returns how many shards more the workers can take: one each, so that none is blamed for
+        the death of a worker that computed another."""
         now = time.monotonic()
         if now - self._looked > RECOVER_SECONDS:
             self._looked = now
@@ -190,7 +193,7 @@ class _Run:
         elif now - self._had_workers > ALONE_SECONDS:
             logging.warning("there is no worker: waiting for one")
             self._had_workers = now
-        return max(max(2 * threads, 1) - len(self._pending), 0)
+        return max(max(threads, 1) - len(self._pending), 0)
 
 
 def _require(future: Future, shard: Shard) -> None:
@@ -217,8 +220,18 @@ def _require(future: Future, shard: Shard) -> None:
     raise error
 
 
-def compute_shard(task: Task, shard: Shard, topic: str, key: str) -> None:
-    """Computes one shard in a worker of Dask."""
+def packed(shard: Shard) -> bytes:
+    """Returns a shard made small: schedulers keep the latest messages in memory."""
+    return zlib.compress(pickle.dumps(shard), 1)
+
+
+def compute_shard(task: Task, content: bytes, topic: str, key: str) -> None:
+    """Computes one shard in a worker of Dask.
+
+    Args:
+      content: the shard, from ``packed``.
+      topic: of reports on it. key: what it is called there.
+    """
     from distributed import get_worker
 
     worker = get_worker()
@@ -240,6 +253,7 @@ def compute_shard(task: Task, shard: Shard, topic: str, key: str) -> None:
 
     with _loading:
         extractor = _extractor(task, _device(task.device, str(worker.name)))
+    shard = pickle.loads(zlib.decompress(content))
     extract_shard(shard, task.folder, extractor, task.max_duration, on_batch)
 
 

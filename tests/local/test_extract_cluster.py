@@ -86,7 +86,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_bytes_do_not_depend_on_the_workers_nor_on_one_that_is_killed(data, xlsr, cluster):
     expected = contents(extract(data, xlsr, "--cut", "2", "--name", "none"))
     assert sum(name.endswith(".tar") for name in expected) == 3
-    for workers in (1, 2):
+    for workers in (1, 2, 3):
         cluster.scale(workers)
         folder = extract(data, xlsr, "--cut", "2", "--name", str(workers), jobs=cluster.jobs)
         assert contents(folder) == expected

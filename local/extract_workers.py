@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import logging
-import pickle
 import queue
 import re
 import socket
@@ -222,7 +222,7 @@ def _require(future: Future, shard: Shard) -> None:
 
 def packed(shard: Shard) -> bytes:
     """Returns a shard made small: schedulers keep the latest messages in memory."""
-    return zlib.compress(pickle.dumps(shard), 1)
+    return zlib.compress(json.dumps([shard.split, shard.cuts]).encode("ascii"), 1)
 
 
 def compute_shard(task: Task, content: bytes, topic: str, key: str) -> None:
@@ -253,8 +253,8 @@ def compute_shard(task: Task, content: bytes, topic: str, key: str) -> None:
 
     with _loading:
         extractor = _extractor(task, _device(task.device, str(worker.name)))
-    shard = pickle.loads(zlib.decompress(content))
-    extract_shard(shard, task.folder, extractor, task.max_duration, on_batch)
+    split, cuts = json.loads(zlib.decompress(content))
+    extract_shard(Shard(split, tuple(cuts)), task.folder, extractor, task.max_duration, on_batch)
 
 
 _loading = threading.Lock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -35,6 +35,15 @@ def test_a_defect_keeps_its_traceback() -> None:
         run_command(main)
 
 
+@pytest.fixture
+def listens_to_ctrl_c() -> Iterator[None]:
+    """What a shell starts in the background ignores it from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture) -> None:
     def main(argv: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -45,6 +54,7 @@ def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture) -> Non
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 @pytest.mark.parametrize("receiver", ["main", "other"])
 def test_ctrl_c_waits_for_the_end_of_foreign_code(receiver: str) -> None:
     """Whichever thread the system gives the signal to."""

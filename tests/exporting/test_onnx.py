@@ -212,6 +212,7 @@ def test_sherpa_onnx_recognises_with_int8_weights(folder, waves):
         assert len(expected) > 10 and errors <= 0.4 * len(expected)
 
 
+@pytest.mark.long
 def test_export_checks_the_files_in_fresh_processes(streaming_exp, tmp_path, capsys):
     pytest.importorskip("onnx", reason="ONNX is not installed in this environment")
     argv = ["--exp-dir", str(streaming_exp), "--out-dir", str(tmp_path), "--onnx", "1"]

@@ -55,6 +55,7 @@ def test_sounds_without_speech_have_the_levels_that_are_asked_for():
         assert level == pytest.approx(silence.LEVELS, abs=0.01)
 
 
+@pytest.mark.long
 def test_the_experiments_run_and_say_what_they_measured(
     corpus, streaming_exp, monkeypatch, capsys
 ):

@@ -101,6 +101,7 @@ def test_the_fast_front_end_of_training_equals_that_of_the_network():
     torch.testing.assert_close(convolve(network, audio), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.long
 def test_pretraining_lowers_the_loss_and_can_be_repeated_on_any_number_of_cores(tmp_path):
     usual = torch.get_num_threads()
     seen = []

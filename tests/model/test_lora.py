@@ -84,6 +84,7 @@ def test_only_the_small_matrices_of_the_trained_layers_change(layers: int, expec
     assert len(changed) == 8 * len(expected)
 
 
+@pytest.mark.long
 def test_a_training_goes_on_to_the_bit_and_decodes_without_flags(
     corpus: Path, tmp_path: Path
 ) -> None:

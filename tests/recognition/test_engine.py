@@ -156,7 +156,9 @@ class Cost:
         sys.setprofile(None)
 
 
-@pytest.mark.parametrize("endpoint", [EndpointOptions(), EndpointOptions(True)])
+@pytest.mark.parametrize(
+    "endpoint", [EndpointOptions(), pytest.param(EndpointOptions(True), marks=pytest.mark.long)]
+)
 def test_a_step_costs_after_an_hour_what_it_costs_after_ten_seconds(monkeypatch, endpoint):
     """Function calls of a step and of reading it, tokens read, and numbers in the state."""
     monkeypatch.setattr(history.History.settle, "__defaults__", (32,))

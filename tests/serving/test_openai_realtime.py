@@ -168,7 +168,7 @@ def check_texts(events: list[Any], segments: list[TimedText], turns: dict | None
     assert texts == [*(s.text for s in segments[:ended]), joined(segments[ended:])]
 
 
-@pytest.mark.parametrize("num_sessions", [1, 32])
+@pytest.mark.parametrize("num_sessions", [1, 8, pytest.param(32, marks=pytest.mark.long)])
 def test_sessions_give_the_tokens_and_times_of_each_stream_alone(
     model: LiveModel, audio: list, num_sessions: int
 ) -> None:

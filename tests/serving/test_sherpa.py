@@ -57,7 +57,7 @@ def finals(messages: list[dict]) -> list[tuple]:
     return [(m["text"], m["tokens"], m["timestamps"]) for m in found]
 
 
-@pytest.mark.parametrize("num_sessions", [1, 32])
+@pytest.mark.parametrize("num_sessions", [1, 8, pytest.param(32, marks=pytest.mark.long)])
 def test_sessions_give_the_segments_of_each_stream_alone(
     model: LiveModel, audio: list[torch.Tensor], num_sessions: int
 ) -> None:

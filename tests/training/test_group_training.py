@@ -222,6 +222,7 @@ def driven(data: Path, exp: Path, *more: str) -> tuple[list[str], dict[str, str]
 
 
 @needs_processes
+@pytest.mark.long
 def test_one_two_and_four_processes_and_a_killed_one_have_the_same_weights(
     dialects: Path, tmp_path: Path
 ) -> None:

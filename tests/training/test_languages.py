@@ -115,7 +115,7 @@ def test_log_history_and_tensorboard_have_every_language(spoken, tmp_path):
     assert f"best validation WER of the worst language {record['wer_worst']:.2f} %" in log
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_best_checkpoint_is_chosen_by_all_or_by_the_worst_language(
     corpus, tmp_path, monkeypatch
 ):

@@ -47,6 +47,7 @@ def test_exported_files_give_its_tokens(mamba_exp: Path, tmp_path: Path) -> None
     assert {"jit_script_chunk_16_left_0.pt", "cpu_jit.pt", "model.onnx"} <= names, names
 
 
+@pytest.mark.long
 def test_a_resumed_training_ends_with_the_same_weights(corpus: Path, tmp_path: Path) -> None:
     straight, resumed = run_and_resume(corpus, tmp_path, *MAMBA, "--mixer-layers=1")
     for name, value in straight["model"].items():

@@ -307,6 +307,7 @@ def test_options_that_contradict_the_optimizer_are_refused_by_name(
         OptimOptions(**options)
 
 
+@pytest.mark.long
 def test_a_training_with_scaled_adam_learns_and_resumes_to_the_bit(
     corpus: Path, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def _compare(plain: dict, sharded: dict) -> None:
 
 
 @needs_fsdp2
+@pytest.mark.long
 def test_two_sharded_processes_resume_a_plain_training_as_one_plain_process_does(
     corpus: Path, streaming_exp: Path, tmp_path: Path
 ) -> None:

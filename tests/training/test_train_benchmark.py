@@ -10,6 +10,7 @@ from tests.support.tiny_recipe import SMALL
 pytest.importorskip("torch.utils.flop_counter", reason="this PyTorch counts no FLOPs")
 
 
+@pytest.mark.long
 def test_a_training_is_measured_and_the_shares_of_the_time_add_up(capsys) -> None:
     small = ["--minutes", "0.5", "--vocab-size", "60", "--matrix-size", "64"]
     benchmark.main([*small, "--cuts", "waveform", "--", *SMALL])

@@ -8,7 +8,7 @@ OUT_DIR/segments.tsv, which has each utterance with its confidence, and all that
 with the reason. The transcript (.txt, .srt or .vtt) may miss what was spoken and have what was
 not. With --list, many recordings: a line `audio|transcript|speaker` for each. The model is any
 with a CTC head or a transducer that recognises most of the words. What it computed stays in
-OUT_DIR/work: a killed run goes on there, and a run with other options too; remove it in the end.
+OUT_DIR/work: a killed run resumes there, and a run with other options too; remove it in the end.
 """
 
 from __future__ import annotations

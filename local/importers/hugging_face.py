@@ -1,7 +1,7 @@
 """Data sets of Hugging Face: on disk, or by name from its hub, read as a stream.
 
 Audio that lies inside the data set is written once, as it is, to DATA/audio/NAME. A journal there
-holds the rows, so that an interrupted import goes on where it stopped, and a finished one needs
+holds the rows, so that an interrupted import resumes where it stopped, and a finished one needs
 the data set no more. Code that comes with a data set is never run.
 """
 
@@ -82,7 +82,7 @@ class HuggingFace(Corpus):
             reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
             state = f"stopped after {count} rows" if count else "cannot be read"
             raise UserError(
-                f"{self.path}: {state} ({reason}){'; start again to go on' * bool(count)}"
+                f"{self.path}: {state} ({reason}){'; start again to resume' * bool(count)}"
             ) from e
         journal.complete()
 

@@ -105,7 +105,7 @@ class Segmenter:
         self._about = {"weights": digest, "view": chunk.describe()}
 
     def encode(self, recording: Recording) -> Encoded:
-        """Encodes a recording, or goes on with what a killed run has left.
+        """Encodes a recording, or resumes what a killed run has left.
 
         Raises:
           UserError: it cannot be read, or is too short.
@@ -118,7 +118,7 @@ class Segmenter:
         about["window"] = f"{self.window:g} s"
         there = stored_seconds(folder, about, self.encoder.frame_seconds)
         if there:
-            logging.info(f"{path.name}: goes on after {there / 60:.1f} minutes that are there")
+            logging.info(f"{path.name}: resumes after {there / 60:.1f} minutes that are there")
         try:
             with open_blocks(path), open_media(path) as media:  # what ./prepare.sh reads, too
                 total = max((media.seconds or there) - there, 0.0)

@@ -99,7 +99,7 @@ def test_an_interrupted_import_goes_on_where_it_stopped(tmp_path, waves, monkeyp
         write(path, content)
 
     monkeypatch.setattr(module, "write_bytes", fail_at_the_third)
-    message = r"saved: stopped after 2 rows \(the network is away\); start again to go on"
+    message = r"saved: stopped after 2 rows \(the network is away\); start again to resume"
     with pytest.raises(UserError, match=message):
         import_corpus(tmp_path / "saved", data)
     assert not (data / "manifests" / "supervisions_test.jsonl.gz").exists()

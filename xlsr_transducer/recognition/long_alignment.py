@@ -131,9 +131,9 @@ class Aligner:
         self, encoded: Encoded, units: Sequence[Unit], recognised: Sequence[RecognisedWord]
     ) -> list[AlignedUnit | None]:
         """Finds where each unit was spoken; None for one that was not, as far as can be seen."""
-        heard = [_key(word.span.text) for word in recognised]
+        theirs = [_key(word.span.text) for word in recognised]
         written = [[_key(word) for word in unit.words] for unit in units]
-        stretches = place(written, heard)
+        stretches = place(written, theirs)
         found: list[AlignedUnit | None] = [None] * len(units)
         jobs: dict[tuple[int, str], _Job] = {}
         errors: dict[int, int] = {}
@@ -141,13 +141,13 @@ class Aligner:
             if stretch is None:
                 continue
             words = recognised[slice(*stretch)]
-            if written[k] == heard[slice(*stretch)]:
+            if written[k] == theirs[slice(*stretch)]:
                 spans = [replace(w.span, text=t) for w, t in zip(words, units[k].words)]
                 found[k] = AlignedUnit(stretch, spans, 0, 0.0)
                 continue
-            errors[k] = kaldialign.edit_distance(written[k], heard[slice(*stretch)])["total"]
+            errors[k] = kaldialign.edit_distance(written[k], theirs[slice(*stretch)])["total"]
             reach = [
-                REACH[written[k][edge] == heard[at]]
+                REACH[written[k][edge] == theirs[at]]
                 for edge, at in ((0, stretch.first), (-1, stretch.end - 1))
             ]
             low, high = self._window(stretch, reach, recognised, encoded.num_frames)

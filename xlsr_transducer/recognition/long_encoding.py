@@ -3,7 +3,7 @@
 A window ends where it is quietest, in the second half of the longest that it may be. It is encoded
 by itself, normalised by itself and begins and ends in a pause, as utterances in training do; so
 every model works, in full context too. Some windows at a time become a part on disk; a killed run
-goes on after its last part.
+resumes after its last part.
 
 Letters: T frames of the encoder's output, E its width.
 """
@@ -130,7 +130,7 @@ def encode_recording(
     about: dict[str, str],
     progress: Callable[[float], None],
 ) -> Encoded:
-    """Encodes a recording into ``folder``, or goes on with what is there already.
+    """Encodes a recording into ``folder``, or resumes after what is there already.
 
     Args:
       pieces: (n,) samples each, at 16 kHz, from the start; not touched if all is there.

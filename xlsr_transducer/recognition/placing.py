@@ -48,21 +48,21 @@ def place(units: Sequence[Sequence[str]], recognised: Sequence[str]) -> list[Str
     """
     numbers: dict[str, int] = {}
     words = [np.array([numbers.setdefault(w, len(numbers)) for w in u], np.int64) for u in units]
-    heard = np.array([numbers.get(w, -1) for w in recognised], np.int64)
+    recognised = np.array([numbers.get(w, -1) for w in recognised], np.int64)
     size = math.isqrt(len(units)) + 1
     # Scores before each block of units; inside a block they are computed again on the way back.
-    score, before = SKIPPED * np.arange(len(heard) + 1), []
+    score, before = SKIPPED * np.arange(len(recognised) + 1), []
     for k, unit in enumerate(words):
         if k % size == 0:
             before.append(score)
-        score, _ = _placed(score, unit, heard)
+        score, _ = _placed(score, unit, recognised)
 
     found: list[Stretch | None] = [None] * len(words)
-    at = len(heard)
+    at = len(recognised)
     for number, score in reversed(list(enumerate(before))):
         choices = []
         for unit in words[number * size : (number + 1) * size]:
-            score, choice = _placed(score, unit, heard)
+            score, choice = _placed(score, unit, recognised)
             choices.append(choice)
         for k, choice in reversed(list(enumerate(choices, number * size))):
             at = int(choice.stop[at])
@@ -74,10 +74,10 @@ def place(units: Sequence[Sequence[str]], recognised: Sequence[str]) -> list[Str
 
 
 def _placed(
-    before: np.ndarray, unit: np.ndarray, heard: np.ndarray
+    before: np.ndarray, unit: np.ndarray, recognised: np.ndarray
 ) -> tuple[np.ndarray, _Choices]:
     """Places one unit: scores (H + 1,) up to each word before and after it."""
-    ends = _ends(before, unit, heard)
+    ends = _ends(before, unit, recognised)
     score, column = ends >> 32, np.arange(len(before))
     is_used = score > before
     chosen = np.where(is_used, score, before)
@@ -87,13 +87,13 @@ def _placed(
     return after, _Choices(stop.astype(np.int32), first.astype(np.int32))
 
 
-def _ends(before: np.ndarray, unit: np.ndarray, heard: np.ndarray) -> np.ndarray:
+def _ends(before: np.ndarray, unit: np.ndarray, recognised: np.ndarray) -> np.ndarray:
     """Returns the best score of the unit ending at each word, with where it begins (H + 1,)."""
     column = np.arange(len(before))
     row, ramp = before * _ONE + column, column * (-WRONG * _ONE)
     for word in unit:
         new = row + WRONG * _ONE  # the word was not recognised
-        fits = np.where(heard == word, MATCH * _ONE, WRONG * _ONE)
+        fits = np.where(recognised == word, MATCH * _ONE, WRONG * _ONE)
         np.maximum(new[1:], row[:-1] + fits, out=new[1:])
         row = np.maximum.accumulate(new + ramp) - ramp  # words more were recognised
     return row

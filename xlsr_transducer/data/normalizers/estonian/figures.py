@@ -241,7 +241,7 @@ def _point(match: re.Match[str]) -> Reading:
 
 
 def _plain(match: re.Match[str]) -> Reading:
-    """A number: its case is that of the noun behind it."""
+    """A number: its case is that of the noun after it."""
     amounts = _amounts(match)
     wanted = wanted_of_cardinal(amounts[-1].is_one, word_before(match), *words_after(match))
     is_sure = wanted.is_sure and all(amount.is_sure for amount in amounts)

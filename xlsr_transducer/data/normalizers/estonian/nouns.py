@@ -190,8 +190,8 @@ def wanted_of_cardinal(is_one: bool, before: str, word: str, after: str) -> Want
     Args:
       is_one: of the number 1, after which the noun is not in the partitive.
       before: the word in front of the number, '' without one.
-      word: the word behind it, '' without one.
-      after: the word behind that one.
+      word: the word after it, '' without one.
+      after: the word after that one.
     """
     before, word, after = before.lower(), word.lower(), after.lower()
     if before in _NAMED or before.startswith("aasta"):  # kell seitse hommikul
@@ -214,7 +214,7 @@ def wanted_of_cardinal(is_one: bool, before: str, word: str, after: str) -> Want
 
 
 def wanted_of_ordinal(word: str, after: str) -> Wanted:
-    """Returns the case and number of an ordinal before ``word``, with ``after`` behind that."""
+    """Returns the case and number of an ordinal before ``word``, with ``after`` following that."""
     word, after = word.lower(), after.lower()
     forms = _FORMS.get(word, [])
     cases = [form.case for form in forms if not form.is_plural]

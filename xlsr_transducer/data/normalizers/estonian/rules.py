@@ -73,7 +73,7 @@ def words_after(match: re.Match[str], end: int | None = None) -> tuple[str, str]
     may be figures.
 
     Args:
-      end: where to look, if not behind the match.
+      end: where to look, if not after the match.
     """
     rest = match.string[match.end() if end is None else end :][:80]
     found = re.match(r" ?([^\W\d_]+)(?:-\w+)?(?: (\w+))?", rest)

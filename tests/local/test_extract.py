@@ -134,7 +134,8 @@ def test_an_utterance_that_left_the_lists_has_no_text_in_the_tar_files(data, xls
 def test_a_part_of_a_recording_gives_what_the_same_audio_in_a_file_of_its_own_gives(
     tmp_path, xlsr
 ):
-    """For a channel that is not the first, and rates that are resampled."""
+    """For a channel that is not the first, and rates that are resampled; each a batch, as rows of
+    one batch may be rounded differently."""
     data = tmp_path / "data"
     for rate in (16000, 8000):
         audio = np.random.default_rng(rate).uniform(-0.3, 0.3, (4 * rate, 2)).astype("float32")
@@ -151,7 +152,7 @@ def test_a_part_of_a_recording_gives_what_the_same_audio_in_a_file_of_its_own_gi
         with JsonlGzWriter(manifest) as writer:
             for cut in (part, whole):
                 writer.write(cut)
-        folder = extract(data, xlsr, "--cut", "2", "--name", str(rate))
+        folder = extract(data, xlsr, "--cut", "2", "--name", str(rate), "--max-duration", "2")
         first, second = (cut.load_features() for cut in load_feature_cuts(folder, "train"))
         assert first.shape == (99, WIDTH) and np.array_equal(first, second)
 

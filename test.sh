@@ -3,7 +3,7 @@
 #
 #     ./test.sh                 all tests but the long ones
 #     ./test.sh --fast          those that neither start programs or servers nor train
-#     ./test.sh --long          the whole demo as a test, in about ten minutes
+#     ./test.sh --long          the long ones, the whole demo among them
 #     ./test.sh --k2            all but the long ones, with the real k2 (Python 3.10)
 #     ./test.sh -k golden       some of them: further arguments go to pytest (-n 0: one process)
 set -euo pipefail

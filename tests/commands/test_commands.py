@@ -161,6 +161,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_in_every_command_float32_on_a_gpu_is_float32() -> None:
     """Not TF32, which keeps three digits."""
     files = [*ROOT.glob("xlsr_transducer/*.py"), *ROOT.glob("local/*.py")]

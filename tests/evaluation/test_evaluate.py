@@ -179,7 +179,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_like_one_that_was_not(
     assert rows(other) == rows(exp)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_find_what_one_process_finds(
     exp: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +266,7 @@ def test_a_model_trained_in_full_context_is_evaluated_in_it_alone(
     assert "not trained for streaming" in (tmp_path / "full/report/index.html").read_text()
 
 
+@pytest.mark.long
 def test_a_model_with_ctc_alone_has_a_report_in_frames_of_20_ms(
     data: Path, tmp_path: Path
 ) -> None:

@@ -178,7 +178,7 @@ def run(checkpoint: Path, out: Path) -> int:
     return export.main([*given, f"--hf={out / 'hf'}"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_compares_in_a_fresh_process(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_second_prepare_in_one_data_folder_is_refused_until_the_first_ends(pre
     # That it works afterwards, the second run in ``prepared`` shows.
 
 
+@pytest.mark.long
 def test_relative_paths_begin_where_the_user_stands_for_every_script(tmp_path):
     (tmp_path / "local").mkdir()  # as icefall's recipes have it
     (tmp_path / "local" / "__init__.py").write_text("raise SystemExit('a foreign program')")

@@ -167,7 +167,9 @@ def test_no_endpoint_comes_before_it_may():
                     assert not bool(ends)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] * (n == "beam")) for n in SETTINGS]
+)
 def test_segments_are_those_of_a_search_frame_by_frame(name):
     search = search_of(SETTINGS[name])
     frames = [talk(search, seed) for seed in range(2 if name == "beam" else 4)]

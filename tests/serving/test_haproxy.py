@@ -191,6 +191,7 @@ def test_a_server_that_drains_loses_no_session_and_gets_no_new_one(
     asyncio.run(drain_one())
 
 
+@pytest.mark.long
 def test_callers_of_a_killed_server_are_told_and_go_on_elsewhere(
     checkpoint: Path, tmp_path: Path, audio: list[torch.Tensor], wanted: list[list[tuple]]
 ) -> None:

@@ -202,6 +202,7 @@ def test_an_error_in_one_process_ends_both_with_its_traceback(pair: Path) -> Non
 
 
 @needs_processes
+@pytest.mark.long
 def test_a_signal_lets_processes_save_and_one_without_memory_or_life_ends_both(
     corpus: Path, tmp_path: Path
 ) -> None:
@@ -278,7 +279,9 @@ def logged(exp: Path) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look for processes")
-@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=needs_processes)])
+@pytest.mark.parametrize(
+    "world_size", [1, pytest.param(2, marks=[needs_processes, pytest.mark.long])]
+)
 def test_a_second_ctrl_c_ends_a_training_that_is_stuck_and_the_processes_that_read_its_data(
     corpus: Path, tmp_path: Path, world_size: int
 ) -> None:

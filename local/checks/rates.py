@@ -14,7 +14,7 @@ TOKEN_BOUNDS = (0.2, 25.0)
 LETTER_BOUNDS = (0.4, 40.0)
 _DEVIATIONS = 4.0  # of the logarithm: one of 16,000 in a normal distribution
 _SMALLEST = math.log(1.15)  # deviation: recordings of one synthesizer are all alike
-_ENOUGH = 50  # utterances of a language, to know what stands out
+_ENOUGH = 50  # utterances of a language, to find outliers
 
 
 def flag_rates(u: Utterances, flags: Flags) -> None:

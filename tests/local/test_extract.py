@@ -14,11 +14,10 @@ import torch
 from lhotse import CutSet, MonoCut, Recording
 
 from local import extract_shard
-from local.demo.make_toy_xlsr import make_random
 from local.extract_shard import make_batches, plan_shards, shard_seconds
 from local.extractors import make_extractor
 from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz
-from tests.support.noise_corpus import LENGTHS, TINY, WIDTH, extract, write_split
+from tests.support.noise_corpus import LENGTHS, WIDTH, extract, write_split
 from xlsr_transducer.data.audio import read_audio
 from xlsr_transducer.data.features import find_features, load_feature_cuts
 from xlsr_transducer.model.feature_info import FeatureInfo
@@ -26,19 +25,6 @@ from xlsr_transducer.model.wav2vec2 import Wav2Vec2
 from xlsr_transducer.model.xlsr_checkpoint import load_xlsr
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def xlsr(tmp_path_factory) -> Path:
-    return make_random(tmp_path_factory.mktemp("xlsr"), 3, TINY)
-
-
-@pytest.fixture
-def data(tmp_path, monkeypatch) -> Path:
-    """Twelve utterances of 160 to 31999 samples, in shards of two seconds."""
-    monkeypatch.setattr(extract_shard, "LEAST_SECONDS", 2.0)
-    write_split(tmp_path / "data", "train", LENGTHS)
-    return tmp_path / "data"
 
 
 def num_frames(samples: int) -> int:

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from local import extract_cluster, extract_shard, extract_workers
-from local.demo.make_toy_xlsr import make_random
+from local import extract_cluster, extract_workers
 from local.extract_cluster import make_slurm_cluster, prepare_dask, slurm_options, tls_security
 from local.extract_features import check_dask
-from tests.support.noise_corpus import LENGTHS, TINY, extract, write_split
+from tests.support.noise_corpus import extract, write_split
 from xlsr_transducer.core.errors import UserError
 from xlsr_transducer.model.feature_info import FeatureInfo
 
@@ -62,19 +61,6 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("tls"))
     yield cluster
     cluster.cluster.close()
-
-
-@pytest.fixture(scope="module")
-def xlsr(tmp_path_factory) -> Path:
-    return make_random(tmp_path_factory.mktemp("xlsr"), 3, TINY)
-
-
-@pytest.fixture
-def data(tmp_path, monkeypatch) -> Path:
-    """Twelve utterances of 160 to 31999 samples, in shards of two seconds."""
-    monkeypatch.setattr(extract_shard, "LEAST_SECONDS", 2.0)
-    write_split(tmp_path / "data", "train", LENGTHS)
-    return tmp_path / "data"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from local import extract_shard, extract_split, extractors
+from local import extract_split, extractors
 from local.demo.make_toy_xlsr import make_random
 from local.manifests import JsonlGzWriter, manifest_path, read_jsonl_gz
 from tests.support.noise_corpus import LENGTHS, TINY, extract, make_cut, write_split
@@ -31,19 +31,6 @@ local.extract_shard.LEAST_SECONDS = 2.0
 from local.extract_features import main
 main(sys.argv[1:])
 """
-
-
-@pytest.fixture(scope="session")
-def xlsr(tmp_path_factory) -> Path:
-    return make_random(tmp_path_factory.mktemp("xlsr"), 3, TINY)
-
-
-@pytest.fixture
-def data(tmp_path, monkeypatch) -> Path:
-    """Twelve utterances of 160 to 31999 samples, in shards of two seconds."""
-    monkeypatch.setattr(extract_shard, "LEAST_SECONDS", 2.0)
-    write_split(tmp_path / "data", "train", LENGTHS)
-    return tmp_path / "data"
 
 
 def shard_times(folder: Path) -> dict[str, int]:

@@ -34,7 +34,7 @@ def apply(rules: Iterable[Rule], text: str, report: Report, is_cased: bool) -> s
     """Returns the text after each rule in turn, and reports the changes.
 
     Args:
-      is_cased: the text has capitals: what stands at the beginning of a sentence gets one.
+      is_cased: the text has capitals: the first word of a sentence gets one.
     """
     for one in rules:
 

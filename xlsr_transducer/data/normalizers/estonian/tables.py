@@ -8,7 +8,7 @@ from xlsr_transducer.data.normalizers.estonian.numerals import Noun
 
 
 class Unit(NamedTuple):
-    """What stands after a number: its noun, and words that follow it."""
+    """The words after a number: its noun, and those that follow it."""
 
     noun: Noun
     tail: str = ""
